@@ -1,0 +1,45 @@
+"""Packaging of vjepa_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_TEST = ['pytest>=8', 'ruff==0.17.6']
+
+setup(
+  name='vjepa_jax',
+  version='0.1.0',
+  description='V-JEPA pretraining of video encoders in JAX',
+  long_description=Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=find_packages(include=['vjepa_jax', 'vjepa_jax.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py>=2.1',
+    'array_record>=0.8; platform_system == "Linux"',
+    'av==18.1.0',  # other versions decode, this one is measured and tested
+    'chex>=0.1.90',
+    'etils[epath]>=1.9',
+    'flax>=0.12.4',
+    'grain>=0.2.18',
+    'jax>=0.10,<0.13',
+    'matplotlib>=3.9',
+    'ml_collections>=1.0',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.6',
+    'orbax-checkpoint>=0.12.8',
+    'scikit-learn>=1.5',
+    'tensorboardX>=2.6.4',
+    'tensorflow-datasets>=4.9.9',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
+    'cuda': ['jax[cuda12]>=0.10,<0.13'],
+    'test': _TEST,
+    'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
+    'profile': ['xprof>=2.20', 'tensorboard>=2.18'],
+  },
+)

@@ -1,0 +1,207 @@
+"""Masks: invariants, and the statistics of the published generator."""
+
+import numpy as np
+import pytest
+
+from vjepa_jax.masks import fixed_size
+from vjepa_jax.masks.multiblock import MultiBlock
+
+GRID = (8, 14, 14)
+NUM_TOKENS = 8 * 14 * 14
+SHORT = dict(num_blocks=8, spatial_scale=(0.15, 0.15))
+LONG = dict(num_blocks=2, spatial_scale=(0.7, 0.7))
+
+SPECS = {
+  'short': ('multiblock', dict(SHORT, context_tokens=360, target_tokens=752)),
+  'long': ('multiblock', dict(LONG, context_tokens=104, target_tokens=1104)),
+  'partial_time': (
+    'multiblock',
+    dict(
+      SHORT, temporal_scale=(0.3, 0.6), context_tokens=600, target_tokens=300
+    ),
+  ),
+  'truncated_context': (
+    'multiblock',
+    dict(SHORT, max_context_time=0.5, context_tokens=150, target_tokens=900),
+  ),
+  'inverse': (
+    'multiblock',
+    dict(SHORT, invert=True, context_tokens=700, target_tokens=400),
+  ),
+  'full_complement': (
+    'multiblock',
+    dict(
+      SHORT,
+      complement='target',
+      context_tokens=360,
+      target_tokens=NUM_TOKENS - 360,
+    ),
+  ),
+  'predictor_complement': (
+    'multiblock',
+    dict(
+      SHORT,
+      complement='context',
+      target_tokens=752,
+      context_tokens=NUM_TOKENS - 752,
+    ),
+  ),
+  'tube': ('tube', dict(ratio=0.9, context_tokens=152, target_tokens=1416)),
+  'future': (
+    'future',
+    dict(context_ratio=(0.25, 0.5), context_tokens=392, target_tokens=784),
+  ),
+  'past': (
+    'past',
+    dict(context_ratio=(0.5, 0.75), context_tokens=784, target_tokens=392),
+  ),
+  'either': ('either', dict(context_tokens=700, target_tokens=784)),
+  'both': ('both', dict(context_tokens=784, target_tokens=700)),
+}
+
+
+def _build(name, **changes):
+  kind, options = SPECS[name]
+  return fixed_size.build_mask_sampler(GRID, kind, {**options, **changes})
+
+
+@pytest.mark.parametrize('subset', fixed_size.SUBSETS)
+@pytest.mark.parametrize('name', SPECS)
+def test_ids_are_sorted_in_range_disjoint_and_of_fixed_counts(name, subset):
+  sampler = _build(name, subset=subset)
+  for seed in range(40):
+    context, target = sampler(np.random.default_rng(seed))
+    for ids, count in (
+      (context, sampler.context_tokens),
+      (target, sampler.target_tokens),
+    ):
+      assert ids.dtype == np.int32 and ids.shape == (count,)
+      assert (np.diff(ids) > 0).all()
+      assert ids[0] >= 0 and ids[-1] < NUM_TOKENS
+    assert not np.intersect1d(context, target).size
+
+
+@pytest.mark.parametrize('name', SPECS)
+def test_masks_are_a_pure_function_of_the_generator(name):
+  sampler = _build(name)
+  first, again = (sampler(np.random.default_rng((3, 17))) for _ in range(2))
+  other = sampler(np.random.default_rng((3, 18)))
+  for a, b in zip(first, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize('name', ['full_complement', 'predictor_complement'])
+def test_complements_use_every_token(name):
+  context, target = _build(name)(np.random.default_rng(0))
+  assert len(np.union1d(context, target)) == NUM_TOKENS
+
+
+def _times(ids):
+  return ids // (GRID[1] * GRID[2])
+
+
+def test_temporal_masks_are_strictly_before_or_after():
+  coins = set()
+  for seed in range(40):
+    context, target = map(_times, _build('future')(np.random.default_rng(seed)))
+    assert context.max() < target.min()
+    context, target = map(_times, _build('past')(np.random.default_rng(seed)))
+    assert context.min() > target.max()
+    context, target = map(_times, _build('either')(np.random.default_rng(seed)))
+    coins.add(context.max() < target.min())
+    assert context.max() < target.min() or context.min() > target.max()
+    context, target = map(_times, _build('both')(np.random.default_rng(seed)))
+    assert target.min() < context.min() and context.max() < target.max()
+    assert not np.isin(target, np.unique(context)).any()
+  assert coins == {True, False}
+
+
+def test_max_context_time_hides_the_rest_of_the_clip():
+  for seed in range(20):
+    context, _ = _build('truncated_context')(np.random.default_rng(seed))
+    assert _times(context).max() < 4
+
+
+@pytest.mark.parametrize(
+  'grid,pattern,mean_visible',
+  [
+    # Simulated figures of the published generator before truncation.
+    ((8, 14, 14), SHORT, 583.7),
+    ((8, 14, 14), LONG, 294.4),
+    ((8, 16, 16), SHORT, 777.8),
+    ((8, 16, 16), LONG, 389.0),
+    ((32, 16, 16), SHORT, 3111.2),
+    ((32, 24, 24), LONG, 3548.7),
+  ],
+)
+def test_statistics_of_the_published_masks(grid, pattern, mean_visible):
+  rng = np.random.default_rng(0)
+  pattern = MultiBlock(**pattern)
+  visible = [(~pattern.draw(grid, rng)).sum() for _ in range(6000)]
+  assert np.mean(visible) == pytest.approx(mean_visible, rel=0.02)
+  assert np.percentile(visible, 50) % grid[0] == 0  # whole tubes
+
+
+def test_published_counts_are_accepted_as_simulated():
+  assert _build('short').check(4000) == pytest.approx(0.946, abs=0.02)
+  assert _build('long').check(4000) == pytest.approx(0.924, abs=0.02)
+
+
+def test_random_subset_has_no_bias_in_time_and_first_has():
+  def mean_time(subset):
+    sampler = _build('short', subset=subset)
+    draws = [sampler(np.random.default_rng(s))[0] for s in range(300)]
+    return np.mean([_times(ids).mean() for ids in draws])
+
+  assert mean_time('random') == pytest.approx(3.5, abs=0.05)
+  assert mean_time('first') < 3.0
+
+
+@pytest.mark.parametrize(
+  'kind,options,message',
+  [
+    ('blocks', {}, "mask kind 'blocks' is not one of"),
+    (
+      'future',
+      dict(context_tokens=1, target_tokens=1, blocks=3),
+      r"has no option \['blocks'\]",
+    ),
+    ('tube', dict(context_tokens=9), r"needs \['target_tokens'\]"),
+    (
+      'multiblock',
+      dict(SHORT, context_tokens=0, target_tokens=9),
+      'at least one context',
+    ),
+    (
+      'multiblock',
+      dict(SHORT, context_tokens=1200, target_tokens=752),
+      r'in only 0% of the draws; at most \d+ and \d+ would do',
+    ),
+    (
+      'multiblock',
+      dict(SHORT, context_tokens=100, target_tokens=752, complement='target'),
+      'must add up to 1568',
+    ),
+    (
+      'multiblock',
+      dict(SHORT, context_tokens=100, target_tokens=752, subset='last'),
+      "subset 'last' is not one of",
+    ),
+    (
+      'future',
+      dict(context_ratio=(0.5, 1.0), context_tokens=1, target_tokens=1),
+      'between 0 and 1',
+    ),
+  ],
+)
+def test_errors_are_early_and_say_what_to_do(kind, options, message):
+  with pytest.raises(ValueError, match=message):
+    fixed_size.build_mask_sampler(GRID, kind, options)
+
+
+def test_temporal_mask_needs_enough_time_steps():
+  with pytest.raises(ValueError, match="'both' mask needs 3 time steps"):
+    fixed_size.build_mask_sampler(
+      (2, 4, 4), 'both', dict(context_tokens=1, target_tokens=1)
+    )

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining of video encoders by V-JEPA, in JAX."""

@@ -1,0 +1,1 @@
+"""Tubelet masks, drawn by numpy on the host; nothing here imports jax."""

@@ -1,0 +1,26 @@
+"""Random tubes: the masks of VideoMAE, an option of V-JEPA 1."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomTube:
+  """Hides random places, each for the whole clip.
+
+  Attributes:
+    ratio: Share of the places that is hidden.
+  """
+
+  ratio: float = 0.9
+
+  def draw(
+    self, grid: tuple[int, int, int], rng: np.random.Generator
+  ) -> np.ndarray:
+    """Draws the hidden tokens of one clip: bool `[T, H, W]`."""
+    duration, height, width = grid
+    places = height * width
+    hidden = np.ones(places, bool)
+    hidden[rng.permutation(places)[: int(places * (1 - self.ratio))]] = False
+    return np.tile(hidden.reshape(1, height, width), (duration, 1, 1))

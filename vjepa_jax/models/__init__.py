@@ -1,0 +1,1 @@
+"""Encoders, predictor and probes as pure Flax modules."""

@@ -1,0 +1,119 @@
+"""The video encoder: one module for the context and the target encoder."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from vjepa_jax.models import positions as pos
+from vjepa_jax.models import transformer
+from vjepa_jax.models import tubelets as tub
+
+POSITIONS = ('sincos', 'rope_tiled', 'rope_interleaved')
+
+
+def check_positions(positions: str) -> None:
+  """Raises ValueError unless `positions` names a known encoding."""
+  if positions not in POSITIONS:
+    raise ValueError(f'positions {positions!r} is not one of {POSITIONS}')
+
+
+def encode_positions(
+  x: jnp.ndarray,
+  ids: jnp.ndarray,
+  grid: pos.Grid,
+  positions: str,
+  head_dim: int,
+) -> tuple[jnp.ndarray, tuple[jnp.ndarray, jnp.ndarray] | None]:
+  """Adds sincos positions to tokens, or makes the tables of RoPE.
+
+  Args:
+    x: Tokens `[B, K, D]`.
+    ids: Their ids, int32 `[B, K]`, raster order over (t, h, w).
+    grid: Tubelet grid that the ids refer to.
+    positions: One of `POSITIONS`.
+    head_dim: Channels of one attention head.
+
+  Returns:
+    The tokens, and the rope argument of the transformer (None for sincos).
+  """
+  check_positions(positions)
+  if positions == 'sincos':
+    table = jnp.asarray(pos.make_sincos_table(grid, x.shape[-1]), x.dtype)
+    return x + table[ids], None
+  style = positions.removeprefix('rope_')
+  return x, pos.make_rope_tables(ids, grid, head_dim, style)
+
+
+class Encoder(nn.Module):
+  """Vision transformer over the tubelets of a clip.
+
+  Attributes:
+    width: Features of a token.
+    depth: Number of blocks.
+    num_heads: Attention heads.
+    mlp_dim: Hidden features of the perceptrons.
+    tubelet: Tubelet size in (frames, pixels, pixels).
+    positions: 'sincos' (V-JEPA 1), 'rope_tiled' (V-JEPA 2 as released) or
+      'rope_interleaved' (the exact rotation).
+    scale_init_by_depth: See `transformer.Block`.
+    remat: See `transformer.Transformer`.
+    attention: Attention kernel, see `attention.attend`.
+    dtype: Compute dtype; parameters are float32.
+  """
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  tubelet: tuple[int, int, int] = (2, 16, 16)
+  positions: str = 'sincos'
+  scale_init_by_depth: bool = False
+  remat: str = 'none'
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, video: jnp.ndarray, ids: jnp.ndarray | None = None
+  ) -> jnp.ndarray:
+    """Encodes the visible tubelets of clips.
+
+    Args:
+      video: `[B, frames, height, width, 3]`, or images `[B, height, width, 3]`
+        which are shown for the length of one tubelet, as a clip of one frame
+        is. uint8 is normalised here; floats are taken as normalised.
+      ids: Visible token ids, int32 `[B, K]`, raster order over (t, h, w); None
+        for all tokens.
+
+    Returns:
+      Features `[B, K, width]` in the compute dtype, after the final LayerNorm.
+
+    Raises:
+      ValueError: A side of the clip is not a multiple of the tubelet's.
+    """
+    if video.ndim == 4:
+      video = video[:, None]
+    if video.shape[1] == 1:
+      video = jnp.repeat(video, self.tubelet[0], axis=1)
+    grid = tub.compute_grid(video.shape, self.tubelet)
+    x = tub.patchify(video, self.tubelet)  # [B, N, P]
+    if ids is None:
+      ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    else:
+      # Raw tubelets are gathered before their embedding: only the visible ones
+      # cost anything, and the backward pass needs no scatter.
+      x = tub.gather_tokens(x, ids)
+    x = tub.TubeletEmbed(self.width, self.dtype, name='embed')(x)
+    x, rope = encode_positions(
+      x, ids, grid, self.positions, self.width // self.num_heads
+    )
+    x = transformer.Transformer(
+      self.depth,
+      self.num_heads,
+      self.mlp_dim,
+      self.scale_init_by_depth,
+      self.remat,
+      self.attention,
+      self.dtype,
+      name='transformer',
+    )(x, rope)
+    return transformer.layer_norm(self.dtype, 'norm')(x)

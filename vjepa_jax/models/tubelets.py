@@ -1,0 +1,103 @@
+"""Clips as sequences of tubelets, and their embedding."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vjepa_jax.models.positions import Grid
+from vjepa_jax.parallel.sharding import constrain_batch
+
+# Statistics of ImageNet, in units of 0..255, as in every published config.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def compute_grid(
+  video_shape: tuple[int, ...], tubelet: tuple[int, int, int]
+) -> Grid:
+  """Computes the tubelet grid (T, H, W) of clips `[B, frames, h, w, 3]`.
+
+  Raises:
+    ValueError: A side of the clip is not a multiple of the tubelet's.
+  """
+  sides = video_shape[1:4]
+  for name, side, size in zip(
+    ('frames', 'height', 'width'), sides, tubelet, strict=True
+  ):
+    if side % size or not side:
+      raise ValueError(
+        f'{name} of the clip, {side}, is not a multiple of the tubelet, '
+        f'{size}: crop or resample the clip, or change the tubelet'
+      )
+  return tuple(s // t for s, t in zip(sides, tubelet, strict=True))
+
+
+def patchify(video: jnp.ndarray, tubelet: tuple[int, int, int]) -> jnp.ndarray:
+  """Cuts clips into flattened tubelets.
+
+  Args:
+    video: `[B, frames, height, width, 3]`, any dtype.
+    tubelet: Tubelet size in (frames, pixels, pixels).
+
+  Returns:
+    `[B, N, t * p * p * 3]` in raster order over (t, h, w); the pixels of one
+    tubelet are in the order (frame, row, column, colour).
+  """
+  grid = compute_grid(video.shape, tubelet)
+  (t, h, w), (dt, dh, dw) = grid, tubelet
+  batch, channels = video.shape[0], video.shape[-1]
+  x = video.reshape(batch, t, dt, h, dh, w, dw, channels)
+  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  return x.reshape(batch, t * h * w, dt * dh * dw * channels)
+
+
+def unpatchify(
+  tubelets: jnp.ndarray, grid: Grid, tubelet: tuple[int, int, int]
+) -> jnp.ndarray:
+  """Inverts `patchify`: `[B, N, t * p * p * C]` to `[B, frames, h, w, C]`."""
+  (t, h, w), (dt, dh, dw) = grid, tubelet
+  batch = tubelets.shape[0]
+  x = tubelets.reshape(batch, t, h, w, dt, dh, dw, -1)
+  x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  return x.reshape(batch, t * dt, h * dh, w * dw, -1)
+
+
+def gather_tokens(x: jnp.ndarray, ids: jnp.ndarray) -> jnp.ndarray:
+  """Picks tokens `ids` int32 `[B, K]` of `x` `[B, N, D]` -> `[B, K, D]`."""
+  return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
+
+
+def normalize_pixels(tubelets: jnp.ndarray) -> jnp.ndarray:
+  """Normalises flattened uint8 tubelets `[..., t * p * p * 3]` to float32."""
+  repeats = tubelets.shape[-1] // 3
+  mean = np.tile(np.asarray(PIXEL_MEAN, np.float32), repeats)
+  std = np.tile(np.asarray(PIXEL_STD, np.float32), repeats)
+  return (tubelets.astype(jnp.float32) - mean) / std
+
+
+class TubeletEmbed(nn.Module):
+  """Linear embedding of flattened tubelets, `[B, K, P]` -> `[B, K, width]`.
+
+  It is the published 3-D convolution whose kernel equals its stride. Applied
+  after the visible tubelets have been gathered, it costs only what is seen and
+  its backward pass holds no scatter.
+
+  Attributes:
+    width: Features of a token.
+    dtype: Compute dtype.
+  """
+
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tubelets: jnp.ndarray) -> jnp.ndarray:
+    if tubelets.dtype == jnp.uint8:
+      tubelets = normalize_pixels(tubelets)
+    tubelets = constrain_batch(tubelets)
+    return nn.Dense(
+      self.width,
+      kernel_init=nn.initializers.normal(0.02),
+      dtype=self.dtype,
+      name='proj',
+    )(tubelets)

@@ -1,0 +1,80 @@
+"""The named model sizes."""
+
+from typing import Any, NamedTuple
+
+from vjepa_jax.models.encoder import Encoder, check_positions
+from vjepa_jax.models.predictor import Predictor
+
+
+class Size(NamedTuple):
+  """Dimensions of an encoder."""
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+
+
+# The published ViTs, and two small ones for tests and for one machine.
+# 'giant' is the ViT-g of V-JEPA 2, whose heads are 64 wide.
+SIZES = {
+  'nano': Size(48, 2, 2, 192),
+  'micro': Size(192, 6, 3, 768),
+  'tiny': Size(192, 12, 3, 768),
+  'small': Size(384, 12, 6, 1536),
+  'base': Size(768, 12, 12, 3072),
+  'large': Size(1024, 24, 16, 4096),
+  'huge': Size(1280, 32, 16, 5120),
+  'giant': Size(1408, 40, 22, 6144),
+  'gigantic': Size(1664, 48, 26, 8192),
+}
+
+
+def get_size(name: str) -> Size:
+  """Looks up a named size.
+
+  Raises:
+    ValueError: There is no such size; the message lists them.
+  """
+  if name not in SIZES:
+    raise ValueError(f'encoder size {name!r} is not one of {list(SIZES)}')
+  return SIZES[name]
+
+
+def build_encoder(size: str, **fields: Any) -> Encoder:
+  """Builds the encoder of a named size; `fields` are those of `Encoder`."""
+  encoder = Encoder(**get_size(size)._asdict(), **fields)
+  check_positions(encoder.positions)
+  return encoder
+
+
+def build_predictor(
+  encoder: Encoder, *, num_heads: int | None, **fields: Any
+) -> Predictor:
+  """Builds the predictor that goes with an encoder.
+
+  Args:
+    encoder: Decides width, positions, initialisation, kernels and dtype.
+    num_heads: Attention heads; None for as many as the encoder (V-JEPA 1).
+    **fields: width, depth and num_mask_tokens of `Predictor`.
+
+  Raises:
+    ValueError: The heads do not divide the width.
+  """
+  num_heads = num_heads or encoder.num_heads
+  predictor = Predictor(
+    out_width=encoder.width,
+    num_heads=num_heads,
+    positions=encoder.positions,
+    scale_init_by_depth=encoder.scale_init_by_depth,
+    remat=encoder.remat,
+    attention=encoder.attention,
+    dtype=encoder.dtype,
+    **fields,
+  )
+  if predictor.width % num_heads:
+    raise ValueError(
+      f'predictor width {predictor.width} is not divisible by its '
+      f'{num_heads} heads'
+    )
+  return predictor
