@@ -1,0 +1,129 @@
+"""Shardings of state and batch by one small rule on shapes and paths."""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+# Sharding something smaller costs more in collectives than it saves.
+MIN_SHARDED_ELEMENTS = 2**14
+# Parameters under these names are stacked over depth by a scan.
+_SCANNED = re.compile(r'(^|/)blocks/')
+_MAX_UNSHARDED = 0.02
+# Below this many bytes nobody minds: a toy model fits whole.
+_ALWAYS_FITS = 2**22
+
+
+def replicate(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of batches: the first axis over all devices."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def _choose_spec(
+  path: str, shape: tuple[int, ...], fsdp: int, min_elements: int
+) -> PartitionSpec:
+  """Chooses the largest dimension that `fsdp` divides, the depth axis aside."""
+  if math.prod(shape) < min_elements:
+    return PartitionSpec()
+  first = 1 if _SCANNED.search(path) else 0
+  for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
+    if shape[axis] % fsdp == 0:
+      return PartitionSpec(*([None] * axis), 'fsdp')
+  return PartitionSpec()
+
+
+def shard_tree(
+  tree: Any, mesh: Mesh, min_elements: int = MIN_SHARDED_ELEMENTS
+) -> Any:
+  """Computes the sharding of every leaf of a state tree.
+
+  Args:
+    tree: Arrays or what `jax.eval_shape` returns for them: parameters,
+      optimizer moments and the target share one rule, since their leaves have
+      the same shapes at the end of the same paths.
+    mesh: Mesh with an axis `fsdp`.
+    min_elements: Smaller leaves are replicated.
+
+  Returns:
+    The tree with a NamedSharding for each leaf.
+  """
+
+  def choose(path, leaf):
+    if mesh.shape['fsdp'] == 1:
+      return replicate(mesh)
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return NamedSharding(
+      mesh, _choose_spec(name, leaf.shape, mesh.shape['fsdp'], min_elements)
+    )
+
+  return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def check_sufficiently_sharded(tree: Any, shardings: Any, mesh: Mesh) -> None:
+  """Fails if more than 2 % of the state's bytes are left whole everywhere.
+
+  Args:
+    tree: Abstract state.
+    shardings: What `shard_tree` returned for it.
+    mesh: The mesh.
+
+  Raises:
+    ValueError: The largest replicated leaves are named.
+  """
+  if mesh.shape['fsdp'] == 1:
+    return
+  sizes, total = {}, 0
+  for (path, leaf), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(tree),
+    jax.tree.leaves(shardings),
+    strict=True,
+  ):
+    num_bytes = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    total += num_bytes
+    if sharding.is_fully_replicated:
+      sizes[jax.tree_util.keystr(path, simple=True, separator='/')] = num_bytes
+  share = sum(sizes.values()) / total
+  if share > _MAX_UNSHARDED and sum(sizes.values()) > _ALWAYS_FITS:
+    largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
+    raise ValueError(
+      f'{share:.1%} of the state is not sharded over fsdp='
+      f'{mesh.shape["fsdp"]} (at most {_MAX_UNSHARDED:.0%} may be), most of '
+      f'it {", ".join(largest)}: choose fsdp so that it divides the widths'
+    )
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+  """Keeps activations `[B, ...]` split by rows, where a mesh is set.
+
+  Without it the partitioner may split activations by features, to match the
+  parameters, and copy them around. Under `jax.set_mesh` only.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
+
+
+def make_global(batch: Any, sharding: NamedSharding) -> Any:
+  """Assembles the global batch from the rows that each process holds.
+
+  Args:
+    batch: Tree of host arrays `[B / processes, ...]`.
+    sharding: Sharding of the global batch, over its first axis.
+
+  Returns:
+    The tree as global jax.Arrays `[B, ...]`.
+  """
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(
+      sharding, np.ascontiguousarray(x)
+    ),
+    batch,
+  )

@@ -1,0 +1,261 @@
+"""Checkpoints: written in the background, whole or not at all."""
+
+from collections.abc import Mapping
+import json
+import signal
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from vjepa_jax.training.state import TrainState
+
+_TREES = ('params', 'target', 'opt_state')
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
+
+
+def _describe(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _check_model(
+  checkpointer: ocp.training.Checkpointer, step: int, item: str, wanted: Any
+) -> None:
+  """Compares shapes, because Orbax's own error names a missing handler."""
+  found = checkpointer.checkpointables_metadata(step).metadata[item]
+  have, want = _describe(found), _describe(wanted)
+  for name in sorted(have | want):
+    if have.get(name) != want.get(name):
+      raise CheckpointError(
+        f'{checkpointer.directory}/{step} is of another model: {item}/{name} '
+        f'has shape {have.get(name, "(absent)")}, this config needs '
+        f'{want.get(name, "(absent)")}; use the config it was made with or '
+        'another --workdir'
+      )
+
+
+def _load(
+  checkpointer: ocp.training.Checkpointer,
+  step: int,
+  abstract: TrainState,
+  shardings: TrainState,
+) -> dict[str, Any]:
+  """Loads all items of a step."""
+  wanted = _abstract(abstract, shardings)
+  _check_model(checkpointer, step, 'params', wanted.params)
+  trees = {name: getattr(wanted, name) for name in _TREES}
+  return checkpointer.load_checkpointables(
+    step, {**trees, 'position': {'samples': 0}}
+  )
+
+
+def _open_latest(path: epath.PathLike) -> tuple[ocp.training.Checkpointer, int]:
+  """Opens the checkpoints of another run to read its newest one."""
+  directory = epath.Path(path).absolute() / 'checkpoints'
+  if not directory.exists():
+    raise CheckpointError(f'{path} holds no checkpoints: is it a --workdir?')
+  checkpointer = ocp.training.Checkpointer(directory)
+  if checkpointer.latest is None:
+    raise CheckpointError(f'{directory} holds no complete checkpoint')
+  return checkpointer, checkpointer.latest.step
+
+
+class Checkpoints:
+  """The checkpoints of one workdir.
+
+  Params, target, optimizer state and data position are separate items, so that
+  an evaluation loads the target alone.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    every_steps: int,
+    keep: int,
+    keep_every_steps: int | None = None,
+    model: Mapping[str, Any] | None = None,
+  ):
+    """Opens or makes `workdir/checkpoints`.
+
+    Args:
+      workdir: Directory of the run.
+      every_steps: Save when the step is a multiple of it.
+      keep: Number of latest checkpoints kept.
+      keep_every_steps: Keep those at multiples of it for ever.
+      model: Description of the model, JSON, saved with each checkpoint.
+    """
+    policies = ocp.training.preservation_policies
+    preserve = policies.LatestN(keep)
+    if keep_every_steps:
+      preserve = policies.AnyPreservationPolicy(
+        [preserve, policies.EveryNSteps(keep_every_steps)]
+      )
+    self._every_steps = every_steps
+    self._model = dict(model or {})
+    self._directory = epath.Path(workdir).absolute() / 'checkpoints'
+    self._checkpointer = ocp.training.Checkpointer(
+      self._directory,
+      # The loop decides when; Orbax's default would save at every chance.
+      save_decision_policy=(
+        ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+      ),
+      preservation_policy=preserve,
+      cleanup_tmp_directories=True,
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest complete checkpoint, None if none."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  def is_due(self, step: int) -> bool:
+    """Says whether a state at this step is to be saved."""
+    return step % self._every_steps == 0 and step != self.latest_step()
+
+  def save(self, step: int, state: TrainState, position: int) -> None:
+    """Starts to save, unless this step is saved; `wait` ends it.
+
+    Args:
+      step: Steps done, known to the host without waiting for the device.
+      state: The state; its buffers may be donated as soon as this returns.
+      position: Samples consumed, see `Feed.position`.
+
+    Raises:
+      Exception: What went wrong in an earlier save.
+    """
+    if step == self.latest_step():
+      return
+    self._checkpointer.save_checkpointables_async(
+      step,
+      {
+        **{name: getattr(state, name) for name in _TREES},
+        'position': {'samples': position},
+      },
+      custom_metadata={'model': self._model},
+    )
+
+  def restore(
+    self, abstract: TrainState, shardings: TrainState
+  ) -> tuple[TrainState, int] | None:
+    """Restores the newest checkpoint onto any mesh.
+
+    Args:
+      abstract: What `eval_shape` says of the state.
+      shardings: Where its leaves shall go.
+
+    Returns:
+      The state and the data position, or None if there is no checkpoint.
+
+    Raises:
+      CheckpointError: The checkpoint is of another model.
+    """
+    step = self.latest_step()
+    if step is None:
+      return None
+    items = _load(self._checkpointer, step, abstract, shardings)
+    logging.info('resumed from step %d', step)
+    state = TrainState(
+      step=jax.device_put(np.int32(step), shardings.step),
+      **{name: items[name] for name in _TREES},
+    )
+    return state, int(items['position']['samples'])
+
+  def wait(self) -> None:
+    """Waits until what was started is saved; raises what went wrong."""
+    self._checkpointer.wait()
+
+  def close(self) -> None:
+    """Finishes and closes."""
+    self._checkpointer.close()
+
+
+class Preemption:
+  """Notices that the platform wants the machine back (SIGTERM).
+
+  One process catches the signal itself; several agree through the coordination
+  service on the step after which all of them save and leave.
+  """
+
+  def __init__(self):
+    """Installs the signal handler."""
+    self._received = False
+    if jax.process_count() == 1:
+      signal.signal(signal.SIGTERM, self._receive)
+
+  def _receive(self, signum, frame):
+    del signum, frame
+    self._received = True
+
+  def reached(self, step: int) -> bool:
+    """Says whether to save and leave now; called by all processes."""
+    if jax.process_count() == 1:
+      return self._received
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def load_target(path: epath.PathLike, abstract: Any, shardings: Any) -> Any:
+  """Loads the EMA encoder of a workdir's newest checkpoint, nothing else.
+
+  Args:
+    path: The workdir.
+    abstract: Shapes of the encoder's parameters.
+    shardings: Where they shall go.
+
+  Raises:
+    CheckpointError: There is no checkpoint, or it is of another model.
+  """
+  checkpointer, step = _open_latest(path)
+  with checkpointer:
+    target = _abstract(abstract, shardings)
+    _check_model(checkpointer, step, 'target', target)
+    return checkpointer.load_checkpointables(step, {'target': target})['target']
+
+
+def load_initial(
+  path: epath.PathLike, abstract: TrainState, shardings: TrainState
+) -> TrainState:
+  """Takes over parameters, target and moments of another run, at step 0.
+
+  Args:
+    path: Workdir of the run, of a stage that comes before this one.
+    abstract: What `eval_shape` says of the state.
+    shardings: Where its leaves shall go.
+
+  Raises:
+    CheckpointError: There is no checkpoint, or it is of another model.
+  """
+  checkpointer, step = _open_latest(path)
+  with checkpointer:
+    items = _load(checkpointer, step, abstract, shardings)
+  logging.info('took over step %d of %s', step, path)
+  return TrainState(
+    step=jax.device_put(np.int32(0), shardings.step),
+    **{name: items[name] for name in _TREES},
+  )
+
+
+def write_config(workdir: epath.Path, config: Any) -> None:
+  """Writes the configuration of the run as JSON, for people to read."""
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=2, default=str)
+    (workdir / 'config.json').write_text(text + '\n')

@@ -1,0 +1,102 @@
+"""Batches on their way from the host to the devices."""
+
+import json
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import grain
+import jax
+from jax.sharding import NamedSharding
+
+from vjepa_jax.parallel.sharding import make_global
+
+
+class Quarantine:
+  """Counts the videos that were replaced and lists each once, with its reason.
+
+  Attributes:
+    count: Replacements of this run so far.
+  """
+
+  def __init__(self, workdir: epath.Path):
+    """Continues the list in `workdir`; each host has a file of its own."""
+    process = jax.process_index()
+    suffix = f'-{process}' if process else ''
+    self._path = workdir / f'quarantine{suffix}.jsonl'
+    self._lines = []
+    if self._path.exists():
+      self._lines = self._path.read_text().splitlines()
+    self.count = 0
+
+  def add(self, failures: list[str]) -> None:
+    """Adds the failures of a batch: JSON lists of {name, reason}."""
+    new = []
+    for failure in failures:
+      for event in json.loads(failure):
+        self.count += 1
+        line = json.dumps(event)
+        if line not in self._lines:
+          new.append(line)
+          self._lines.append(line)
+          logging.warning('replaced %(name)s: %(reason)s', event)
+    if new:
+      # Object stores cannot append: the list is short, so rewrite it.
+      self._path.write_text('\n'.join(self._lines) + '\n')
+
+
+class Feed:
+  """Iterator of global batches that knows its position.
+
+  Attributes:
+    position: Samples consumed so far, over all hosts: what a checkpoint saves.
+    wait_seconds: Time that the last batch was waited for.
+  """
+
+  def __init__(
+    self,
+    dataset: grain.IterDataset,
+    sharding: NamedSharding,
+    quarantine: Quarantine,
+    *,
+    position: int,
+    samples_per_batch: int,
+  ):
+    """Starts reading ahead.
+
+    Args:
+      dataset: What `make_batches` returned for this position.
+      sharding: Sharding of the global batch.
+      quarantine: Takes the failures of the batches that are consumed.
+      position: Samples that the run has consumed.
+      samples_per_batch: By how much a batch advances the position.
+    """
+    self.position = position
+    self.wait_seconds = 0.0
+    self._samples_per_batch = samples_per_batch
+    self._quarantine = quarantine
+
+    def transfer(batch: dict[str, Any]):
+      failures = [str(failure) for failure in batch.pop('failures')]
+      return make_global(batch, sharding), failures
+
+    # Two batches wait on the device, ready before the step asks.
+    self._iterator = iter(
+      grain.experimental.ThreadPrefetchIterDataset(
+        dataset.map(transfer), prefetch_buffer_size=2
+      )
+    )
+
+  def __next__(self) -> dict[str, Any]:
+    """Returns the next batch: 'video' and 'masks', global jax.Arrays."""
+    start = time.perf_counter()
+    batch, failures = next(self._iterator)
+    self.wait_seconds = time.perf_counter() - start
+    self.position += self._samples_per_batch
+    self._quarantine.add(failures)
+    return batch
+
+  def close(self) -> None:
+    """Stops reading ahead; worker processes end."""
+    self._iterator.close()

@@ -1,0 +1,80 @@
+"""AdamW with the published exclusions, and clipping by module."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def mask_decayed(params: Any) -> Any:
+  """Marks the leaves that weight decay applies to: no biases, no norms.
+
+  Mask tokens do decay, as published: they have three dimensions there and no
+  'bias' in their name.
+
+  Returns:
+    The tree with a bool for each leaf.
+  """
+
+  def decays(path, _):
+    name = path[-1].key
+    return not (name.endswith('bias') or name == 'scale')
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def apply_adamw(
+  tx: optax.GradientTransformation,
+  grads: Any,
+  opt_state: Any,
+  params: Any,
+  learning_rate: jax.Array,
+  weight_decay: jax.Array,
+) -> tuple[Any, Any]:
+  """Takes one AdamW step with this step's rate and decay.
+
+  They come from the step of the state, not from a count inside the optimizer,
+  so that a later stage may take over the moments and start its own schedules.
+
+  Args:
+    tx: `optax.scale_by_adam`.
+    grads: Gradients.
+    opt_state: Moments.
+    params: Parameters.
+    learning_rate: float32 scalar.
+    weight_decay: float32 scalar; as in torch, multiplied by the rate.
+
+  Returns:
+    New parameters and moments.
+  """
+  updates, opt_state = tx.update(grads, opt_state)
+
+  def step(parameter, update, decays):
+    if decays:
+      update = update + weight_decay * parameter
+    return parameter - learning_rate * update
+
+  params = jax.tree.map(step, params, updates, mask_decayed(params))
+  return params, opt_state
+
+
+def clip_by_module(
+  grads: dict[str, Any], max_norm: jax.Array | float
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  """Clips the gradients of each module to a global norm of its own.
+
+  Args:
+    grads: Gradients by module: 'encoder' and 'predictor'.
+    max_norm: Largest norm; infinity for none.
+
+  Returns:
+    The clipped gradients, and each module's norm before, a float32 scalar.
+  """
+  norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
+
+  def clip(tree, norm):
+    scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+    return jax.tree.map(lambda g: g * scale, tree)
+
+  return {name: clip(grads[name], norms[name]) for name in grads}, norms

@@ -1,0 +1,142 @@
+"""Pictures of masks, features and curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from matplotlib import figure
+import numpy as np
+
+Grid = tuple[int, int, int]
+
+
+def paint_mask(
+  video: np.ndarray, context: np.ndarray, target: np.ndarray, grid: Grid
+) -> np.ndarray:
+  """Paints a mask over a clip: targets orange, unused tokens dark.
+
+  Args:
+    video: uint8 `[frames, height, width, 3]`.
+    context: Context ids `[Kc]`, raster order over (t, h, w).
+    target: Target ids `[Kt]`.
+    grid: Tubelet grid (T, H, W).
+
+  Returns:
+    float `[frames, height, width, 3]`, 0..1.
+  """
+  role = np.zeros(int(np.prod(grid)))
+  role[context], role[target] = 1, 2
+  role = role.reshape(grid)
+  for axis, (side, tokens) in enumerate(
+    zip(video.shape[:3], grid, strict=True)
+  ):
+    role = role.repeat(side // tokens, axis=axis)
+  pixels = video / 255.0
+  orange = 0.25 * pixels + 0.75 * np.array([0.95, 0.55, 0.15])
+  role = role[..., None]
+  return np.where(role == 1, pixels, np.where(role == 2, orange, 0.2 * pixels))
+
+
+def project_features(features: np.ndarray, grid: Grid) -> np.ndarray:
+  """Projects features of clips to three colours by their principal components.
+
+  Args:
+    features: `[B, N, D]`; components are those of all tokens together.
+    grid: Tubelet grid (T, H, W), N tokens in raster order.
+
+  Returns:
+    float `[B, T, H, W, 3]`, 0..1.
+  """
+  tokens = features.reshape(-1, features.shape[-1]).astype(np.float64)
+  tokens -= tokens.mean(axis=0)
+  _, axes = np.linalg.eigh(tokens.T @ tokens)
+  colours = tokens @ axes[:, :-4:-1]
+  low, high = np.percentile(colours, [2, 98], axis=0)
+  colours = np.clip((colours - low) / np.maximum(high - low, 1e-9), 0, 1)
+  return colours.reshape(len(features), *grid, 3)
+
+
+def _show(axis, image: np.ndarray, title: str = '') -> None:
+  axis.imshow(image, interpolation='nearest')
+  axis.set_xticks([])
+  axis.set_yticks([])
+  if title:
+    axis.set_ylabel(title, fontsize=8)
+
+
+def _plot(
+  axis, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> None:
+  for name, label in names.items():
+    points = [(line['step'], line[name]) for line in lines if name in line]
+    if points:
+      axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
+  axis.set_xlabel('step')
+  axis.grid(alpha=0.3)
+  if axis.lines:
+    axis.legend(fontsize=8)
+
+
+_CURVES = (
+  ('loss', {'loss_prediction': 'prediction loss'}),
+  (
+    'standard deviation of targets',
+    {
+      'target_std': 'all tokens',
+      'content_std': 'over clips at a place',
+      'position_std': 'over places of the mean clip',
+    },
+  ),
+  (
+    'effective rank of targets',
+    {'effective_rank': 'tokens', 'effective_rank_clips': 'clip means'},
+  ),
+  (
+    'online probe, accuracy',
+    {'probe_knn': 'kNN', 'probe_linear': 'linear'},
+  ),
+)
+
+
+def draw_report(
+  path: epath.PathLike,
+  *,
+  video: np.ndarray,
+  masks: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  features: Mapping[str, np.ndarray],
+  grid: Grid,
+  metrics: Sequence[Mapping[str, Any]],
+) -> None:
+  """Draws masks over frames, feature PCA over frames, and the curves.
+
+  Args:
+    path: PNG to write.
+    video: One clip, uint8 `[frames, height, width, 3]`.
+    masks: Context and target ids of that clip by mask name.
+    features: Features `[B, N, D]` by encoder name, of clips of which the first
+      is `video`.
+    grid: Tubelet grid (T, H, W).
+    metrics: Lines of metrics.jsonl.
+  """
+  duration = grid[0]
+  frames = video[:: len(video) // duration]
+  rows = [('clip', frames / 255.0)]
+  for name, (context, target) in masks.items():
+    painted = paint_mask(video, context, target, grid)
+    rows.append((f'mask {name}', painted[:: len(video) // duration]))
+  for name, values in features.items():
+    rows.append((f'PCA {name}', project_features(values, grid)[0]))
+
+  fig = figure.Figure(figsize=(14, 1.5 * len(rows) + 3.6), layout='constrained')
+  top, bottom = fig.subfigures(2, 1, height_ratios=[1.5 * len(rows), 3.6])
+  axes = top.subplots(len(rows), duration, squeeze=False)
+  for row, (title, images) in zip(axes, rows, strict=True):
+    for t, axis in enumerate(row):
+      _show(axis, images[t], title if t == 0 else '')
+  for axis, (title, names) in zip(
+    bottom.subplots(1, len(_CURVES)), _CURVES, strict=True
+  ):
+    axis.set_title(title, fontsize=10)
+    _plot(axis, metrics, names)
+  with epath.Path(path).open('wb') as file:
+    fig.savefig(file, format='png', dpi=90)

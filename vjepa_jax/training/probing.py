@@ -1,0 +1,228 @@
+"""What do frozen features know? kNN, linear and attentive probes."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import dataclasses
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+import optax
+from sklearn import linear_model, neighbors, pipeline, preprocessing
+import tqdm
+
+from vjepa_jax.data import decode, sources
+from vjepa_jax.data.pipeline import ClipOptions, read_clips
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledClips:
+  """Clips in memory, cut deterministically, with their labels.
+
+  Attributes:
+    videos: uint8 `[N, frames, size, size, 3]`.
+    labels: int64 `[N]`.
+  """
+
+  videos: np.ndarray
+  labels: np.ndarray
+
+
+def load_labelled_clips(
+  source: Sequence[sources.Record],
+  options: ClipOptions,
+  *,
+  limit: int | None = None,
+  num_threads: int = 2,
+) -> LabelledClips:
+  """Decodes the centre clip of each labelled video.
+
+  Args:
+    source: Labelled videos.
+    options: How clips are cut; crops and times are those of evaluation.
+    limit: At most so many videos, evenly spread over the source.
+    num_threads: Decoding threads.
+
+  Raises:
+    ValueError: The source has no labels, or no video of it can be read.
+  """
+  count = min(len(source), limit or len(source))
+  indices = np.linspace(0, len(source) - 1, count).astype(int)
+  options = dataclasses.replace(options, num_clips=1)
+
+  def load(index):
+    record = source[int(index)]
+    if record.label < 0:
+      raise ValueError(f'{record.name} has no label, a probe needs one')
+    try:
+      return read_clips(record, options)[0], record.label
+    except decode.DecodeError as error:
+      logging.warning('left out %s: %s', record.name, error)
+      return None
+
+  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+    loaded = [
+      clip
+      for clip in tqdm.tqdm(
+        pool.map(load, indices),
+        total=count,
+        unit='clip',
+        leave=False,
+        desc='decoding labelled clips',
+      )
+      if clip is not None
+    ]
+  if not loaded:
+    raise ValueError(f'none of {count} labelled videos could be read')
+  videos, labels = zip(*loaded, strict=True)
+  return LabelledClips(np.stack(videos), np.array(labels))
+
+
+def make_extract(
+  encoder: Encoder, mesh: Mesh, batch_size: int, *, pool: bool
+) -> Callable[[Any, np.ndarray], np.ndarray]:
+  """Makes the function (parameters, videos) -> features.
+
+  Args:
+    encoder: The encoder.
+    mesh: Batches are split over all its devices.
+    batch_size: Clips at a time, over all hosts; every host passes all videos
+      and gets all features.
+    pool: Return the mean over tokens, `[N, D]`, instead of all tokens,
+      `[N, tokens, D]`.
+  """
+  rows = sharding.shard_batch(mesh)
+
+  def encode(params, video):
+    features = encoder.apply({'params': params}, video).astype(jnp.float32)
+    return features.mean(axis=1) if pool else features
+
+  encode = jax.jit(encode, out_shardings=sharding.replicate(mesh))
+  per_host = batch_size // jax.process_count()
+  first = jax.process_index() * per_host
+
+  def extract(params, videos):
+    features = []
+    for start in range(0, len(videos), batch_size):
+      batch = videos[start : start + batch_size]
+      padding = batch_size - len(batch)
+      # One shape, one program.
+      full = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
+      local = sharding.make_global(full[first : first + per_host], rows)
+      features.append(np.asarray(encode(params, local))[: len(batch)])
+    return np.concatenate(features)
+
+  return extract
+
+
+def score_knn(
+  train: np.ndarray,
+  train_labels: np.ndarray,
+  test: np.ndarray,
+  test_labels: np.ndarray,
+  neighbours: int = 10,
+) -> float:
+  """Scores a nearest-neighbour classifier by cosine on features `[N, D]`."""
+  # Centred, because a common component would make all cosines alike.
+  mean = train.mean(axis=0)
+  knn = neighbors.KNeighborsClassifier(
+    min(neighbours, len(train)), metric='cosine', weights='distance'
+  )
+  knn.fit(train - mean, train_labels)
+  return float(knn.score(test - mean, test_labels))
+
+
+def score_linear(
+  train: np.ndarray,
+  train_labels: np.ndarray,
+  test: np.ndarray,
+  test_labels: np.ndarray,
+) -> float:
+  """Scores logistic regression on standardised features `[N, D]`."""
+  classifier = pipeline.make_pipeline(
+    preprocessing.StandardScaler(),
+    linear_model.LogisticRegression(C=0.1, max_iter=300, tol=1e-3),
+  )
+  classifier.fit(train, train_labels)
+  return float(classifier.score(test, test_labels))
+
+
+def score_attentive(
+  train: np.ndarray,
+  train_labels: np.ndarray,
+  test: np.ndarray,
+  test_labels: np.ndarray,
+  *,
+  num_heads: int,
+  epochs: int = 20,
+  batch_size: int = 64,
+  learning_rate: float = 1e-3,
+  weight_decay: float = 0.01,
+  seed: int = 0,
+) -> float:
+  """Trains an attentive probe on frozen features and scores it.
+
+  The protocol of V-JEPA 1 (AdamW, cosine to 0 without warm-up, clipping at 1)
+  without its augmentations: the features are fixed.
+
+  Args:
+    train: float32 `[N, tokens, D]`.
+    train_labels: int `[N]`.
+    test: float32 `[M, tokens, D]`.
+    test_labels: int `[M]`.
+    num_heads: Attention heads of the probe.
+    epochs: Passes over the training features.
+    batch_size: Clips a step.
+    learning_rate: At the start.
+    weight_decay: Of all but biases and norms.
+    seed: Of initialisation and order.
+
+  Returns:
+    Share of test clips that are classified right.
+  """
+  num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+  probe = AttentiveProbe(num_classes, num_heads)
+  batch_size = min(batch_size, len(train))
+  steps = epochs * (len(train) // batch_size)
+  tx = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(
+      optax.cosine_decay_schedule(learning_rate, steps),
+      weight_decay=weight_decay,
+      mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p),
+    ),
+  )
+
+  @jax.jit
+  def step(params, opt_state, features, labels):
+    def loss(params):
+      logits = probe.apply({'params': params}, features)
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels
+      ).mean()
+
+    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  params = probe.init(jax.random.key(seed), train[:1])['params']
+  opt_state = tx.init(params)
+  rng = np.random.default_rng(seed)
+  for _ in tqdm.tqdm(range(epochs), desc='attentive probe', leave=False):
+    order = rng.permutation(len(train))
+    for start in range(0, len(train) - batch_size + 1, batch_size):
+      rows = order[start : start + batch_size]
+      params, opt_state = step(
+        params, opt_state, train[rows], train_labels[rows]
+      )
+  predict = jax.jit(lambda p, x: probe.apply({'params': p}, x).argmax(axis=-1))
+  predicted = [
+    np.asarray(predict(params, test[start : start + batch_size]))
+    for start in range(0, len(test), batch_size)
+  ]
+  return float(np.mean(np.concatenate(predicted) == test_labels))

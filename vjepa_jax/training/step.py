@@ -1,0 +1,80 @@
+"""One training step as one pure function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vjepa_jax.training.objective import Batch, Objective, compute_loss
+from vjepa_jax.training.optimizer import apply_adamw, clip_by_module
+from vjepa_jax.training.schedules import Schedule
+from vjepa_jax.training.state import TrainState, update_target
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  schedules: dict[str, Schedule],
+  *,
+  clip_norm: float | None = None,
+  clip_start_step: int = 0,
+) -> TrainStep:
+  """Makes the step: gradients, clipping, AdamW, then the EMA target.
+
+  An update whose loss or gradient is not finite changes neither parameters nor
+  moments; schedules and target go on, as under a loss scaler. The metric
+  'skipped' counts it.
+
+  Args:
+    objective: The objective.
+    tx: `optax.scale_by_adam`.
+    schedules: 'learning_rate', 'weight_decay' and 'ema', the momentum of the
+      target, as functions of the step.
+    clip_norm: Largest gradient norm of each module; None for no clipping.
+    clip_start_step: First step, 0-based, that clips.
+
+  Returns:
+    A function from (state, batch) to (state, metrics), to be jitted with the
+    state donated.
+  """
+
+  def train_step(state: TrainState, batch: Batch):
+    (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+      state.params, objective, state.target, batch
+    )
+    now = {name: f(state.step) for name, f in schedules.items()}
+    with jax.named_scope('optimizer'):
+      limit = jnp.inf
+      if clip_norm is not None:
+        limit = jnp.where(state.step >= clip_start_step, clip_norm, jnp.inf)
+      grads, norms = clip_by_module(grads, limit)
+      finite = jnp.isfinite(metrics['loss'] + sum(norms.values()))
+      params, opt_state = apply_adamw(
+        tx,
+        grads,
+        state.opt_state,
+        state.params,
+        now['learning_rate'],
+        now['weight_decay'],
+      )
+      params = _keep_if(finite, params, state.params)
+      opt_state = _keep_if(finite, opt_state, state.opt_state)
+    with jax.named_scope('ema'):
+      target = update_target(state.target, params['encoder'], now['ema'])
+    metrics |= {f'gradient_norm_{name}': n for name, n in norms.items()}
+    metrics |= now
+    metrics['skipped'] = 1.0 - finite
+    state = TrainState(state.step + 1, params, target, opt_state)
+    return state, metrics
+
+  return train_step
+
+
+def _keep_if(finite: jax.Array, new: Any, old: Any) -> Any:
+  """Takes the new tree if `finite`, else the old."""
+  return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

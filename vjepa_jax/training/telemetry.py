@@ -1,0 +1,135 @@
+"""Metrics to JSON lines and TensorBoard, and a progress bar."""
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import tensorboardX
+import tqdm
+
+_FLUSH_SECONDS = 5.0
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """Reads the lines of `metrics.jsonl`, oldest first; [] if there is none."""
+  path = epath.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Telemetry:
+  """Writes metrics and shows progress; processes other than 0 do neither."""
+
+  def __init__(
+    self,
+    workdir: epath.Path,
+    *,
+    start_step: int,
+    total_steps: int,
+    clips_per_step: int,
+  ):
+    """Continues the metrics of a run.
+
+    Args:
+      workdir: Directory of the run.
+      start_step: Steps done; lines of later steps, which an interrupted run
+        left behind, are dropped, for they will be written again.
+      total_steps: Steps of the whole run.
+      clips_per_step: Clips a step, over all hosts.
+    """
+    self._active = jax.process_index() == 0
+    self._path = workdir / 'metrics.jsonl'
+    self._clips_per_step = clips_per_step
+    self._paused = 0.0
+    self._last = (start_step, time.perf_counter(), 0.0)
+    self._wait = 0.0
+    if not self._active:
+      return
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._lines = [
+      json.dumps(line)
+      for line in read_metrics(workdir)
+      if line['step'] <= start_step
+    ]
+    self._flushed = time.perf_counter()
+    self._writer = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=start_step + 1
+    )
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=start_step,
+      unit='step',
+      dynamic_ncols=True,
+      # A log file gets a line now and then instead of a moving bar.
+      mininterval=0.5 if sys.stderr.isatty() else 20.0,
+    )
+
+  def advance(self, wait_seconds: float) -> None:
+    """Moves the bar by a step that waited this long for its data."""
+    self._wait += wait_seconds
+    if self._active:
+      self._bar.update()
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Leaves out of the rate what is no training: evaluation, saving."""
+    start = time.perf_counter()
+    yield
+    self._paused += time.perf_counter() - start
+
+  def measure_rate(self, step: int) -> dict[str, float]:
+    """Measures speed since the last call, pauses left out."""
+    now = time.perf_counter()
+    last_step, last_time, last_paused = self._last
+    seconds = now - last_time - (self._paused - last_paused)
+    steps = max(step - last_step, 1)
+    rate = {
+      'seconds_per_step': seconds / steps,
+      'clips_per_second': self._clips_per_step * steps / max(seconds, 1e-9),
+      'data_wait_seconds': self._wait / steps,
+    }
+    self._last = (step, now, self._paused)
+    self._wait = 0.0
+    return rate
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes one line of metrics, floats, for a number of steps done."""
+    if not self._active:
+      return
+    self._lines.append(json.dumps({'step': step, **metrics}))
+    for name, value in metrics.items():
+      self._writer.add_scalar(name, value, step)
+    if 'loss' in metrics:
+      self._bar.set_postfix_str(
+        f'loss {metrics["loss"]:.4f}, '
+        f'{metrics.get("clips_per_second", 0):.1f} clips/s, '
+        f'waits {metrics.get("data_wait_seconds", 0):.2f} s for data',
+        refresh=False,
+      )
+    if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Brings everything written so far to disk, whole."""
+    if not self._active:
+      return
+    # Object stores cannot append, and a rename never leaves half a line.
+    partial = self._path.with_name('metrics.jsonl.tmp')
+    partial.write_text(''.join(line + '\n' for line in self._lines))
+    partial.replace(self._path)
+    self._writer.flush()
+    self._flushed = time.perf_counter()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    if self._active:
+      self.flush()
+      self._writer.close()
+      self._bar.close()
+      logging.info('metrics are in %s', self._path)
