@@ -1,0 +1,137 @@
+"""What every pretraining recipe has, with neutral values.
+
+Durations are given in steps (`*_steps`) or in passes over the data
+(`*_epochs`); a recipe sets one of the two.
+"""
+
+from ml_collections import config_dict
+
+
+def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
+  """Parses the part of --config after the colon: `l16` or `variant=l16,a=b`.
+
+  Args:
+    arg: What follows the colon. A word without '=' sets the first option.
+    **defaults: The options that exist, with their defaults.
+
+  Raises:
+    ValueError: An option does not exist.
+  """
+  options = dict(defaults)
+  for part in (arg or '').split(','):
+    if not part:
+      continue
+    name, equals, value = part.partition('=')
+    if not equals:
+      name, value = next(iter(defaults)), part
+    if name not in defaults:
+      raise ValueError(
+        f'config option {name!r} in {arg!r} is not one of {list(defaults)}'
+      )
+    options[name] = value
+  return options
+
+
+def choose(options: dict[str, str], name: str, table: dict):
+  """Looks up an option in a table, with an error that lists what exists."""
+  if options[name] not in table:
+    raise ValueError(
+      f'config {name} {options[name]!r} is not one of {list(table)}'
+    )
+  return table[options[name]]
+
+
+def get_config() -> config_dict.ConfigDict:
+  """Returns a pretraining config without data."""
+  config = config_dict.ConfigDict()
+  config.task = 'pretrain'
+  config.seed = 0
+  # Shrink the recipe to toy size and a few steps on rendered videos.
+  config.smoke = False
+
+  # Models. attention: 'auto' asks the platform; see models/attention.py.
+  config.encoder = dict(
+    size='large',
+    tubelet=(2, 16, 16),
+    positions='sincos',
+    scale_init_by_depth=False,
+  )
+  config.predictor = dict(
+    width=384,
+    depth=12,
+    num_heads=config_dict.placeholder(int),  # None: as the encoder
+    num_mask_tokens=1,
+  )
+  config.compute_dtype = 'bfloat16'
+  config.remat = 'full'
+  config.attention = 'auto'
+
+  # Data. Each source: a folder, glob, manifest, ArrayRecord shards or
+  # tfds:name/split, and its weight in the mixture.
+  config.data = dict(
+    sources=dict(
+      videos=dict(path='', weight=1.0),
+    ),
+    batch_size=3072,  # clips a step, over all devices
+    num_workers=8,  # decoding processes a host
+    num_threads=2,  # batches read at a time, each
+  )
+  config.clip = dict(
+    frames=16,
+    resolution=224,
+    frame_step=config_dict.placeholder(int),
+    fps=config_dict.placeholder(float),
+    num_clips=1,
+    crop_scale=(0.3, 1.0),
+    crop_aspect_ratio=(0.75, 1.35),
+    flip=0.5,
+  )
+  # masks.NAME = dict(kind=..., context_tokens=..., target_tokens=..., ...); the
+  # names say which are used, and which mask token belongs to which.
+  config.masks = config_dict.ConfigDict()
+  config.mask_names = ()
+
+  config.objective = dict(loss_exp=1.0, target_view='clip', variance_weight=0.0)
+
+  # Schedules; their curves are `schedule_scale` times as long as the run
+  # ("ipe_scale"), so that published runs stop before the curves end.
+  config.total_steps = config_dict.placeholder(int)
+  config.total_epochs = config_dict.placeholder(float)
+  config.schedule_scale = 1.0
+  config.learning_rate = dict(
+    kind='constant',
+    start=config_dict.placeholder(float),
+    value=1e-3,
+    final=config_dict.placeholder(float),
+    warmup_steps=config_dict.placeholder(int),
+    warmup_epochs=config_dict.placeholder(float),
+  )
+  config.weight_decay = dict(
+    kind='constant', value=0.04, final=config_dict.placeholder(float)
+  )
+  config.ema = dict(
+    kind='constant', value=0.99925, final=config_dict.placeholder(float)
+  )
+  config.optimizer = dict(b1=0.9, b2=0.999, eps=1e-8)
+  config.clip_norm = config_dict.placeholder(float)
+  config.clip_start_step = 0
+  config.max_skipped = 20
+
+  # Workdir to take parameters and moments from, for a later stage.
+  config.init_from = ''
+
+  # Devices in a group that shares one copy of the state.
+  config.fsdp = 1
+
+  config.checkpoint = dict(
+    every_steps=1000, keep=2, keep_every_steps=config_dict.placeholder(int)
+  )
+  config.log_every_steps = 50
+  config.diagnose_every_steps = 500
+
+  # kNN and linear accuracy of the mean-pooled target features, on two labelled
+  # sources; off without paths.
+  config.probe = dict(
+    train='', test='', every_steps=5000, max_clips=2000, batch_size=64
+  )
+  return config

@@ -1,0 +1,56 @@
+"""Runs one task of a config: python main.py --config=... --workdir=..."""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+# Nothing heavy is imported here: decoding workers import this file again.
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Recipe: a file in configs/, options after a colon.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; an interrupted run resumes there.'
+)
+_PROFILE = flags.DEFINE_string(
+  'profile_steps', None, 'FIRST:LAST, trace these steps with XLA profiler.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Join the other hosts of a pod or cluster.'
+)
+
+
+def _parse_range(text: str | None) -> tuple[int, int] | None:
+  if text is None:
+    return None
+  first, colon, last = text.partition(':')
+  if not (colon and first.isdigit() and last.isdigit()):
+    raise app.UsageError(f'--profile_steps={text} is not FIRST:LAST')
+  return int(first), int(last)
+
+
+def main(argv):
+  """Reads the flags and runs the task."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown argument {argv[1]!r}')
+  logging.set_verbosity(logging.INFO)
+  profile_steps = _parse_range(_PROFILE.value)
+  if _DISTRIBUTED.value:
+    import jax  # noqa: PLC0415
+
+    jax.distributed.initialize()
+  config = _CONFIG.value
+  if config.task == 'pretrain':
+    from vjepa_jax.tasks.pretrain import pretrain  # noqa: PLC0415
+
+    pretrain(config, _WORKDIR.value, profile_steps)
+  elif config.task == 'quickstart':
+    from vjepa_jax.tasks.quickstart import quickstart  # noqa: PLC0415
+
+    quickstart(config, _WORKDIR.value, profile_steps)
+  else:
+    raise app.UsageError(f'config.task {config.task!r} does not exist')
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

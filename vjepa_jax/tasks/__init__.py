@@ -1,0 +1,1 @@
+"""What main.py can do: one linear program each."""

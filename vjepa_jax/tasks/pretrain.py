@@ -1,0 +1,355 @@
+"""Pretraining: from a config to a trained encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_dict
+import optax
+
+from vjepa_jax.data import pipeline, sources
+from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.models import zoo
+from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.tubelets import compute_grid
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.training import loop, objective, probing
+from vjepa_jax.training.checkpoint import (
+  Checkpoints,
+  load_initial,
+  write_config,
+)
+from vjepa_jax.training.diagnostics import make_diagnose
+from vjepa_jax.training.feed import Feed, Quarantine
+from vjepa_jax.training.schedules import Schedule, make_schedule
+from vjepa_jax.training.state import TrainState, init_state
+from vjepa_jax.training.step import make_train_step
+from vjepa_jax.training.telemetry import Telemetry
+
+
+def pretrain(
+  config: config_dict.ConfigDict,
+  workdir: epath.PathLike,
+  profile_steps: tuple[int, int] | None = None,
+) -> TrainState | None:
+  """Pretrains, or resumes what was interrupted in this workdir.
+
+  Args:
+    config: See `configs/base.py`.
+    workdir: Directory of the run, shared by all hosts.
+    profile_steps: First and last step to trace.
+
+  Returns:
+    The final state; None if the platform took the machine back before.
+
+  Raises:
+    ValueError: The config does not fit together; before anything is compiled.
+  """
+  workdir = epath.Path(workdir)
+  if config.smoke:
+    config = shrink(config, workdir)
+  write_config(workdir, config)
+
+  # Devices and data.
+  mesh = mesh_lib.make_mesh(config.fsdp)
+  num_devices = mesh.devices.size
+  batch_size = config.data.batch_size
+  if batch_size % num_devices:
+    raise ValueError(
+      f'batch size {batch_size} is not divisible by {num_devices} data '
+      'shards: change config.data.batch_size'
+    )
+  loader = make_loader(config)
+  steps_per_epoch = sum(len(s) for s in loader.sources) / batch_size
+  total_steps = get_steps(config, 'total', steps_per_epoch)
+
+  # Models, objective, optimizer.
+  encoder, predictor = build_models(config, mesh)
+  schedules = make_schedules(config, total_steps, steps_per_epoch)
+  tx = optax.scale_by_adam(**config.optimizer)
+  goal = objective.Objective(
+    encoder, predictor, tuple(config.mask_names), **config.objective
+  )
+
+  # Abstract state, shardings, step.
+  def init(key):
+    return init_state(key, encoder, predictor, tx, get_grid(config))
+
+  key = jax.random.key(config.seed)
+  abstract = jax.eval_shape(init, key)
+  shardings = sharding.shard_tree(abstract, mesh)
+  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
+  rows = sharding.shard_batch(mesh)
+  train_step = jax.jit(
+    make_train_step(
+      goal,
+      tx,
+      schedules,
+      clip_norm=config.clip_norm,
+      clip_start_step=config.clip_start_step,
+    ),
+    donate_argnums=0,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, sharding.replicate(mesh)),
+  )
+  diagnose = jax.jit(
+    make_diagnose(encoder), out_shardings=sharding.replicate(mesh)
+  )
+  evaluate = make_evaluate(config, encoder, mesh)
+
+  # State: from this run's checkpoint, from another run's, or new.
+  checkpoints = Checkpoints(
+    workdir,
+    model={'encoder': describe(encoder), 'predictor': describe(predictor)},
+    **config.checkpoint,
+  )
+  restored = checkpoints.restore(abstract, shardings)
+  if restored is not None:
+    state, position = restored
+  elif config.init_from:
+    state, position = load_initial(config.init_from, abstract, shardings), 0
+  else:
+    state, position = jax.jit(init, out_shardings=shardings)(key), 0
+  start_step = int(state.step)
+  if start_step > total_steps:
+    raise ValueError(
+      f'{workdir} is at step {start_step}, past the {total_steps} of this '
+      'config: raise config.total_steps or use another --workdir'
+    )
+
+  quarantine = Quarantine(workdir)
+  feed = Feed(
+    pipeline.make_batches(
+      loader,
+      weights=[s.weight for s in config.data.sources.values()],
+      batch_size=batch_size,
+      position=position,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=config.data.num_workers,
+      num_threads=config.data.num_threads,
+    ),
+    rows,
+    quarantine,
+    position=position,
+    samples_per_batch=batch_size // config.clip.num_clips,
+  )
+  telemetry = Telemetry(
+    workdir,
+    start_step=start_step,
+    total_steps=total_steps,
+    clips_per_step=batch_size,
+  )
+  log_plan(config, loader, abstract, mesh, start_step, total_steps)
+  try:
+    with jax.set_mesh(mesh):
+      return loop.train(
+        state,
+        train_step,
+        feed,
+        loop.Cadence(
+          total_steps=total_steps,
+          log_every=config.log_every_steps,
+          diagnose_every=config.diagnose_every_steps,
+          evaluate_every=config.probe.every_steps if evaluate else 0,
+          max_skipped=config.max_skipped,
+          profile=profile_steps,
+        ),
+        start_step=start_step,
+        checkpoints=checkpoints,
+        telemetry=telemetry,
+        quarantine=quarantine,
+        diagnose=diagnose,
+        evaluate=evaluate,
+        workdir=str(workdir),
+      )
+  finally:
+    feed.close()
+    telemetry.close()
+    checkpoints.close()
+
+
+def get_steps(
+  config: config_dict.ConfigDict, name: str, steps_per_epoch: float
+) -> int | None:
+  """Reads a duration, `{name}_steps` or `{name}_epochs`, in steps.
+
+  Raises:
+    ValueError: Both are set, or the total is not.
+  """
+  steps, epochs = config[f'{name}_steps'], config[f'{name}_epochs']
+  if steps is not None and epochs is not None:
+    raise ValueError(f'set {name}_steps or {name}_epochs, not both')
+  if steps is None and epochs is None:
+    if name == 'total':
+      raise ValueError('set config.total_steps or config.total_epochs')
+    return 0
+  return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
+
+
+def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
+  """Returns the tubelet grid (T, H, W) of the config's clips."""
+  return compute_grid(
+    (1, config.clip.frames, config.clip.resolution, config.clip.resolution),
+    tuple(config.encoder.tubelet),
+  )
+
+
+def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
+  """Opens the sources and builds the mask samplers."""
+  if not config.mask_names:
+    raise ValueError('config.mask_names is empty: nothing would be predicted')
+  samplers = []
+  for name in config.mask_names:
+    if name not in config.masks:
+      raise ValueError(
+        f'config.mask_names has {name!r}, config.masks only '
+        f'{sorted(config.masks)}'
+      )
+    spec = config.masks[name].to_dict()
+    kind = spec.pop('kind')
+    samplers.append(build_mask_sampler(get_grid(config), kind, spec))
+  opened = []
+  for name, source in config.data.sources.items():
+    if not source.path:
+      raise ValueError(
+        f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
+        'manifest, ArrayRecord shards or tfds:name/split'
+      )
+    options = {k: v for k, v in source.items() if k not in ('path', 'weight')}
+    opened.append(sources.open_source(source.path, **options))
+  return pipeline.SampleLoader(
+    tuple(opened),
+    pipeline.ClipOptions(**config.clip),
+    tuple(samplers),
+    config.seed,
+  )
+
+
+def build_models(
+  config: config_dict.ConfigDict, mesh: Mesh
+) -> tuple[Encoder, Predictor]:
+  """Builds encoder and predictor for the platform of the mesh."""
+  dtype = jnp.dtype(config.compute_dtype)
+  attention = config.attention
+  if attention == 'auto':
+    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
+  encoder = zoo.build_encoder(
+    **config.encoder, dtype=dtype, remat=config.remat, attention=attention
+  )
+  return encoder, zoo.build_predictor(encoder, **config.predictor)
+
+
+def make_schedules(
+  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
+) -> dict[str, Schedule]:
+  """Makes the schedules of learning rate, weight decay and EMA momentum."""
+  length = int(config.schedule_scale * total_steps)
+  rate = config.learning_rate
+  return {
+    # These two count steps from 1, as published; the momentum from 0.
+    'learning_rate': make_schedule(
+      rate.kind,
+      start=rate.start,
+      value=rate.value,
+      final=rate.final,
+      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
+      total_steps=length,
+      offset=1,
+    ),
+    'weight_decay': make_schedule(
+      **config.weight_decay, total_steps=length, offset=1
+    ),
+    'ema': make_schedule(**config.ema, total_steps=length),
+  }
+
+
+def make_evaluate(
+  config: config_dict.ConfigDict, encoder: Encoder, mesh: Mesh
+) -> Callable[[Any], dict[str, float]] | None:
+  """Makes the online probe, a function of the target; None if it is off."""
+  probe = config.probe
+  if not (probe.train and probe.test and probe.every_steps):
+    return None
+  options = pipeline.ClipOptions(**config.clip)
+  train, test = (
+    probing.load_labelled_clips(
+      sources.open_source(path), options, limit=probe.max_clips
+    )
+    for path in (probe.train, probe.test)
+  )
+  extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=True)
+
+  def evaluate(target: Any) -> dict[str, float]:
+    features = extract(target, train.videos), extract(target, test.videos)
+    if jax.process_index():
+      return {}
+    arguments = (features[0], train.labels, features[1], test.labels)
+    return {
+      'probe_knn': probing.score_knn(*arguments),
+      'probe_linear': probing.score_linear(*arguments),
+    }
+
+  return evaluate
+
+
+def describe(module: Encoder | Predictor) -> dict[str, Any]:
+  """Returns the fields of a model as JSON, for whoever loads it later."""
+  return {
+    name: getattr(module, name)
+    if isinstance(getattr(module, name), (int, str, bool, tuple))
+    else jnp.dtype(getattr(module, name)).name
+    for name in module.__dataclass_fields__
+    if name not in ('parent', 'name')
+  }
+
+
+def log_plan(config, loader, abstract, mesh, start_step, total_steps) -> None:
+  """Logs what is about to run, so that a mistake is seen before it costs."""
+  num_parameters = {
+    name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+    for name, tree in abstract.params.items()
+  }
+  num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+  shards = mesh.shape['fsdp']
+  logging.info(
+    'encoder %s %.1f M parameters, predictor %.1f M; state %.2f GiB a device',
+    config.encoder.size,
+    num_parameters['encoder'],
+    num_parameters['predictor'],
+    num_bytes / shards / 2**30,
+  )
+  logging.info(
+    'mesh data %d x fsdp %d (%s), %d hosts',
+    mesh.shape['data'],
+    shards,
+    mesh_lib.get_platform(mesh),
+    jax.process_count(),
+  )
+  for name, sampler in zip(
+    config.mask_names, loader.mask_samplers, strict=True
+  ):
+    logging.info(
+      'mask %s: %d context, %d target of %d tokens, %.0f %% of draws accepted',
+      name,
+      sampler.context_tokens,
+      sampler.target_tokens,
+      sampler.grid[0] * sampler.grid[1] * sampler.grid[2],
+      100 * sampler.check(),
+    )
+  logging.info(
+    '%d videos in %d sources; steps %d to %d of %d clips',
+    sum(len(s) for s in loader.sources),
+    len(loader.sources),
+    start_step,
+    total_steps,
+    config.data.batch_size,
+  )

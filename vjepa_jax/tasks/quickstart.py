@@ -1,0 +1,253 @@
+"""The quickstart: data, baselines, pretraining, probes, a table, a picture."""
+
+import json
+import time
+
+from absl import logging
+from etils import epath
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from vjepa_jax.data import motion, package_videos, pipeline, sources
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.positions import make_sincos_table
+from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.training import pictures, probing
+from vjepa_jax.training.telemetry import read_metrics
+
+_METHODS = {
+  'attentive_top1': 'attentive',
+  'linear_top1': 'linear',
+  'knn_top1': 'kNN',
+}
+_ENCODERS = {
+  'random_init': 'random init',
+  'pretrained': 'pretrained',
+  'pixels': 'raw pixels',
+}
+
+
+def quickstart(
+  config: config_dict.ConfigDict,
+  workdir: epath.PathLike,
+  profile_steps: tuple[int, int] | None = None,
+) -> dict | None:
+  """Runs the quickstart and writes `results.json` and `report.png`.
+
+  Args:
+    config: `configs/quickstart.py`.
+    workdir: Directory of the run; an interrupted run resumes.
+    profile_steps: First and last step to trace.
+
+  Returns:
+    What `results.json` holds; None if preempted.
+  """
+  start = time.perf_counter()
+  workdir = epath.Path(workdir)
+  config = config_dict.ConfigDict(config.to_dict())
+  train, test, download_seconds = _write_data(config)
+  data_seconds = time.perf_counter() - start - download_seconds
+
+  # What the same probes reach on pixels and on an untrained encoder, first.
+  mesh = mesh_lib.make_mesh(config.fsdp)
+  encoder, _ = pretraining.build_models(config, mesh)
+  shape = (1, config.clip.frames, *[config.clip.resolution] * 2, 3)
+  untrained = jax.jit(encoder.init)(
+    jax.random.key(config.seed), np.zeros(shape, np.uint8)
+  )['params']
+  extract = probing.make_extract(
+    encoder, mesh, config.probe.batch_size, pool=False
+  )
+  scores = _read_baselines(workdir)
+  if scores is None:
+    logging.info('baselines: raw pixels, and the encoder before training')
+    scores = {
+      'pixels': _score_pixels(encoder, train, test),
+      'random_init': _score(
+        extract(untrained, train.videos),
+        extract(untrained, test.videos),
+        train.labels,
+        test.labels,
+        encoder.num_heads,
+      ),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'baselines.json').write_text(json.dumps(scores, indent=2))
+  print(format_table(scores))
+
+  train_start = time.perf_counter()
+  state = pretraining.pretrain(config, workdir, profile_steps)
+  if state is None:
+    return None
+  train_seconds = time.perf_counter() - train_start
+
+  features = extract(state.target, test.videos)
+  scores['pretrained'] = _score(
+    extract(state.target, train.videos),
+    features,
+    train.labels,
+    test.labels,
+    encoder.num_heads,
+  )
+  metrics = read_metrics(workdir)
+  diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
+  results = {
+    **{m: {e: scores[e][m] for e in _ENCODERS} for m in _METHODS},
+    'target_std': diagnosed['target_std'],
+    'effective_rank': diagnosed['effective_rank'],
+    'seconds': {
+      'data': data_seconds,
+      'train': train_seconds,
+      'total': time.perf_counter() - start - download_seconds,
+    },
+  }
+  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  _draw(workdir, config, test, features, extract(untrained, test.videos[:32]))
+  print(format_table(scores))
+  print(
+    f'target std {results["target_std"]:.3f}, effective rank '
+    f'{results["effective_rank"]:.1f} of {encoder.width}\n'
+    f'{len(train.labels)} training and {len(test.labels)} held-out clips, '
+    f'{results["seconds"]["total"]:.0f} s without downloads\n'
+    f'results: {workdir / "results.json"}\n'
+    f'picture: {workdir / "report.png"}'
+  )
+  return results
+
+
+def _write_data(config):
+  """Writes the motion set and points the config at it.
+
+  Returns:
+    Labelled training and test clips, and the seconds of the downloads.
+  """
+  folder = epath.Path(config.motion.folder)
+  start, download_seconds = time.perf_counter(), 0.0
+  if config.motion.videos:
+    videos = sorted(
+      str(path) for path in epath.Path(config.motion.videos).iterdir()
+    )
+  else:
+    videos = package_videos.fetch_package_videos(folder.parent / 'videos')
+    download_seconds = time.perf_counter() - start
+  motion.write_motion_set(
+    folder,
+    videos,
+    num_train=config.motion.num_train,
+    num_test=config.motion.num_test,
+    seed=0,
+  )
+  config.data.sources = dict(
+    motion=dict(path=str(folder / 'train.csv'), weight=1.0)
+  )
+  config.probe.update(
+    train=str(folder / 'train.csv'), test=str(folder / 'test.csv')
+  )
+  options = pipeline.ClipOptions(**config.clip)
+  train, test = (
+    probing.load_labelled_clips(
+      sources.open_source(path), options, limit=config.probe.max_clips
+    )
+    for path in (config.probe.train, config.probe.test)
+  )
+  return train, test, download_seconds
+
+
+def _read_baselines(workdir: epath.Path) -> dict | None:
+  path = workdir / 'baselines.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def _score(train, test, train_labels, test_labels, num_heads):
+  """Scores features `[N, tokens, D]`; linear and kNN see their mean."""
+  pooled = train.mean(axis=1), train_labels, test.mean(axis=1), test_labels
+  return {
+    'attentive_top1': probing.score_attentive(
+      train, train_labels, test, test_labels, num_heads=num_heads
+    ),
+    'linear_top1': probing.score_linear(*pooled),
+    'knn_top1': probing.score_knn(*pooled),
+  }
+
+
+def _score_pixels(
+  encoder: Encoder,
+  train: probing.LabelledClips,
+  test: probing.LabelledClips,
+) -> dict[str, float]:
+  """Scores raw pixels by the probes that score features.
+
+  The attentive probe sees the tubelets, reduced to the encoder's width by PCA,
+  with their positions; linear and kNN see all frames at 12 x 12 pixels.
+  """
+  tokens = [
+    np.asarray(patchify(clips.videos, encoder.tubelet), np.float32) / 255
+    for clips in (train, test)
+  ]
+  mean = tokens[0].mean(axis=(0, 1))
+  flat = (tokens[0] - mean).reshape(-1, tokens[0].shape[-1])
+  variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
+  axes = axes[:, ::-1][:, : encoder.width]
+  scale = variances[-1] ** -0.5
+  grid = pretraining.compute_grid(train.videos.shape, encoder.tubelet)
+  table = make_sincos_table(grid, axes.shape[1])
+  tokens = [(x - mean) @ axes * scale + table for x in tokens]
+
+  def shrink(videos):
+    n, frames, size = videos.shape[:3]
+    cells = videos.reshape(n, frames, 12, size // 12, 12, size // 12, 3)
+    return cells.mean(axis=(3, 5)).reshape(n, -1) / 255
+
+  small = shrink(train.videos), train.labels, shrink(test.videos), test.labels
+  return {
+    'attentive_top1': probing.score_attentive(
+      tokens[0],
+      train.labels,
+      tokens[1],
+      test.labels,
+      num_heads=encoder.num_heads,
+    ),
+    'linear_top1': probing.score_linear(*small),
+    'knn_top1': probing.score_knn(*small),
+  }
+
+
+def format_table(scores: dict[str, dict[str, float]]) -> str:
+  """Formats accuracies on held-out clips, encoders by methods."""
+  lines = [
+    '',
+    'accuracy on held-out clips'.ljust(28)
+    + ''.join(name.rjust(11) for name in _METHODS.values()),
+  ]
+  for encoder, title in _ENCODERS.items():
+    if encoder in scores:
+      lines.append(
+        title.ljust(28)
+        + ''.join(f'{scores[encoder][m]:11.3f}' for m in _METHODS)
+      )
+  return '\n'.join(lines) + '\n'
+
+
+def _draw(workdir, config, test, pretrained, untrained):
+  """Draws report.png over the first held-out clips."""
+  loader = pretraining.make_loader(config)
+  masks = {
+    name: sampler(np.random.default_rng(config.seed))
+    for name, sampler in zip(
+      config.mask_names, loader.mask_samplers, strict=True
+    )
+  }
+  pictures.draw_report(
+    workdir / 'report.png',
+    video=test.videos[0],
+    masks=masks,
+    features={
+      'random init': untrained,
+      'pretrained': pretrained[:32],
+    },
+    grid=pretraining.get_grid(config),
+    metrics=read_metrics(workdir),
+  )
