@@ -1,10 +1,28 @@
-"""Devices and flags for all tests."""
+"""Devices, flags and toy videos for all tests."""
 
 from absl import flags
 import jax
+import pytest
 
 # Before the first use of jax: tests of sharding need several devices.
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 # Grain reads absl flags; pytest parses its own.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def toy_videos(tmp_path_factory):
+  """Manifest of 24 rendered videos whose label is their direction."""
+  from vjepa_jax.data.synthetic import write_toy_videos
+
+  return write_toy_videos(tmp_path_factory.mktemp('toy'), 24)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compilation_cache(tmp_path_factory):
+  """One cache of compiled programs for this process and those it starts."""
+  cache = tmp_path_factory.mktemp('compilation_cache')
+  jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  return cache

@@ -1,0 +1,201 @@
+"""Tests of packing videos into shards."""
+
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+
+from vjepa_jax.data import decode, sources
+from vjepa_jax.tools import prepare
+
+_ENCODING = prepare.Encoding(short_side=48, fps=7.5, gop=4)
+
+
+def _write_video(
+  path: pathlib.Path, codec: str, seed: int = 0, pix_fmt: str = 'yuv420p'
+) -> None:
+  """Encodes 40 frames of 64x96 at 30 fps with a bar at twice their number."""
+  rng = np.random.default_rng(seed)
+  texture = rng.integers(0, 60, (64, 96, 3), dtype=np.uint8)
+  with av.open(path, 'w') as container:
+    stream = container.add_stream(codec, rate=30)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
+    stream.codec_context.thread_count = 1
+    for i in range(40):
+      pixels = texture.copy()
+      pixels[:, 2 * i : 2 * i + 8] = 255
+      frame = av.VideoFrame.from_ndarray(pixels, 'rgb24')
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+  root = tmp_path_factory.mktemp('originals')
+  for i, (name, codec) in enumerate(
+    [
+      ('a.mp4', 'libx264'),
+      ('b.avi', 'mpeg4'),
+      ('c.mpg', 'mpeg2video'),
+      ('e.webm', 'libvpx'),
+      ('f.mov', 'libx264'),
+      ('g.mkv', 'libx264'),
+    ]
+  ):
+    _write_video(root / name, codec, seed=i)
+  (root / 'd.mp4').write_text('not a video')
+  (root / 'h.mp4').touch()
+  return root
+
+
+def _run(folder, output, encoding=_ENCODING, num_workers=0):
+  source = sources.open_source(str(folder))
+  prepare.prepare(
+    source, str(output), encoding, shard_size=3, num_workers=num_workers
+  )
+
+
+def _read_files(output: pathlib.Path) -> dict[str, bytes]:
+  return {p.name: p.read_bytes() for p in sorted(output.iterdir())}
+
+
+def _read_bad(output: pathlib.Path) -> list[tuple[str, str, int]]:
+  lines = (output / 'bad_files.jsonl').read_text().splitlines()
+  return [tuple(json.loads(line).values()) for line in lines]
+
+
+def test_reencodes(folder, tmp_path, caplog):
+  _run(folder, tmp_path)
+  assert _read_bad(tmp_path) == [
+    ('d.mp4', 'not a video, or its header is damaged or cut off', 1),
+    ('h.mp4', 'empty file', 2),
+  ]
+  records = list(sources.open_source(str(tmp_path)))
+  names = ['a.mp4', 'b.avi', 'c.mpg', 'e.webm', 'f.mov', 'g.mkv']
+  assert [r.name for r in records] == names
+  for record in records:
+    with decode.open_video(record.video) as video:
+      assert (video.height, video.width) == (48, 72)
+      assert video.num_frames == 10
+      assert video.fps == pytest.approx(7.5)
+      clip = video.read(range(10), (0, 0, 48, 72), (48, 72))
+    # Every fourth frame; the bar moves by 1.5 pixels from one to the next.
+    is_bar = clip.mean((1, 3)) > 150  # [T, W]
+    bar = (is_bar * np.arange(72)).sum(1) / is_bar.sum(1)
+    np.testing.assert_allclose(bar, 2.5 + 1.5 * np.arange(0, 40, 4), atol=0.7)
+
+
+def test_copies_as_is_and_keeps_labels(folder, tmp_path):
+  manifest = folder / 'list.csv'
+  manifest.write_text('b.avi,4\nd.mp4,1\nmissing.mp4,1\na.mp4,2\n')
+  _run(manifest, tmp_path, encoding=None)
+  records = list(sources.open_source(str(tmp_path)))
+  assert [(r.name, r.label) for r in records] == [('b.avi', 4), ('a.mp4', 2)]
+  assert records[0].video == (folder / 'b.avi').read_bytes()
+  assert [bad[:2] for bad in _read_bad(tmp_path)][1] == (
+      'missing.mp4', 'file does not exist'
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('encoding', [
+    prepare.Encoding(None, None, 6), prepare.Encoding(1000, 60.0, 8),
+])  # fmt: skip
+def test_keeps_size_and_times(folder, encoding):
+  with decode.open_video(str(folder / 'a.mp4')) as video:
+    content = prepare.transcode(video, encoding)
+    with decode.open_video(content) as result:
+      assert (result.height, result.width) == (64, 96)
+      assert result.num_frames == (80 if encoding.fps else 40)
+      if not encoding.fps:
+        np.testing.assert_allclose(result.times, video.times, atol=1e-3)
+  with av.open(io.BytesIO(content)) as container:
+    packets = [p for p in container.demux(video=0) if p.size]
+  keys = np.flatnonzero([p.is_keyframe for p in packets])
+  assert np.diff(keys).max() <= encoding.gop
+
+
+def test_resumes_to_identical_bytes(folder, tmp_path, monkeypatch):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  _run(folder, whole)
+  convert, calls = prepare.convert, []
+
+  def stop_at_the_eighth(*args):
+    calls.append(args)
+    if len(calls) == 8:
+      raise KeyboardInterrupt
+    return convert(*args)
+
+  monkeypatch.setattr(prepare, 'convert', stop_at_the_eighth)
+  with pytest.raises(KeyboardInterrupt):
+    _run(folder, parts)
+  left = sorted(p.name for p in parts.glob('videos-*'))
+  assert left[:2] == [f'videos-0000{i}-of-00003.array_record' for i in range(2)]
+  assert all(name.endswith('.tmp') for name in left[2:])
+  # As if killed between writing down the bad files and finishing the shard.
+  with open(parts / 'bad_files.jsonl', 'a') as f:
+    f.write('{"name": "h.mp4", "reason": "empty file", "shard": 2}\n{"name"')
+  monkeypatch.setattr(prepare, 'convert', convert)
+  kept = (parts / left[0]).stat().st_mtime_ns
+  _run(folder, parts)
+  assert (parts / left[0]).stat().st_mtime_ns == kept
+  assert _read_files(parts) == _read_files(whole)
+  monkeypatch.setattr(prepare, 'convert', None)  # Nothing is left to do.
+  _run(folder, parts)
+
+
+def test_other_options_are_an_error(folder, tmp_path):
+  _run(folder, tmp_path)
+  other = _ENCODING._replace(short_side=32)
+  with pytest.raises(ValueError, match="'short_side': 48.*'short_side': 32"):
+    _run(folder, tmp_path, encoding=other)
+  with pytest.raises(ValueError, match='num_videos was 8 and is now 1'):
+    _run(folder / 'a.mp4', tmp_path)
+
+
+def test_all_bad_leaves_readable_shards(tmp_path):
+  videos = tmp_path / 'videos'
+  videos.mkdir()
+  for i in range(3):
+    (videos / f'{i}.mp4').write_text('not a video')
+  _write_video(videos / '9.mp4', 'libx264')
+  _run(videos, tmp_path / 'out')
+  assert [r.name for r in sources.open_source(str(tmp_path / 'out'))] == [
+    '9.mp4'
+  ]
+
+
+def test_killed_command_line_run_is_continued(folder, tmp_path):
+  arguments = [
+      f'--input={folder}', '--short_side=48', '--fps=7.5', '--gop=4',
+      '--shard_size=3', '--num_workers=2',
+  ]  # fmt: skip
+  module = [sys.executable, '-m', 'vjepa_jax.tools.prepare']
+  command = [*module, *arguments, f'--output={tmp_path / "out"}']
+  process = subprocess.Popen(command, stderr=subprocess.PIPE)
+  deadline = time.time() + 30
+  while time.time() < deadline and process.poll() is None:
+    if list((tmp_path / 'out').glob('*.array_record')):
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  process.communicate()
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  _run(folder, tmp_path / 'expected')
+  assert _read_files(tmp_path / 'out') == _read_files(tmp_path / 'expected')
+  again = subprocess.run(command, capture_output=True, text=True)
+  assert again.returncode == 0
+  assert 'Nothing to do' in again.stderr
+  wrong = subprocess.run(
+      [*module, '--input=/nowhere', '--output=/tmp/unused'],
+      capture_output=True, text=True,
+  )  # fmt: skip
+  assert wrong.returncode == 1
+  assert 'prepare: /nowhere does not exist' in wrong.stderr

@@ -1,0 +1,421 @@
+"""Where videos come from: folders, manifests, ArrayRecord shards, TFDS.
+
+A source has a length and random access to `Record`s, and decodes nothing. All
+sources can be pickled at the speed of a memory copy, since each worker process
+of the loader receives one.
+"""
+
+from collections.abc import Iterable, Sequence
+import glob
+import json
+import os
+import re
+import struct
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+VIDEO_EXTENSIONS = frozenset(
+  [
+    '.mp4',
+    '.m4v',
+    '.mov',
+    '.mkv',
+    '.webm',
+    '.avi',
+    '.mpg',
+    '.mpeg',
+    '.m1v',
+    '.m2v',
+    '.ts',
+    '.m2ts',
+    '.mts',
+    '.vob',
+    '.wmv',
+    '.asf',
+    '.flv',
+    '.f4v',
+    '.3gp',
+    '.3g2',
+    '.ogv',
+    '.ogg',
+    '.rm',
+    '.rmvb',
+    '.swf',
+    '.gif',
+  ]
+)
+_SHARD_PATTERN = re.compile(r'\.array_?record', re.IGNORECASE)
+_MANIFEST_EXTENSIONS = frozenset(['.csv', '.txt', '.tsv', '.manifest'])
+# How many paths of a manifest are looked up before training starts. All would
+# take minutes on network storage.
+_NUM_PROBED_PATHS = 16
+NO_LABEL = -1
+
+
+class Record(NamedTuple):
+  """One video.
+
+  Attributes:
+    video: a path, the bytes of an encoded file, or uint8 [N, H, W, 3] frames.
+    label: class number, or -1.
+    name: says which video it is, in logs and lists of bad files.
+  """
+
+  video: str | bytes | np.ndarray
+  label: int
+  name: str
+
+
+class Source(Protocol):
+  """Random access to records."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(path: str, **options) -> Source:
+  """Opens a source by the form of its path.
+
+  Args:
+    path: one of
+      `tfds:name/split`: a TFDS data set in ArrayRecord format;
+      `*.array_record*` or `*.arrayrecord*`, a file or a glob of shards;
+      `*.csv`, `*.txt`, `*.tsv` or `*.manifest`: lines of a path and a label;
+      a folder: of shards if it holds any, or else of video files;
+      any other glob: video files.
+    **options: further arguments of the source's class.
+
+  Returns:
+    The source.
+
+  Raises:
+    FileNotFoundError: if the path or what it should contain does not exist.
+    ValueError: if a manifest or the path is malformed.
+  """
+  path = os.fspath(path)
+  if path.startswith('tfds:'):
+    name, _, split = path.removeprefix('tfds:').rpartition('/')
+    if not name:
+      raise ValueError(
+        f'{path!r} names no split: write tfds:name/split, for example '
+        'tfds:moving_mnist/test'
+      )
+    return TfdsSource(name, split, **options)
+  if _SHARD_PATTERN.search(os.path.basename(path)):
+    return ArrayRecordSource(path, **options)
+  if os.path.splitext(path)[1].lower() in _MANIFEST_EXTENSIONS:
+    return ManifestSource(path, **options)
+  if _find_shards(path):
+    return ArrayRecordSource(path, **options)
+  return FolderSource(path, **options)
+
+
+class FolderSource:
+  """All video files below a folder or matching a glob, sorted, unlabelled."""
+
+  def __init__(self, path: str) -> None:
+    """Lists the files of a folder, recursively, or of a glob (`**` allowed)."""
+    path = os.fspath(path)
+    self._path = path
+    files = sorted(f for f in _list_files(path) if _has_video_extension(f))
+    if not files:
+      raise FileNotFoundError(
+        f'no video files in {path}, looked for '
+        f'{", ".join(sorted(VIDEO_EXTENSIONS))}'
+      )
+    self._files = _Strings(files)
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Record:
+    file = self._files[index]
+    name = file.removeprefix(self._path).lstrip(os.sep)
+    return Record(file, NO_LABEL, name or os.path.basename(file))
+
+  def __repr__(self) -> str:
+    return f'FolderSource({self._path!r}, {len(self)} videos)'
+
+
+class ManifestSource:
+  """The videos listed in a text file, one `path label` a line, no header.
+
+  Path and label are separated by white space, a comma or `::`. The label is
+  the last field, a whole number, and may be left out. Paths may contain
+  spaces, and are relative to the folder of the manifest unless absolute.
+  """
+
+  def __init__(self, path: str) -> None:
+    path = os.fspath(path)
+    self._path = path
+    try:
+      text = _as_path(path).read_text(encoding='utf-8-sig')
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f'manifest {path} does not exist') from e
+    except UnicodeDecodeError as e:
+      raise ValueError(f'manifest {path} is not UTF-8 text: {e}') from e
+    paths, labels = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+      if line.strip():
+        try:
+          video, label = _parse_manifest_line(line.strip())
+        except ValueError as e:
+          raise ValueError(f'{path}, line {number}: {e}') from e
+        paths.append(video)
+        labels.append(label)
+    if not paths:
+      raise ValueError(f'manifest {path} lists no videos')
+    self._paths = _Strings(paths)
+    self._labels = np.asarray(labels, np.int64)
+    self._check_some_exist()
+
+  def _check_some_exist(self) -> None:
+    """Catches a wrong folder now, and leaves single missing files for later."""
+    step = -(-len(self) // _NUM_PROBED_PATHS)
+    if not any(
+      _as_path(self[i].video).exists() for i in range(0, len(self), step)
+    ):
+      raise FileNotFoundError(
+        f'manifest {self._path}: {self[0].video} does not exist, nor do '
+        'others that were looked up; paths are relative to the folder of '
+        'the manifest'
+      )
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Record:
+    name = self._paths[index]
+    video = name
+    if '://' not in name:
+      video = os.path.join(os.path.dirname(self._path), name)
+    return Record(video, int(self._labels[index]), name)
+
+  def __repr__(self) -> str:
+    return f'ManifestSource({self._path!r}, {len(self)} videos)'
+
+
+class ArrayRecordSource:
+  """The shards that `vjepa_jax.tools.prepare` writes; see `pack_record`."""
+
+  def __init__(self, paths: str | Sequence[str]) -> None:
+    """Opens one shard, a glob, a folder of shards, or a list of shards."""
+    # Imported late, as are other packages that only one source needs: worker
+    # processes start sooner.
+    from array_record.python import array_record_data_source
+
+    if isinstance(paths, str | os.PathLike):
+      shards = _find_shards(os.fspath(paths))
+    else:
+      shards = [os.fspath(path) for path in paths]
+    if not shards:
+      raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
+    missing = [s for s in shards if not _as_path(s).exists()]
+    if missing:
+      raise FileNotFoundError(f'shard {missing[0]} does not exist')
+    try:
+      self._records = array_record_data_source.ArrayRecordDataSource(shards)
+    except (OSError, RuntimeError, ValueError) as e:
+      raise ValueError(f'cannot open the shards {paths}: {e}') from e
+    self._shards = shards
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Record:
+    # A range raises the IndexError that ends a loop over the source.
+    return unpack_record(self._records[range(len(self))[index]])
+
+  def __repr__(self) -> str:
+    return f'ArrayRecordSource({self._shards[0]!r}, {len(self)} videos)'
+
+
+class TfdsSource:
+  """A split of a TFDS data set, read without TensorFlow.
+
+  The data set must have been prepared with `file_format='array_record'`. Its
+  videos may be bytes of encoded files, paths, or uint8 [N, H, W, 3].
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    video_key: str = 'video',
+    label_key: str = 'label',
+  ) -> None:
+    self._arguments = name, split, data_dir
+    self._video_key = video_key
+    self._label_key = label_key
+    self._examples = self._open()
+    if not len(self._examples):
+      raise ValueError(f'TFDS {name}/{split} is empty')
+    keys = self._examples[0].keys()
+    if video_key not in keys:
+      raise ValueError(
+        f'TFDS {name} has no feature {video_key!r}, it has '
+        f'{", ".join(sorted(keys))}: set video_key'
+      )
+
+  def _open(self):
+    import tensorflow_datasets as tfds
+
+    name, split, data_dir = self._arguments
+    return tfds.data_source(
+      name, split=split, data_dir=data_dir, download=False
+    )
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {'_examples': None}
+
+  def __len__(self) -> int:
+    if self._examples is None:
+      self._examples = self._open()
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Record:
+    if self._examples is None:
+      self._examples = self._open()
+    example = self._examples[index]
+    label = int(example.get(self._label_key, NO_LABEL))
+    name, split, _ = self._arguments
+    video = example[self._video_key]
+    return Record(video, label, f'{name}/{split}[{index}]')
+
+  def __repr__(self) -> str:
+    name, split, _ = self._arguments
+    return f'TfdsSource({name}/{split}, {len(self)} videos)'
+
+
+def pack_record(record: Record) -> bytes:
+  """Encodes a record whose video is the bytes of a file.
+
+  The encoding is the length of a JSON header as a little-endian uint32, the
+  header {"label": int, "name": str} in UTF-8, and the file.
+  """
+  if not isinstance(record.video, bytes):
+    raise TypeError(f'video must be bytes, got {type(record.video)}')
+  fields = {'label': record.label, 'name': record.name}
+  header = json.dumps(fields, ensure_ascii=False).encode()
+  return struct.pack('<I', len(header)) + header + record.video
+
+
+def unpack_record(data: bytes) -> Record:
+  """Decodes what `pack_record` encoded.
+
+  Raises:
+    ValueError: if `data` was not written by `pack_record`.
+  """
+  try:
+    (length,) = struct.unpack_from('<I', data)
+    header = json.loads(data[4 : 4 + length])
+    return Record(data[4 + length :], header['label'], header['name'])
+  except (struct.error, ValueError, KeyError, TypeError) as e:
+    raise ValueError(
+      'not a record of vjepa_jax.tools.prepare: bad header'
+    ) from e
+
+
+class _Strings:
+  """A list of strings in one block of memory, cheap to hold and to pickle."""
+
+  def __init__(self, strings: Iterable[str]) -> None:
+    # File names that are not UTF-8 must survive the round trip.
+    encoded = [s.encode('utf-8', 'surrogateescape') for s in strings]
+    self._block = b''.join(encoded)
+    self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+
+  def __len__(self) -> int:
+    return len(self._ends)
+
+  def __getitem__(self, index: int) -> str:
+    index = range(len(self))[index]  # Negative numbers, and IndexError.
+    begin = int(self._ends[index - 1]) if index else 0
+    encoded = self._block[begin : int(self._ends[index])]
+    return encoded.decode('utf-8', 'surrogateescape')
+
+
+def _parse_manifest_line(line: str) -> tuple[str, int]:
+  """Splits a stripped manifest line into path and label.
+
+  Raises:
+    ValueError: if the line does not end in a whole number and is not the path
+      of a video either.
+  """
+  for pattern in (
+    r'(.+?)\s*::\s*(-?\d+)',
+    r'(.+?)\s*,\s*(-?\d+)',
+    r'(.+?)\s+(-?\d+)',
+  ):
+    match = re.fullmatch(pattern, line)
+    if match:
+      return match[1].strip('"'), int(match[2])
+  path = line.strip('"')
+  if not _has_video_extension(path):
+    raise ValueError(
+      f'{line!r} is neither the path of a video nor a path and a whole '
+      'number as its label (a header line is not allowed)'
+    )
+  return path, NO_LABEL
+
+
+def _has_video_extension(path: str) -> bool:
+  name = os.path.basename(path)
+  # Archives unpacked from some systems are full of hidden '._name.mp4' files.
+  return (
+    not name.startswith('.')
+    and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+  )
+
+
+def _find_shards(path: str) -> list[str]:
+  """Lists the complete ArrayRecord shards that a file, folder or glob means."""
+  if _as_path(path).is_dir():
+    path = f'{path.rstrip("/")}/*'
+  elif not glob.has_magic(path):
+    return [path] if _SHARD_PATTERN.search(os.path.basename(path)) else []
+  return sorted(
+    f
+    for f in _expand_glob(path)
+    if _SHARD_PATTERN.search(os.path.basename(f)) and not f.endswith('.tmp')
+  )
+
+
+def _list_files(path: str) -> list[str]:
+  """Lists the files below a folder, or those that a glob matches.
+
+  Raises:
+    FileNotFoundError: if the path does not exist.
+  """
+  if glob.has_magic(path) and not _as_path(path).exists():
+    return _expand_glob(path)
+  if not _as_path(path).exists():
+    raise FileNotFoundError(f'{path} does not exist')
+  if not _as_path(path).is_dir():
+    return [path]
+  if '://' in path:
+    return _expand_glob(f'{path.rstrip("/")}/**/*')
+  return [
+    os.path.join(folder, file)
+    for folder, _, files in os.walk(path, followlinks=True)
+    for file in files
+  ]
+
+
+def _expand_glob(pattern: str) -> list[str]:
+  """Lists what a glob matches, locally or on remote storage."""
+  if '://' not in pattern:
+    return glob.glob(pattern, recursive=True)
+  root = re.split(r'/[^/]*[*?\[]', pattern, maxsplit=1)[0]
+  relative = pattern.removeprefix(f'{root}/')
+  return [os.fspath(p) for p in _as_path(root).glob(relative)]
+
+
+def _as_path(path: str):
+  """Returns a path object, for local and remote (`gs://`) paths."""
+  from etils import epath
+
+  return epath.Path(path)

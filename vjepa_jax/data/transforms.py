@@ -1,0 +1,90 @@
+"""Augmentations of a clip: boxes to crop, and the horizontal flip.
+
+A crop is only a box here. The decoder applies it, so that no pixel outside it
+is ever converted.
+"""
+
+import math
+
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+_CROP_ATTEMPTS = 10
+
+
+def random_resized_crop(
+  height: int,
+  width: int,
+  *,
+  scale: tuple[float, float] = (0.3, 1.0),
+  aspect_ratio: tuple[float, float] = (0.75, 1.35),
+  rng: np.random.Generator,
+) -> Box:
+  """Draws the box of a random resized crop, one for a whole clip.
+
+  The area is uniform, the aspect ratio log-uniform. After 10 boxes that do not
+  fit, the largest centred box with the nearest allowed aspect ratio is taken.
+  The defaults are those of V-JEPA 1 and 2 pretraining.
+
+  Args:
+    height: of the frame, in pixels.
+    width: of the frame, in pixels.
+    scale: range of the area of the box relative to the frame.
+    aspect_ratio: range of width / height of the box.
+    rng: the source of randomness.
+
+  Returns:
+    (top, left, height, width) in pixels.
+  """
+  log_ratio = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
+  for _ in range(_CROP_ATTEMPTS):
+    area = height * width * rng.uniform(*scale)
+    ratio = math.exp(rng.uniform(*log_ratio))
+    box_height = round(math.sqrt(area / ratio))
+    box_width = round(math.sqrt(area * ratio))
+    if 0 < box_height <= height and 0 < box_width <= width:
+      top = int(rng.integers(height - box_height + 1))
+      left = int(rng.integers(width - box_width + 1))
+      return top, left, box_height, box_width
+  box_height, box_width = height, width
+  if width / height < aspect_ratio[0]:
+    box_height = max(round(width / aspect_ratio[0]), 1)
+  elif width / height > aspect_ratio[1]:
+    box_width = max(round(height * aspect_ratio[1]), 1)
+  return _center(height, width, box_height, box_width)
+
+
+def center_crop(
+  height: int, width: int, *, crop_fraction: float = 224 / 256
+) -> Box:
+  """Returns the centred square of the evaluation protocol.
+
+  The published evaluation resizes the short side to int(crop * 256 / 224) and
+  takes the central crop x crop pixels. This is the same square in the original
+  frame, to be resized to crop x crop.
+
+  Args:
+    height: of the frame, in pixels.
+    width: of the frame, in pixels.
+    crop_fraction: side of the square relative to the short side. 224 / 256
+      is exact for crops of 224; for another crop,
+      crop / int(crop * 256 / 224) includes the published truncation.
+
+  Returns:
+    (top, left, side, side) in pixels.
+  """
+  if not 0 < crop_fraction <= 1:
+    raise ValueError(f'crop_fraction must be in (0, 1], got {crop_fraction}')
+  side = max(round(min(height, width) * crop_fraction), 1)
+  return _center(height, width, side, side)
+
+
+def flip_horizontal(clip: np.ndarray) -> np.ndarray:
+  """Mirrors a clip [T, H, W, C] left to right, as a contiguous copy."""
+  return np.ascontiguousarray(clip[:, :, ::-1])
+
+
+def _center(height: int, width: int, box_height: int, box_width: int) -> Box:
+  top, left = (height - box_height) // 2, (width - box_width) // 2
+  return top, left, box_height, box_width

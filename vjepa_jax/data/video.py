@@ -1,0 +1,169 @@
+"""What every open video can do, and videos that are decoded already."""
+
+from collections.abc import Iterator, Sequence
+
+import av
+import cv2
+import numpy as np
+
+from vjepa_jax.data.pixels import Box, crop, resize
+
+# Frames given as an array carry no clock.
+ARRAY_FPS = 30.0
+# A time this close below a frame's own, in seconds, shows that frame: Matroska
+# rounds times to milliseconds.
+CLOCK_SLACK = 1e-3
+
+
+class DecodeError(ValueError):
+  """A video that cannot be used; the message is a one-line reason."""
+
+
+def describe_error(error: Exception) -> str:
+  """A one-line reason for an error of libav, OpenCV or the system."""
+  if isinstance(error, av.error.InvalidDataError):
+    return 'not a video, or its header is damaged or cut off'
+  if isinstance(error, av.FFmpegError | OSError) and error.strerror:
+    return f'cannot read: {error.strerror}'
+  return f'cannot read: {" ".join(str(error).split())}'
+
+
+class Video:
+  """An open video.
+
+  Attributes:
+    times: float64 [N], presentation times of the frames in seconds, increasing
+      from 0.
+    num_frames: N.
+    height: height in pixels as displayed, after rotation metadata. Pixels are
+      taken to be square.
+    width: width in pixels as displayed.
+    fps: average frames per second.
+  """
+
+  def __init__(
+    self, times: np.ndarray, height: int, width: int, fps: float
+  ) -> None:
+    self.times = times
+    self.num_frames = len(times)
+    self.height = height
+    self.width = width
+    self.fps = fps
+
+  def __enter__(self) -> 'Video':
+    return self
+
+  def __exit__(self, *unused_args) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes the file, if there is one."""
+
+  def read(
+    self, indices: Sequence[int], box: Box, size: tuple[int, int]
+  ) -> np.ndarray:
+    """Reads frames, cropped and resized.
+
+    The resize is bilinear without antialiasing, as in the published
+    pretraining. For 8-bit 4:2:0 video the luma and chroma planes are resized
+    before the conversion to RGB, with the colour matrix and range the frame is
+    tagged with. This differs from converting first by less than 2/255 on
+    average on ordinary footage: libswscale repeats chroma samples instead of
+    interpolating them, and truncates instead of rounding.
+
+    Args:
+      indices: T frame numbers in [0, num_frames), non-decreasing; repeats are
+        allowed.
+      box: (top, left, height, width) of the crop in displayed pixels.
+      size: (height, width) of the result in pixels.
+
+    Returns:
+      uint8 [T, size[0], size[1], 3], RGB.
+
+    Raises:
+      DecodeError: if a wanted frame cannot be decoded.
+      ValueError: if the indices decrease or leave the video, or the box leaves
+        the frame.
+    """
+    indices = np.asarray(indices, np.int64)
+    self._check_request(indices, box, size)
+    wanted, positions = np.unique(indices, return_inverse=True)
+    try:
+      images = self._read_distinct(wanted, box, size)
+    except (av.FFmpegError, OSError, cv2.error) as e:
+      raise DecodeError(describe_error(e)) from e
+    # Without repeats there is no reason to copy the clip.
+    return images if len(wanted) == len(indices) else images[positions]
+
+  def play(self, times: Sequence[float]) -> Iterator[np.ndarray]:
+    """Decodes the video once, from its start, as `prepare` needs it.
+
+    Args:
+      times: seconds, non-decreasing.
+
+    Yields:
+      For each time the whole frame on screen then, uint8 [height, width, 3].
+
+    Raises:
+      DecodeError: if no frame decodes, or damage leaves a hole.
+    """
+    raise NotImplementedError
+
+  def _read_distinct(
+    self, wanted: np.ndarray, box: Box, size: tuple[int, int]
+  ) -> np.ndarray:
+    """Reads strictly increasing frame numbers; see `read`."""
+    raise NotImplementedError
+
+  def _check_request(
+    self, indices: np.ndarray, box: Box, size: tuple[int, int]
+  ) -> None:
+    """Raises ValueError for a request that no video could answer."""
+    if indices.ndim != 1 or not indices.size:
+      raise ValueError(f'indices must be a non-empty list, got {indices}')
+    if (np.diff(indices) < 0).any():
+      raise ValueError(f'indices must not decrease, got {indices.tolist()}')
+    if indices[0] < 0 or indices[-1] >= self.num_frames:
+      raise ValueError(
+        f'indices {indices[0]}..{indices[-1]} leave a video of '
+        f'{self.num_frames} frames'
+      )
+    top, left, height, width = box
+    inside = (
+      0 <= top < top + height <= self.height
+      and 0 <= left < left + width <= self.width
+    )
+    if not inside:
+      raise ValueError(
+        f'box (top, left, height, width) = {tuple(box)} leaves a frame of '
+        f'{self.height}x{self.width} pixels'
+      )
+    if min(size) < 1:
+      raise ValueError(f'size must be positive, got {tuple(size)}')
+
+
+class ArrayVideo(Video):
+  """Frames that are already decoded, uint8 [N, H, W, 3]."""
+
+  def __init__(self, frames: np.ndarray) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+      raise DecodeError(
+        'frames must be uint8 [N, H, W, 3], got '
+        f'{frames.dtype} {list(frames.shape)}'
+      )
+    if not frames.size:
+      raise DecodeError('no frames')
+    times = np.arange(len(frames)) / ARRAY_FPS
+    super().__init__(times, frames.shape[1], frames.shape[2], ARRAY_FPS)
+    self._frames = frames
+
+  def play(self, times: Sequence[float]) -> Iterator[np.ndarray]:
+    for time in times:
+      number = np.searchsorted(self.times, time + CLOCK_SLACK, 'right') - 1
+      yield self._frames[max(number, 0)]
+
+  def _read_distinct(
+    self, wanted: np.ndarray, box: Box, size: tuple[int, int]
+  ) -> np.ndarray:
+    crops = (crop(self._frames[i], box) for i in wanted)
+    return np.stack([resize(crop, size) for crop in crops])

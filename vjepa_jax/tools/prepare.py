@@ -1,0 +1,398 @@
+"""Packs videos into ArrayRecord shards, re-encoded for fast reading or as is.
+
+Example:
+
+  python -m vjepa_jax.tools.prepare --input=videos/ --output=shards/ \
+      --short_side=256 --fps=7.5 --gop=8
+
+With any of --short_side, --fps and --gop, each video is decoded once from its
+start, resized (never enlarged), resampled by presentation time and encoded as
+H.264 that is cheap to decode and has a keyframe every --gop frames. Sampling
+such a data set at its own rate is what frame_step=4 is on 30 fps originals.
+Without them the files are stored unchanged, once they are seen to open.
+
+An interrupted run is continued by the same command. Files that cannot be used
+are listed with the reason in OUTPUT/bad_files.jsonl.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator
+import concurrent.futures
+import fractions
+import glob
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+from typing import NamedTuple
+
+from absl import app, flags, logging
+from array_record.python import array_record_module
+import av
+import cv2
+from etils import epath
+import numpy as np
+from tqdm import auto as tqdm
+
+from vjepa_jax.data import decode, sources
+
+_INPUT = flags.DEFINE_string(
+  'input', None, 'Folder, glob or manifest of videos.', required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for the shards.', required=True
+)
+_SHORT_SIDE = flags.DEFINE_integer(
+  'short_side', None, 'Short side of the frames in pixels.', lower_bound=16
+)
+_FPS = flags.DEFINE_float(
+  'fps', None, 'Frames per second to resample to.', lower_bound=0.01
+)
+_GOP = flags.DEFINE_integer(
+  'gop', None, 'Frames between keyframes (8 if re-encoding).', lower_bound=1
+)
+_SHARD_SIZE = flags.DEFINE_integer(
+  'shard_size', 256, 'Videos in a shard.', lower_bound=1
+)
+_NUM_WORKERS = flags.DEFINE_integer(
+  'num_workers', 2, 'Processes; 0 works in this one.', lower_bound=0
+)
+
+_DEFAULT_GOP = 8
+_CRF = 23
+# Timestamps of videos that keep their own frame times.
+_TICKS_PER_SECOND = 90_000
+# One record a chunk, so that reading one video reads nothing else; and no
+# compression, which video bytes do not gain from.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+_OPTIONS_FILE = 'prepare.json'
+_BAD_FILES = 'bad_files.jsonl'
+
+
+class Encoding(NamedTuple):
+  """How to re-encode: short side in pixels or None, fps or None, and GOP."""
+
+  short_side: int | None
+  fps: float | None
+  gop: int
+
+
+class BadFile(NamedTuple):
+  """A video that was left out."""
+
+  name: str
+  reason: str
+
+
+def prepare(
+  source: sources.Source,
+  output: str,
+  encoding: Encoding | None,
+  *,
+  shard_size: int,
+  num_workers: int,
+) -> None:
+  """Writes the shards of `source` that `output` does not hold yet.
+
+  Args:
+    source: videos as paths or bytes.
+    output: folder, created if needed.
+    encoding: how to re-encode, or None to copy.
+    shard_size: videos in a shard, those left out included.
+    num_workers: processes; 0 for none.
+
+  Raises:
+    ValueError: if `output` was written with other options.
+  """
+  os.makedirs(output, exist_ok=True)
+  _check_options(source, output, encoding, shard_size)
+  num_shards = -(-len(source) // shard_size)
+  shards = [
+    os.path.join(output, f'videos-{i:05d}-of-{num_shards:05d}.array_record')
+    for i in range(num_shards)
+  ]
+  missing = [i for i, shard in enumerate(shards) if not os.path.exists(shard)]
+  if not missing:
+    logging.info('Nothing to do: %s holds all %d shards.', output, num_shards)
+    return
+  if len(missing) < num_shards:
+    kept = num_shards - len(missing)
+    logging.info('Keeping %d of %d shards, complete.', kept, num_shards)
+  for leftover in glob.glob(os.path.join(glob.escape(output), '*.tmp')):
+    os.remove(leftover)
+  _drop_bad_files(output, missing)
+  indices = [
+    range(i * shard_size, min((i + 1) * shard_size, len(source)))
+    for i in missing
+  ]
+  num_videos = sum(map(len, indices))
+  records = (source[i] for shard_range in indices for i in shard_range)
+  results = _convert_all(records, encoding, num_workers)
+  with tqdm.tqdm(total=num_videos, unit='video', smoothing=0.05) as progress:
+    for shard, shard_range in zip(missing, indices, strict=True):
+      _write_shard(
+        shards[shard], shard, len(shard_range), results, output, progress
+      )
+  _report(output, len(source), shards)
+
+
+def _write_shard(
+  path: str,
+  number: int,
+  num_videos: int,
+  results: Iterator[bytes | BadFile],
+  output: str,
+  progress: tqdm.tqdm,
+) -> None:
+  """Writes the next `num_videos` results, atomically."""
+  temporary = f'{path}.tmp'
+  writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
+  bad = []
+  for _ in range(num_videos):
+    result = next(results)
+    if isinstance(result, BadFile):
+      bad.append(result)
+    else:
+      writer.write(result)
+    progress.update()
+  writer.close()
+  # Before the rename: entries of a shard that does not exist are dropped by
+  # the next run, entries missing from one that does would be lost.
+  with open(os.path.join(output, _BAD_FILES), 'a', encoding='utf-8') as f:
+    for name, reason in bad:
+      entry = {'name': name, 'reason': reason, 'shard': number}
+      f.write(json.dumps(entry) + '\n')
+      progress.write(f'left out {name}: {reason}')
+  os.replace(temporary, path)
+
+
+def _convert_all(
+  records: Iterable[sources.Record],
+  encoding: Encoding | None,
+  num_workers: int,
+) -> Iterator[bytes | BadFile]:
+  """Yields what `convert` makes of each record, in order."""
+  if not num_workers:
+    for record in records:
+      yield convert(record, encoding)
+    return
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    num_workers, context, initializer=_end_with_parent
+  ) as pool:
+    # A bounded queue, or finished videos would fill the memory.
+    queue = collections.deque()
+    try:
+      for record in records:
+        queue.append((record.name, pool.submit(convert, record, encoding)))
+        if len(queue) > 2 * num_workers:
+          yield queue.popleft()[1].result()
+      while queue:
+        yield queue.popleft()[1].result()
+    except concurrent.futures.process.BrokenProcessPool as e:
+      names = ', '.join(name for name, _ in queue)
+      raise RuntimeError(
+        f'a worker died (out of memory, or one of the next files crashes '
+        f'the decoder: {names}); run again to continue'
+      ) from e
+    finally:
+      for _, future in queue:
+        future.cancel()
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when its parent is killed, which would strand it."""
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def convert(
+  record: sources.Record, encoding: Encoding | None
+) -> bytes | BadFile:
+  """Turns a record into its bytes in a shard.
+
+  Args:
+    record: a video as a path or bytes.
+    encoding: how to re-encode, or None to copy.
+
+  Returns:
+    The packed record, or why there is none.
+  """
+  try:
+    with decode.open_video(record.video) as video:
+      if encoding is None:
+        content = record.video
+        if isinstance(content, str):
+          content = epath.Path(content).read_bytes()
+      else:
+        content = transcode(video, encoding)
+  except (decode.DecodeError, av.FFmpegError, OSError) as e:
+    return BadFile(record.name, ' '.join(str(e).split()))
+  return sources.pack_record(record._replace(video=content))
+
+
+def transcode(video: decode.Video, encoding: Encoding) -> bytes:
+  """Re-encodes a video as an MP4 file of 8-bit 4:2:0 H.264.
+
+  Args:
+    video: the open video.
+    encoding: short side, frame rate and keyframe interval.
+
+  Returns:
+    The bytes of the file. They depend on nothing but the arguments.
+
+  Raises:
+    DecodeError: if the video does not decode.
+  """
+  height, width = _fit(video.height, video.width, encoding.short_side)
+  if encoding.fps is None:
+    times = video.times
+    rate = fractions.Fraction(video.fps).limit_denominator(1001)
+    time_base = fractions.Fraction(1, _TICKS_PER_SECOND)
+    ticks = np.round(times * _TICKS_PER_SECOND).astype(int).tolist()
+  else:
+    duration = video.times[-1] + 1 / video.fps
+    # The subtraction keeps a rounded duration from adding a frame.
+    count = max(int(np.ceil(duration * encoding.fps - 0.01)), 1)
+    times = np.arange(count) / encoding.fps
+    rate = fractions.Fraction(encoding.fps).limit_denominator(1001)
+    time_base = 1 / rate
+    ticks = range(count)
+  file = io.BytesIO()
+  with av.open(file, 'w', format='mp4') as container:
+    stream = container.add_stream('libx264', rate=rate)
+    stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+    stream.time_base = stream.codec_context.time_base = time_base
+    stream.codec_context.gop_size = encoding.gop
+    # With several threads the bytes could differ from run to run.
+    stream.codec_context.thread_count = 1
+    # mbtree reads memory that x264 has not written when it comes to the edges
+    # of B-frames, so the same frames could give other bytes.
+    stream.options = {
+      'crf': str(_CRF),
+      'tune': 'fastdecode',
+      'x264-params': 'mbtree=0',
+    }
+    for tick, pixels in zip(ticks, video.play(times), strict=True):
+      if pixels.shape[:2] != (height, width):
+        # Averages over areas: frames are shrunk here once and for all, so
+        # aliasing would stay in the data set.
+        pixels = cv2.resize(
+          pixels, (width, height), interpolation=cv2.INTER_AREA
+        )
+      frame = av.VideoFrame.from_ndarray(
+        np.ascontiguousarray(pixels), format='rgb24'
+      )
+      frame.pts, frame.time_base = tick, time_base
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  return file.getvalue()
+
+
+def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+  """Returns the size of the encoded frames: shrunk, and even for 4:2:0."""
+  scale = min(1.0, (short_side or np.inf) / min(height, width))
+  return tuple(max(2 * round(n * scale / 2), 2) for n in (height, width))
+
+
+def _check_options(
+  source: sources.Source,
+  output: str,
+  encoding: Encoding | None,
+  shard_size: int,
+) -> None:
+  """Writes down the options, or compares them with those of earlier runs."""
+  names = hashlib.sha256()
+  for i in range(len(source)):
+    names.update(source[i].name.encode('utf-8', 'surrogateescape') + b'\n')
+  options = {
+    'num_videos': len(source),
+    'names_sha256': names.hexdigest(),
+    'shard_size': shard_size,
+    'encoding': encoding._asdict() if encoding else 'as is',
+  }
+  path = os.path.join(output, _OPTIONS_FILE)
+  if not os.path.exists(path):
+    with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
+      json.dump(options, f, indent=2)
+    os.replace(f'{path}.tmp', path)
+    return
+  with open(path, encoding='utf-8') as f:
+    earlier = json.load(f)
+  changes = [
+    f'{key} was {earlier.get(key)} and is now {value}'
+    for key, value in options.items()
+    if earlier.get(key) != value
+  ]
+  if changes:
+    raise ValueError(
+      f'{output} was begun with other options or videos: '
+      f'{"; ".join(changes)}. Use another --output, or delete it'
+    )
+
+
+def _drop_bad_files(output: str, missing: list[int]) -> None:
+  """Forgets the bad files of shards that will be written again."""
+  path = os.path.join(output, _BAD_FILES)
+  if not os.path.exists(path):
+    return
+  with open(path, encoding='utf-8') as f:
+    lines = f.read().splitlines(keepends=True)
+  with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
+    for line in lines:
+      # A run that was killed can leave half a line behind.
+      if line.endswith('}\n') and json.loads(line)['shard'] not in missing:
+        f.write(line)
+  os.replace(f'{path}.tmp', path)
+
+
+def _report(output: str, num_videos: int, shards: list[str]) -> None:
+  """Logs how many videos there are now, and how many were left out."""
+  with open(os.path.join(output, _BAD_FILES), encoding='utf-8') as f:
+    num_bad = sum(1 for _ in f)
+  size = sum(os.path.getsize(shard) for shard in shards)
+  logging.info(
+    'Wrote %d videos to %d shards in %s, %.1f MB in all.',
+    num_videos - num_bad,
+    len(shards),
+    output,
+    size / 1e6,
+  )
+  if num_bad:
+    logging.warning(
+      'Left out %d bad files, listed with the reason in %s.',
+      num_bad,
+      os.path.join(output, _BAD_FILES),
+    )
+
+
+def main(argv: list[str]) -> None:
+  """Runs `prepare` as the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  encoding = None
+  if any(f.value is not None for f in (_SHORT_SIDE, _FPS, _GOP)):
+    encoding = Encoding(
+      _SHORT_SIDE.value, _FPS.value, _GOP.value or _DEFAULT_GOP
+    )
+  try:
+    source = sources.open_source(_INPUT.value)
+    prepare(
+      source,
+      _OUTPUT.value,
+      encoding,
+      shard_size=_SHARD_SIZE.value,
+      num_workers=_NUM_WORKERS.value,
+    )
+  except (OSError, ValueError) as e:
+    raise SystemExit(f'prepare: {e}') from e
+
+
+if __name__ == '__main__':
+  app.run(main)
