@@ -33,10 +33,20 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unknown argument {argv[1]!r}')
   logging.set_verbosity(logging.INFO)
+  # Of other packages warnings will do: Orbax tells of each file it renames.
+  logging.get_absl_handler().addFilter(
+      lambda record: record.levelno >= logging.logging.WARNING
+      or 'vjepa_jax' in record.pathname
+  )
   profile_steps = _parse_range(_PROFILE.value)
-  if _DISTRIBUTED.value:
-    import jax  # noqa: PLC0415
 
+  import jax  # noqa: PLC0415
+
+  if jax.config.jax_compilation_cache_dir is None:
+    # A resumed run starts in seconds; JAX_COMPILATION_CACHE_DIR wins.
+    cache = f'{_WORKDIR.value}/compilation_cache'
+    jax.config.update('jax_compilation_cache_dir', cache)
+  if _DISTRIBUTED.value:
     jax.distributed.initialize()
   config = _CONFIG.value
   if config.task == 'pretrain':

@@ -140,15 +140,18 @@ def train(
   preemption = Preemption()
   metrics = _Metrics(cadence, telemetry, quarantine)
   for step in range(start_step, cadence.total_steps + 1):
-    # What was evaluated before an interruption is in the metrics already.
-    if evaluate and cadence.evaluates(step) and (not step or step > start_step):
-      with telemetry.pause():
-        telemetry.write(step, evaluate(state.target))
     last = step == cadence.total_steps
     preempted = preemption.reached(step)
-    if last or preempted or checkpoints.is_due(step):
-      with telemetry.pause():
-        metrics.write()
+    # What was evaluated before an interruption is in the metrics already.
+    fresh = step == 0 or step > start_step
+    evaluates = evaluate is not None and cadence.evaluates(step) and fresh
+    saves = last or preempted or checkpoints.is_due(step)
+    if evaluates or saves:
+      metrics.write()
+    with telemetry.pause():
+      if evaluates:
+        telemetry.write(step, evaluate(state.target))
+      if saves:
         telemetry.flush()
         checkpoints.save(step, state, feed.position)
     if last or preempted:

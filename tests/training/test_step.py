@@ -1,0 +1,292 @@
+"""Objective and train step: the invariants of the method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vjepa_jax.models import zoo
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+from vjepa_jax.training import objective, optimizer, step
+from vjepa_jax.training import state as state_lib
+
+GRID = (2, 4, 4)
+BATCH = 8
+
+
+def _constants(**values):
+  values = {'learning_rate': 1e-3, 'weight_decay': 0.04, 'ema': 0.9} | values
+  return {k: lambda _, v=v: jnp.float32(v) for k, v in values.items()}
+
+
+def _models():
+  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8), remat='full')
+  predictor = zoo.build_predictor(
+      encoder, num_heads=2, width=24, depth=1, num_mask_tokens=2
+  )
+  return encoder, predictor
+
+
+def _objective(**fields):
+  return objective.Objective(*_models(), ('short', 'long'), **fields)
+
+
+def _init(seed=0):
+  encoder, predictor = _models()
+  tx = optax.scale_by_adam()
+  return jax.jit(
+      lambda key: state_lib.init_state(key, encoder, predictor, tx, GRID)
+  )(jax.random.key(seed))
+
+
+def _batch(seed):
+  rng = np.random.default_rng(seed)
+  masks = []
+  for context, target in ((8, 16), (4, 20)):
+    ids = np.stack([rng.permutation(32) for _ in range(BATCH)]).astype(np.int32)
+    masks.append({
+        'context': np.sort(ids[:, :context]),
+        'target': np.sort(ids[:, context : context + target]),
+    })
+  video = rng.integers(0, 256, (BATCH, 4, 32, 32, 3), dtype=np.uint8)
+  return {'video': video, 'masks': tuple(masks)}
+
+
+@pytest.fixture(scope='module')
+def initial():
+  # Random mask tokens and biases, so that nothing vanishes by initialisation.
+  state = _init()
+  key = jax.random.key(7)
+  return state.replace(
+      params=jax.tree.map(
+          lambda p: p + 0.02 * jax.random.normal(key, p.shape), state.params
+      )
+  )
+
+
+@pytest.fixture(scope='module')
+def run_step():
+  steps = {}
+
+  def run(state, batch, schedules=None, **options):
+    key = str(options)
+    if key not in steps or schedules is not None:
+      steps[key] = jax.jit(
+          step.make_train_step(
+              _objective(),
+              optax.scale_by_adam(),
+              schedules or _constants(),
+              **options,
+          )
+      )
+    return steps[key](state, batch)
+
+  return run
+
+
+def _assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_target_starts_as_a_copy_of_the_context_encoder():
+  state = _init()
+  _assert_equal(state.target, state.params['encoder'])
+  leaves = jax.tree.leaves(state.target), jax.tree.leaves(
+      state.params['encoder']
+  )
+  for target, online in zip(*leaves, strict=True):
+    assert target.unsafe_buffer_pointer() != online.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize('target_view', objective.TARGET_VIEWS)
+def test_no_gradient_reaches_the_target(initial, target_view):
+  goal = _objective(target_view=target_view)
+
+  def loss(params, target):
+    return objective.compute_loss(params, goal, target, _batch(0))[0]
+
+  online, target = jax.jit(jax.grad(loss, argnums=(0, 1)))(
+      initial.params, initial.target
+  )
+  assert all(not g.any() for g in jax.tree.leaves(target))
+  assert all(g.any() for g in jax.tree.leaves(online['encoder']['embed']))
+  assert online['predictor']['mask_tokens'].any(axis=1).all()
+
+
+@pytest.mark.parametrize('loss_exp', [1.0, 2.0])
+def test_loss_is_the_published_formula(initial, loss_exp):
+  goal, batch = _objective(loss_exp=loss_exp), _batch(0)
+  loss, metrics = objective.compute_loss(
+      initial.params, goal, initial.target, batch
+  )
+  encoder, predictor = _models()
+  clip = np.asarray(encoder.apply({'params': initial.target}, batch['video']))
+  mean, var = clip.mean(-1, keepdims=True), clip.var(-1, keepdims=True)
+  clip = (clip - mean) / np.sqrt(var + 1e-5)
+  losses, stds = [], []
+  for i, mask in enumerate(batch['masks']):
+    context = encoder.apply(
+        {'params': initial.params['encoder']}, batch['video'], mask['context']
+    )
+    z = np.asarray(
+        predictor.apply(
+            {'params': initial.params['predictor']}, context, mask['context'],
+            mask['target'], GRID, i,
+        )
+    )
+    h = np.stack([c[ids] for c, ids in zip(clip, mask['target'], strict=True)])
+    losses.append((np.abs(z - h) ** loss_exp).mean() / loss_exp)
+    stds.append(np.sqrt(z.var(axis=1, ddof=1) + 1e-4))
+  assert float(loss) == pytest.approx(np.mean(losses), rel=1e-4)
+  assert float(metrics['loss_long']) == pytest.approx(losses[1], rel=1e-4)
+  variance = np.maximum(1 - np.mean(stds, axis=0), 0).mean()
+  assert float(metrics['loss_variance']) == pytest.approx(variance, rel=1e-4)
+
+
+def test_variance_term_is_optional(initial):
+  plain, weighted = (
+      objective.compute_loss(
+          initial.params, _objective(variance_weight=w), initial.target,
+          _batch(0),
+      )
+      for w in (0.0, 0.5)
+  )
+  expected = plain[0] + 0.5 * plain[1]['loss_variance']
+  assert float(weighted[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_target_of_targets_cannot_see_the_context(initial):
+  batch = _batch(0)
+  seen = objective.encode_targets(
+      _objective(target_view='targets'), initial.target, batch
+  )
+  other = dict(batch, video=batch['video'].copy())
+  # Token 0 is the corner of the first frames; change it where it is hidden
+  # from the first mask's targets.
+  rows = [r for r in range(BATCH) if 0 not in batch['masks'][0]['target'][r]]
+  other['video'][rows, :2, :8, :8] = 0
+  again = objective.encode_targets(
+      _objective(target_view='targets'), initial.target, other
+  )
+  np.testing.assert_allclose(again[0], seen[0], atol=1e-6)
+  whole = [
+      objective.encode_targets(_objective(), initial.target, b)[0]
+      for b in (batch, other)
+  ]
+  assert np.abs(whole[0] - whole[1])[rows].max() > 1e-4
+
+
+def test_target_moves_by_the_ema_formula(initial, run_step):
+  new, _ = run_step(initial, _batch(0))
+  expected = jax.tree.map(
+      lambda t, p: 0.9 * t + 0.1 * p, initial.target, new.params['encoder']
+  )
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
+      new.target, expected,
+  )
+  assert int(new.step) == 1
+
+
+def test_update_is_adamw_with_the_published_exclusions(initial, run_step):
+  tx = optax.adamw(1e-3, weight_decay=0.04, mask=optimizer.mask_decayed)
+  grads = jax.jit(
+      jax.grad(
+          lambda p: objective.compute_loss(
+              p, _objective(), initial.target, _batch(0)
+          )[0]
+      )
+  )(initial.params)
+  updates, _ = tx.update(grads, tx.init(initial.params), initial.params)
+  expected = optax.apply_updates(initial.params, updates)
+  new, _ = run_step(initial, _batch(0))
+  # Gradients near zero have signs of their own: compare what is clearly not.
+  for want, have, grad in zip(
+      *map(jax.tree.leaves, (expected, new.params, grads)), strict=True
+  ):
+    clear = np.abs(grad) > 1e-5
+    np.testing.assert_allclose(have[clear], want[clear], atol=2e-5)
+
+  excluded = {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, decays in jax.tree_util.tree_leaves_with_path(
+          optimizer.mask_decayed(initial.params)
+      )
+      if not decays
+  }
+  assert 'encoder/norm/scale' in excluded
+  assert 'encoder/transformer/blocks/attention/query/bias' in excluded
+  assert 'encoder/transformer/blocks/attention/out_bias' in excluded
+  assert 'predictor/mask_tokens' not in excluded
+  assert all(n.endswith(('bias', 'scale')) for n in excluded)
+
+
+def test_modules_are_clipped_separately_and_from_a_step_on():
+  grads = {'encoder': jnp.full(4, 10.0), 'predictor': jnp.full(4, 0.1)}
+  clipped, norms = optimizer.clip_by_module(grads, 10.0)
+  assert float(norms['encoder']) == pytest.approx(20.0)
+  np.testing.assert_allclose(clipped['encoder'], 5.0, rtol=1e-6)
+  np.testing.assert_array_equal(clipped['predictor'], grads['predictor'])
+
+
+def test_clipping_starts_at_its_step(initial, run_step):
+  # Adam forgets the scale of a gradient, its second moment does not.
+  options = dict(clip_norm=1e-4, clip_start_step=1)
+  first, _ = run_step(initial, _batch(0), **options)
+  later, _ = run_step(
+      initial.replace(step=jnp.int32(1)), _batch(0), **options
+  )
+  moments = [
+      float(optax.tree.norm(s.opt_state.mu['predictor']))
+      for s in (first, later)
+  ]
+  assert moments[1] == pytest.approx(1e-5, rel=1e-2)
+  assert moments[0] > 10 * moments[1]
+
+
+def test_a_non_finite_update_is_skipped_and_counted(initial, run_step):
+  poisoned = jax.tree.map(lambda x: x, initial.params)
+  poisoned['predictor']['proj']['bias'] = jnp.full(48, jnp.nan)
+  bad = initial.replace(params=poisoned)
+  new, metrics = run_step(bad, _batch(0))
+  assert float(metrics['skipped']) == 1
+  _assert_equal(new.params, bad.params)
+  _assert_equal(new.opt_state, bad.opt_state)
+  assert int(new.step) == 1  # schedules go on
+  _, metrics = run_step(initial, _batch(0))
+  assert float(metrics['skipped']) == 0
+
+
+def _train(fsdp, devices, steps=5):
+  mesh = mesh_lib.make_mesh(fsdp, jax.devices()[:devices])
+  state = _init()
+  shardings = sharding.shard_tree(state, mesh, min_elements=256)
+  state = jax.device_put(state, shardings)
+  rows = sharding.shard_batch(mesh)
+  train_step = jax.jit(
+      step.make_train_step(_objective(), optax.scale_by_adam(), _constants()),
+      donate_argnums=0,
+      in_shardings=(shardings, rows),
+      out_shardings=(shardings, sharding.replicate(mesh)),
+  )
+  losses = []
+  with jax.set_mesh(mesh):
+    for i in range(steps):
+      batch = sharding.make_global(_batch(i), rows)
+      state, metrics = train_step(state, batch)
+      losses.append(float(metrics['loss']))
+  return losses, state
+
+
+def test_eight_devices_give_the_losses_of_one():
+  expected, _ = _train(fsdp=1, devices=1)
+  losses, state = _train(fsdp=2, devices=8)
+  np.testing.assert_allclose(losses, expected, atol=1e-5)
+  # Parameters, both moments and the target are really split.
+  for tree in (state.params['encoder'], state.opt_state.mu['encoder'],
+               state.opt_state.nu['encoder'], state.target):
+    kernel = tree['transformer']['blocks']['mlp']['fc1']['kernel']
+    assert kernel.sharding.spec == jax.P(None, None, 'fsdp')
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2
