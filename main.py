@@ -14,9 +14,14 @@ _WORKDIR = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_string(
   'profile_steps', None, 'FIRST:LAST, trace these steps with XLA profiler.'
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'Join the other hosts of a pod or cluster.'
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  "Several hosts: 'auto' on TPU pods and SLURM, else HOST:PORT of process 0, "
+  'with --num_processes and --process_index.',
 )
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of hosts.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which one.')
 
 
 def _parse_range(text: str | None) -> tuple[int, int] | None:
@@ -35,8 +40,10 @@ def main(argv):
   logging.set_verbosity(logging.INFO)
   # Of other packages warnings will do: Orbax tells of each file it renames.
   logging.get_absl_handler().addFilter(
-      lambda record: record.levelno >= logging.logging.WARNING
+    lambda record: (
+      record.levelno >= logging.logging.WARNING
       or 'vjepa_jax' in record.pathname
+    )
   )
   profile_steps = _parse_range(_PROFILE.value)
 
@@ -46,8 +53,12 @@ def main(argv):
     # A resumed run starts in seconds; JAX_COMPILATION_CACHE_DIR wins.
     cache = f'{_WORKDIR.value}/compilation_cache'
     jax.config.update('jax_compilation_cache_dir', cache)
-  if _DISTRIBUTED.value:
+  if _COORDINATOR.value == 'auto':
     jax.distributed.initialize()
+  elif _COORDINATOR.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_INDEX.value
+    )
   config = _CONFIG.value
   if config.task == 'pretrain':
     from vjepa_jax.tasks.pretrain import pretrain  # noqa: PLC0415

@@ -13,8 +13,8 @@ from vjepa_jax.parallel import sharding
 def _specs(shapes, fsdp, **options):
   mesh = mesh_lib.make_mesh(fsdp)
   tree = {
-      name: jax.ShapeDtypeStruct(shape, jnp.float32)
-      for name, shape in shapes.items()
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in shapes.items()
   }
   shardings = sharding.shard_tree(tree, mesh, **options)
   return {name: s.spec for name, s in shardings.items()}
@@ -30,21 +30,21 @@ def test_mesh_has_data_and_fsdp_axes():
 
 def test_rule_takes_the_largest_divisible_dimension():
   specs = _specs(
-      {
-          'wide': (1024, 4096),
-          'tall': (4096, 1024),
-          'odd': (1023, 512),
-          'none': (1023, 513),
-          'small': (64,),
-      },
-      fsdp=4,
+    {
+      'wide': (1024, 4096),
+      'tall': (4096, 1024),
+      'odd': (1023, 512),
+      'none': (1023, 513),
+      'small': (64,),
+    },
+    fsdp=4,
   )
   assert specs == {
-      'wide': P(None, 'fsdp'),
-      'tall': P('fsdp'),
-      'odd': P(None, 'fsdp'),
-      'none': P(),
-      'small': P(),
+    'wide': P(None, 'fsdp'),
+    'tall': P('fsdp'),
+    'odd': P(None, 'fsdp'),
+    'none': P(),
+    'small': P(),
   }
 
 
@@ -63,8 +63,8 @@ def test_without_fsdp_everything_is_replicated():
 def test_guard_names_what_is_not_sharded():
   mesh = mesh_lib.make_mesh(8)
   tree = {
-      'good': jax.ShapeDtypeStruct((1024, 4096), jnp.float32),
-      'bad': jax.ShapeDtypeStruct((1001, 1111), jnp.float32),
+    'good': jax.ShapeDtypeStruct((1024, 4096), jnp.float32),
+    'bad': jax.ShapeDtypeStruct((1001, 1111), jnp.float32),
   }
   shardings = sharding.shard_tree(tree, mesh)
   with pytest.raises(ValueError, match='21.0% of the state .* most of it bad'):

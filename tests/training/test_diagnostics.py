@@ -21,9 +21,10 @@ def _measure(features):
 def test_effective_rank_counts_the_directions_in_use():
   rng = np.random.default_rng(0)
   for rank in (1, 4, 16):
-    x = rng.normal(size=(4000, rank)) @ np.linalg.qr(
-        rng.normal(size=(16, 16))
-    )[0][:rank]
+    x = (
+      rng.normal(size=(4000, rank))
+      @ np.linalg.qr(rng.normal(size=(16, 16)))[0][:rank]
+    )
     covariance = x.T @ x / len(x)
     measured = diagnostics.compute_effective_rank(covariance)
     assert measured == pytest.approx(rank, rel=0.02)
@@ -36,8 +37,8 @@ def test_features_that_carry_only_position_are_told_apart():
   collapsed = _measure(position)
   assert collapsed['content_std'] < 1e-3
   assert collapsed['position_std'] > 0.9
-  assert collapsed['effective_rank_clips'] < 1.5 or collapsed[
-      'content_std'
-  ] < 1e-3
+  assert (
+    collapsed['effective_rank_clips'] < 1.5 or collapsed['content_std'] < 1e-3
+  )
   healthy = _measure(rng.normal(size=(16, 32, 24)))
   assert healthy['content_std'] > 0.9 and healthy['position_std'] < 0.4

@@ -32,7 +32,7 @@ def test_v2_pretrains_at_a_constant_rate_and_cools_down_linearly():
     assert float(schedules['ema'](step)) == pytest.approx(0.99925)
     assert float(schedules['weight_decay'](step)) == pytest.approx(0.04)
   rate = _published(vjepa2.get_config('variant=g16,stage=cooldown_256'))[
-      'learning_rate'
+    'learning_rate'
   ]
   assert float(rate(0)) == pytest.approx(5.25e-4, rel=1e-3)
   assert float(rate(12_000 - 1)) == pytest.approx(1.06e-4, rel=0.01)
@@ -40,7 +40,7 @@ def test_v2_pretrains_at_a_constant_rate_and_cools_down_linearly():
 
 def test_cosine_is_half_a_period():
   schedule = make_schedule(
-      'cosine', value=1.0, final=0.2, warmup_steps=10, total_steps=110
+    'cosine', value=1.0, final=0.2, warmup_steps=10, total_steps=110
   )
   steps = np.arange(10, 111)
   expected = 0.2 + 0.8 * 0.5 * (1 + np.cos(np.pi * (steps - 10) / 100))

@@ -24,7 +24,7 @@ def _constants(**values):
 def _models():
   encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8), remat='full')
   predictor = zoo.build_predictor(
-      encoder, num_heads=2, width=24, depth=1, num_mask_tokens=2
+    encoder, num_heads=2, width=24, depth=1, num_mask_tokens=2
   )
   return encoder, predictor
 
@@ -37,7 +37,7 @@ def _init(seed=0):
   encoder, predictor = _models()
   tx = optax.scale_by_adam()
   return jax.jit(
-      lambda key: state_lib.init_state(key, encoder, predictor, tx, GRID)
+    lambda key: state_lib.init_state(key, encoder, predictor, tx, GRID)
   )(jax.random.key(seed))
 
 
@@ -46,10 +46,12 @@ def _batch(seed):
   masks = []
   for context, target in ((8, 16), (4, 20)):
     ids = np.stack([rng.permutation(32) for _ in range(BATCH)]).astype(np.int32)
-    masks.append({
+    masks.append(
+      {
         'context': np.sort(ids[:, :context]),
         'target': np.sort(ids[:, context : context + target]),
-    })
+      }
+    )
   video = rng.integers(0, 256, (BATCH, 4, 32, 32, 3), dtype=np.uint8)
   return {'video': video, 'masks': tuple(masks)}
 
@@ -60,9 +62,9 @@ def initial():
   state = _init()
   key = jax.random.key(7)
   return state.replace(
-      params=jax.tree.map(
-          lambda p: p + 0.02 * jax.random.normal(key, p.shape), state.params
-      )
+    params=jax.tree.map(
+      lambda p: p + 0.02 * jax.random.normal(key, p.shape), state.params
+    )
   )
 
 
@@ -74,12 +76,12 @@ def run_step():
     key = str(options)
     if key not in steps or schedules is not None:
       steps[key] = jax.jit(
-          step.make_train_step(
-              _objective(),
-              optax.scale_by_adam(),
-              schedules or _constants(),
-              **options,
-          )
+        step.make_train_step(
+          _objective(),
+          optax.scale_by_adam(),
+          schedules or _constants(),
+          **options,
+        )
       )
     return steps[key](state, batch)
 
@@ -93,8 +95,9 @@ def _assert_equal(a, b):
 def test_target_starts_as_a_copy_of_the_context_encoder():
   state = _init()
   _assert_equal(state.target, state.params['encoder'])
-  leaves = jax.tree.leaves(state.target), jax.tree.leaves(
-      state.params['encoder']
+  leaves = (
+    jax.tree.leaves(state.target),
+    jax.tree.leaves(state.params['encoder']),
   )
   for target, online in zip(*leaves, strict=True):
     assert target.unsafe_buffer_pointer() != online.unsafe_buffer_pointer()
@@ -108,7 +111,7 @@ def test_no_gradient_reaches_the_target(initial, target_view):
     return objective.compute_loss(params, goal, target, _batch(0))[0]
 
   online, target = jax.jit(jax.grad(loss, argnums=(0, 1)))(
-      initial.params, initial.target
+    initial.params, initial.target
   )
   assert all(not g.any() for g in jax.tree.leaves(target))
   assert all(g.any() for g in jax.tree.leaves(online['encoder']['embed']))
@@ -119,7 +122,7 @@ def test_no_gradient_reaches_the_target(initial, target_view):
 def test_loss_is_the_published_formula(initial, loss_exp):
   goal, batch = _objective(loss_exp=loss_exp), _batch(0)
   loss, metrics = objective.compute_loss(
-      initial.params, goal, initial.target, batch
+    initial.params, goal, initial.target, batch
   )
   encoder, predictor = _models()
   clip = np.asarray(encoder.apply({'params': initial.target}, batch['video']))
@@ -128,13 +131,17 @@ def test_loss_is_the_published_formula(initial, loss_exp):
   losses, stds = [], []
   for i, mask in enumerate(batch['masks']):
     context = encoder.apply(
-        {'params': initial.params['encoder']}, batch['video'], mask['context']
+      {'params': initial.params['encoder']}, batch['video'], mask['context']
     )
     z = np.asarray(
-        predictor.apply(
-            {'params': initial.params['predictor']}, context, mask['context'],
-            mask['target'], GRID, i,
-        )
+      predictor.apply(
+        {'params': initial.params['predictor']},
+        context,
+        mask['context'],
+        mask['target'],
+        GRID,
+        i,
+      )
     )
     h = np.stack([c[ids] for c, ids in zip(clip, mask['target'], strict=True)])
     losses.append((np.abs(z - h) ** loss_exp).mean() / loss_exp)
@@ -147,11 +154,13 @@ def test_loss_is_the_published_formula(initial, loss_exp):
 
 def test_variance_term_is_optional(initial):
   plain, weighted = (
-      objective.compute_loss(
-          initial.params, _objective(variance_weight=w), initial.target,
-          _batch(0),
-      )
-      for w in (0.0, 0.5)
+    objective.compute_loss(
+      initial.params,
+      _objective(variance_weight=w),
+      initial.target,
+      _batch(0),
+    )
+    for w in (0.0, 0.5)
   )
   expected = plain[0] + 0.5 * plain[1]['loss_variance']
   assert float(weighted[0]) == pytest.approx(float(expected), rel=1e-5)
@@ -160,7 +169,7 @@ def test_variance_term_is_optional(initial):
 def test_target_of_targets_cannot_see_the_context(initial):
   batch = _batch(0)
   seen = objective.encode_targets(
-      _objective(target_view='targets'), initial.target, batch
+    _objective(target_view='targets'), initial.target, batch
   )
   other = dict(batch, video=batch['video'].copy())
   # Token 0 is the corner of the first frames; change it where it is hidden
@@ -168,12 +177,12 @@ def test_target_of_targets_cannot_see_the_context(initial):
   rows = [r for r in range(BATCH) if 0 not in batch['masks'][0]['target'][r]]
   other['video'][rows, :2, :8, :8] = 0
   again = objective.encode_targets(
-      _objective(target_view='targets'), initial.target, other
+    _objective(target_view='targets'), initial.target, other
   )
   np.testing.assert_allclose(again[0], seen[0], atol=1e-6)
   whole = [
-      objective.encode_targets(_objective(), initial.target, b)[0]
-      for b in (batch, other)
+    objective.encode_targets(_objective(), initial.target, b)[0]
+    for b in (batch, other)
   ]
   assert np.abs(whole[0] - whole[1])[rows].max() > 1e-4
 
@@ -181,11 +190,12 @@ def test_target_of_targets_cannot_see_the_context(initial):
 def test_target_moves_by_the_ema_formula(initial, run_step):
   new, _ = run_step(initial, _batch(0))
   expected = jax.tree.map(
-      lambda t, p: 0.9 * t + 0.1 * p, initial.target, new.params['encoder']
+    lambda t, p: 0.9 * t + 0.1 * p, initial.target, new.params['encoder']
   )
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
-      new.target, expected,
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
+    new.target,
+    expected,
   )
   assert int(new.step) == 1
 
@@ -193,28 +203,28 @@ def test_target_moves_by_the_ema_formula(initial, run_step):
 def test_update_is_adamw_with_the_published_exclusions(initial, run_step):
   tx = optax.adamw(1e-3, weight_decay=0.04, mask=optimizer.mask_decayed)
   grads = jax.jit(
-      jax.grad(
-          lambda p: objective.compute_loss(
-              p, _objective(), initial.target, _batch(0)
-          )[0]
-      )
+    jax.grad(
+      lambda p: objective.compute_loss(
+        p, _objective(), initial.target, _batch(0)
+      )[0]
+    )
   )(initial.params)
   updates, _ = tx.update(grads, tx.init(initial.params), initial.params)
   expected = optax.apply_updates(initial.params, updates)
   new, _ = run_step(initial, _batch(0))
   # Gradients near zero have signs of their own: compare what is clearly not.
   for want, have, grad in zip(
-      *map(jax.tree.leaves, (expected, new.params, grads)), strict=True
+    *map(jax.tree.leaves, (expected, new.params, grads)), strict=True
   ):
     clear = np.abs(grad) > 1e-5
     np.testing.assert_allclose(have[clear], want[clear], atol=2e-5)
 
   excluded = {
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for path, decays in jax.tree_util.tree_leaves_with_path(
-          optimizer.mask_decayed(initial.params)
-      )
-      if not decays
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, decays in jax.tree_util.tree_leaves_with_path(
+      optimizer.mask_decayed(initial.params)
+    )
+    if not decays
   }
   assert 'encoder/norm/scale' in excluded
   assert 'encoder/transformer/blocks/attention/query/bias' in excluded
@@ -235,12 +245,9 @@ def test_clipping_starts_at_its_step(initial, run_step):
   # Adam forgets the scale of a gradient, its second moment does not.
   options = dict(clip_norm=1e-4, clip_start_step=1)
   first, _ = run_step(initial, _batch(0), **options)
-  later, _ = run_step(
-      initial.replace(step=jnp.int32(1)), _batch(0), **options
-  )
+  later, _ = run_step(initial.replace(step=jnp.int32(1)), _batch(0), **options)
   moments = [
-      float(optax.tree.norm(s.opt_state.mu['predictor']))
-      for s in (first, later)
+    float(optax.tree.norm(s.opt_state.mu['predictor'])) for s in (first, later)
   ]
   assert moments[1] == pytest.approx(1e-5, rel=1e-2)
   assert moments[0] > 10 * moments[1]
@@ -266,10 +273,10 @@ def _train(fsdp, devices, steps=5):
   state = jax.device_put(state, shardings)
   rows = sharding.shard_batch(mesh)
   train_step = jax.jit(
-      step.make_train_step(_objective(), optax.scale_by_adam(), _constants()),
-      donate_argnums=0,
-      in_shardings=(shardings, rows),
-      out_shardings=(shardings, sharding.replicate(mesh)),
+    step.make_train_step(_objective(), optax.scale_by_adam(), _constants()),
+    donate_argnums=0,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, sharding.replicate(mesh)),
   )
   losses = []
   with jax.set_mesh(mesh):
@@ -285,8 +292,12 @@ def test_eight_devices_give_the_losses_of_one():
   losses, state = _train(fsdp=2, devices=8)
   np.testing.assert_allclose(losses, expected, atol=1e-5)
   # Parameters, both moments and the target are really split.
-  for tree in (state.params['encoder'], state.opt_state.mu['encoder'],
-               state.opt_state.nu['encoder'], state.target):
+  for tree in (
+    state.params['encoder'],
+    state.opt_state.mu['encoder'],
+    state.opt_state.nu['encoder'],
+    state.target,
+  ):
     kernel = tree['transformer']['blocks']['mlp']['fc1']['kernel']
     assert kernel.sharding.spec == jax.P(None, None, 'fsdp')
     assert kernel.addressable_shards[0].data.size == kernel.size // 2

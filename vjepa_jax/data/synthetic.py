@@ -5,8 +5,9 @@ For tests and smoke runs, where nothing can be downloaded.
 
 from pathlib import Path
 
-import av
 import numpy as np
+
+from vjepa_jax.data.encode import write_video
 
 # Pixels a frame, (down, right), by label.
 _DIRECTIONS = (
@@ -84,23 +85,8 @@ def write_toy_videos(
       top, left = frames - down * shift, frames - right * shift
       clip.append(texture[top : top + height, left : left + width])
     name = f'{i:04d}.mp4'
-    _write_video(folder / name, np.stack(clip), fps)
+    write_video(folder / name, np.stack(clip), fps)
     lines.append(f'{name} {label}\n')
   manifest = folder / 'manifest.csv'
   manifest.write_text(''.join(lines))
   return manifest
-
-
-def _write_video(path: Path, clip: np.ndarray, fps: int) -> None:
-  """Encodes uint8 `[frames, height, width, 3]` as H.264."""
-  with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=fps)
-    stream.height, stream.width = clip.shape[1:3]
-    stream.pix_fmt = 'yuv420p'
-    stream.options = {'preset': 'veryfast', 'crf': '18'}
-    for frame in clip:
-      frame = av.VideoFrame.from_ndarray(
-        np.ascontiguousarray(frame), format='rgb24'
-      )
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())

@@ -71,6 +71,12 @@ def pretrain(
   steps_per_epoch = sum(len(s) for s in loader.sources) / batch_size
   total_steps = get_steps(config, 'total', steps_per_epoch)
 
+  if profile_steps and not profile_steps[0] < profile_steps[1] <= total_steps:
+    raise ValueError(
+      f'profile_steps {profile_steps[0]}:{profile_steps[1]} must lie within '
+      f'the {total_steps} steps of the run'
+    )
+
   # Models, objective, optimizer.
   encoder, predictor = build_models(config, mesh)
   schedules = make_schedules(config, total_steps, steps_per_epoch)
@@ -78,6 +84,7 @@ def pretrain(
   goal = objective.Objective(
     encoder, predictor, tuple(config.mask_names), **config.objective
   )
+  objective.check_objective(goal)
 
   # Abstract state, shardings, step.
   def init(key):

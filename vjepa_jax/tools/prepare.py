@@ -34,9 +34,10 @@ import av
 import cv2
 from etils import epath
 import numpy as np
-from tqdm import auto as tqdm
+import tqdm
 
 from vjepa_jax.data import decode, sources
+from vjepa_jax.progress import make_bar
 
 _INPUT = flags.DEFINE_string(
   'input', None, 'Folder, glob or manifest of videos.', required=True
@@ -130,7 +131,7 @@ def prepare(
   num_videos = sum(map(len, indices))
   records = (source[i] for shard_range in indices for i in shard_range)
   results = _convert_all(records, encoding, num_workers)
-  with tqdm.tqdm(total=num_videos, unit='video', smoothing=0.05) as progress:
+  with make_bar(total=num_videos, unit='video', smoothing=0.05) as progress:
     for shard, shard_range in zip(missing, indices, strict=True):
       _write_shard(
         shards[shard], shard, len(shard_range), results, output, progress

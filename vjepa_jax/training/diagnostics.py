@@ -53,8 +53,10 @@ def compute_effective_rank(covariance: np.ndarray) -> float:
     covariance: `[D, D]`.
 
   Returns:
-    The effective rank; 1 if nothing varies.
+    The effective rank; 1 if nothing varies, NaN if features are not finite.
   """
+  if not np.isfinite(covariance).all():
+    return float('nan')
   eigenvalues = np.linalg.eigvalsh(np.asarray(covariance, np.float64))
   singular = np.sqrt(np.maximum(eigenvalues, 0.0))
   if singular.sum() == 0:

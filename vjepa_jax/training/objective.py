@@ -35,6 +35,14 @@ class Objective(NamedTuple):
   variance_weight: float = 0.0
 
 
+def check_objective(objective: Objective) -> None:
+  """Raises ValueError unless the target view is known."""
+  if objective.target_view not in TARGET_VIEWS:
+    raise ValueError(
+      f'target_view {objective.target_view!r} is not one of {TARGET_VIEWS}'
+    )
+
+
 def normalize_features(features: jax.Array) -> jax.Array:
   """LayerNorm without parameters, epsilon 1e-5, in float32: `[..., D]`."""
   x = features.astype(jnp.float32)

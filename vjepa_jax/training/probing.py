@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 from sklearn import linear_model, neighbors, pipeline, preprocessing
-import tqdm
 
 from vjepa_jax.data import decode, sources
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.parallel import sharding
+from vjepa_jax.progress import make_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_labelled_clips(
   with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
     loaded = [
       clip
-      for clip in tqdm.tqdm(
+      for clip in make_bar(
         pool.map(load, indices),
         total=count,
         unit='clip',
@@ -213,7 +213,7 @@ def score_attentive(
   params = probe.init(jax.random.key(seed), train[:1])['params']
   opt_state = tx.init(params)
   rng = np.random.default_rng(seed)
-  for _ in tqdm.tqdm(range(epochs), desc='attentive probe', leave=False):
+  for _ in make_bar(range(epochs), desc='attentive probe', leave=False):
     order = rng.permutation(len(train))
     for start in range(0, len(train) - batch_size + 1, batch_size):
       rows = order[start : start + batch_size]

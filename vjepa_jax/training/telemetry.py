@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 import time
 from typing import Any
 
@@ -10,7 +9,8 @@ from absl import logging
 from etils import epath
 import jax
 import tensorboardX
-import tqdm
+
+from vjepa_jax.progress import make_bar
 
 _FLUSH_SECONDS = 5.0
 
@@ -61,14 +61,7 @@ class Telemetry:
     self._writer = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1
     )
-    self._bar = tqdm.tqdm(
-      total=total_steps,
-      initial=start_step,
-      unit='step',
-      dynamic_ncols=True,
-      # A log file gets a line now and then instead of a moving bar.
-      mininterval=0.5 if sys.stderr.isatty() else 20.0,
-    )
+    self._bar = make_bar(total=total_steps, initial=start_step, unit='step')
 
   def advance(self, wait_seconds: float) -> None:
     """Moves the bar by a step that waited this long for its data."""

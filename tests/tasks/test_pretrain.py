@@ -1,0 +1,169 @@
+"""Pretraining in this process: every recipe, and what goes wrong early."""
+
+import json
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from configs import quickstart, vjepa1, vjepa2
+from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.training import checkpoint
+from vjepa_jax.training.telemetry import read_metrics
+
+RECIPES = {
+  'quickstart': lambda: quickstart.get_config(),
+  **{
+    f'vjepa1:{v}': lambda v=v: vjepa1.get_config(v)
+    for v in ('l16', 'h16', 'h16_384')
+  },
+  **{
+    f'vjepa2:{v},{s}': lambda v=v, s=s: vjepa2.get_config(
+      f'variant={v},stage={s}'
+    )
+    for v in ('l16', 'h16', 'g16')
+    for s in ('pretrain', 'cooldown_256', 'cooldown_384')
+  },
+}
+
+
+@pytest.fixture(scope='module')
+def ran():
+  return {}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_runs_at_toy_size(name, ran, tmp_path):
+  config = RECIPES[name]()
+  # At full size everything fits together, down to the mask counts.
+  full = config.copy_and_resolve_references()
+  grid = pretraining.get_grid(full)
+  full.data.sources.videos.path = str(
+    shrink(config, tmp_path).data.sources.toy.path
+  )
+  loader = pretraining.make_loader(full)
+  for sampler in loader.mask_samplers:
+    assert sampler.grid == grid and sampler.check() > 0.7
+  small = shrink(config, tmp_path)
+  small.data.sources.toy.path = small.probe.train = small.probe.test = ''
+  key = json.dumps(small.to_dict() | {'seed': 0}, sort_keys=True)
+  if key in ran:
+    assert ran[key], 'the recipe that this one shrinks to failed'
+    return
+  ran[key] = False
+  config.task, config.smoke = 'pretrain', True
+  state = pretraining.pretrain(config, tmp_path)
+  assert int(state.step) == 4
+  lines = [line for line in read_metrics(tmp_path) if 'loss' in line]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4]
+  assert all(np.isfinite(list(line.values())).all() for line in lines)
+  assert {'effective_rank', 'content_std'} <= set(lines[0])
+  probes = [line for line in read_metrics(tmp_path) if 'probe_knn' in line]
+  assert [line['step'] for line in probes] == [0, 4]
+  ran[key] = True
+
+
+def _tiny(toy_videos, **changes):
+  config = tiny.get_config(str(toy_videos))
+  config.total_steps = 2
+  config.learning_rate.warmup_steps = 1
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
+  videos = tmp_path / 'videos'
+  videos.mkdir()
+  originals = sorted(toy_videos.parent.glob('*.mp4'))
+  for path in originals[:9]:
+    (videos / path.name).write_bytes(path.read_bytes())
+  (videos / 'cut.mp4').write_bytes(originals[0].read_bytes()[:700])
+  config = _tiny(videos, total_steps=4)
+  assert pretraining.pretrain(config, tmp_path / 'run') is not None
+  lines = (tmp_path / 'run' / 'quarantine.jsonl').read_text().splitlines()
+  assert [json.loads(line)['name'] for line in lines] == ['cut.mp4']
+  assert 'header' in json.loads(lines[0])['reason']
+  # Three passes over ten videos met it about three times.
+  assert 1 <= read_metrics(tmp_path / 'run')[-1]['replaced_videos'] <= 5
+
+
+def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
+  first = pretraining.pretrain(_tiny(toy_videos), tmp_path / 'first')
+  config = _tiny(toy_videos, total_steps=1, init_from=str(tmp_path / 'first'))
+  config.learning_rate.update(
+    kind='constant', start=0.0, value=0.0, final=0.0, warmup_steps=0
+  )
+  config.ema.update(kind='constant', value=1.0)
+  config.masks.short.subset = 'first'
+  second = pretraining.pretrain(config, tmp_path / 'second')
+  jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+  jax.tree.map(np.testing.assert_array_equal, second.target, first.target)
+  assert int(second.step) == 1  # its own count
+  assert int(second.opt_state.count) == 3  # the moments' goes on
+
+
+def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):
+  state = pretraining.pretrain(_tiny(toy_videos), tmp_path)
+  abstract = jax.eval_shape(lambda x: x, state.target)
+  shardings = jax.tree.map(lambda x: x.sharding, state.target)
+  target = checkpoint.load_target(tmp_path, abstract, shardings)
+  jax.tree.map(np.testing.assert_array_equal, target, state.target)
+  with pytest.raises(checkpoint.CheckpointError, match='holds no checkpoints'):
+    checkpoint.load_target(tmp_path / 'no', abstract, shardings)
+
+
+def test_another_models_checkpoint_is_refused(toy_videos, tmp_path):
+  pretraining.pretrain(_tiny(toy_videos, total_steps=1), tmp_path)
+  config = _tiny(toy_videos)
+  config.predictor.width = 96
+  with pytest.raises(
+    checkpoint.CheckpointError,
+    match='is of another model: params/predictor/embed/bias has shape .48,',
+  ):
+    pretraining.pretrain(config, tmp_path)
+
+
+def test_a_hopeless_run_stops(toy_videos, tmp_path):
+  config = _tiny(toy_videos, total_steps=9, max_skipped=3)
+  config.learning_rate.update(kind='constant', value=float('nan'))
+  with pytest.raises(FloatingPointError, match='steps 2 to 4: go back to an'):
+    pretraining.pretrain(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    (
+      {'data.batch_size': 12},
+      'batch size 12 is not divisible by 8 data shards',
+    ),
+    ({'fsdp': 5}, '8 devices do not split into fsdp groups of 5'),
+    ({'data.sources.toy.path': ''}, 'sources.toy.path is empty: give a folder'),
+    ({'mask_names': ()}, 'mask_names is empty'),
+    ({'mask_names': ('wide',)}, "mask_names has 'wide', config.masks only"),
+    ({'total_steps': None}, 'set config.total_steps or config.total_epochs'),
+    ({'total_epochs': 3.0}, 'set total_steps or total_epochs, not both'),
+    ({'clip.resolution': 36}, 'height of the clip, 36, is not a multiple'),
+    ({'encoder.size': 'big'}, "encoder size 'big' is not one of"),
+    ({'objective.target_view': 'x'}, "target_view 'x' is not one of"),
+    ({'learning_rate.warmup_steps': 99}, '99 warm-up steps do not fit'),
+  ],
+)
+def test_mistakes_fail_before_anything_is_compiled(
+  toy_videos, tmp_path, changes, message
+):
+  with (
+    jax.log_compiles(False),
+    pytest.raises(ValueError, match=message),
+  ):
+    pretraining.pretrain(_tiny(toy_videos, **changes), tmp_path)
+  assert not (epath.Path(tmp_path) / 'checkpoints').exists()
+
+
+def test_epochs_are_passes_over_the_data(toy_videos):
+  config = _tiny(toy_videos, total_steps=None, total_epochs=2.0)
+  assert pretraining.get_steps(config, 'total', 24 / 8) == 6

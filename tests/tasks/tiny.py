@@ -1,0 +1,21 @@
+"""A recipe that runs in seconds; the argument is the path of its videos."""
+
+from configs import quickstart
+
+
+def get_config(arg):
+  config = quickstart.get_config()
+  config.task = 'pretrain'
+  config.encoder.size = 'nano'
+  config.predictor.update(width=48, depth=1, num_heads=2)
+  config.data.sources = dict(toy=dict(path=arg, weight=1.0))
+  config.data.update(batch_size=8, num_threads=1)
+  config.clip.update(resolution=32, frames=4)
+  config.mask_names = ('short',)
+  config.masks.short.update(context_tokens=6, target_tokens=10)
+  config.total_steps = 12
+  config.learning_rate.warmup_steps = 4
+  config.checkpoint.every_steps = 4
+  config.diagnose_every_steps = 4
+  config.probe.update(train='', test='')
+  return config
