@@ -24,6 +24,10 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of hosts.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which one.')
 
 
+# Exit code of a run that saved and left: start it again (EX_TEMPFAIL).
+_PREEMPTED = 75
+
+
 def _parse_range(text: str | None) -> tuple[int, int] | None:
   if text is None:
     return None
@@ -63,13 +67,14 @@ def main(argv):
   if config.task == 'pretrain':
     from vjepa_jax.tasks.pretrain import pretrain  # noqa: PLC0415
 
-    pretrain(config, _WORKDIR.value, profile_steps)
+    finished = pretrain(config, _WORKDIR.value, profile_steps)
   elif config.task == 'quickstart':
     from vjepa_jax.tasks.quickstart import quickstart  # noqa: PLC0415
 
-    quickstart(config, _WORKDIR.value, profile_steps)
+    finished = quickstart(config, _WORKDIR.value, profile_steps)
   else:
     raise app.UsageError(f'config.task {config.task!r} does not exist')
+  return 0 if finished is not None else _PREEMPTED
 
 
 if __name__ == '__main__':

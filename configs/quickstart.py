@@ -31,7 +31,11 @@ def get_config(arg: str | None = None):
   # Written by vjepa_jax/data/motion.py from videos of PyPI packages, or from
   # the files in `videos`.
   config.motion = dict(
-    folder='data/motion', videos='', num_train=4000, num_test=800
+    folder='data/motion',
+    videos='',
+    num_train=4000,
+    num_test=800,
+    max_clips=2000,  # that the probes of the table train on
   )
   config.data.update(batch_size=32, num_workers=0, num_threads=2)
   config.clip.update(
@@ -59,7 +63,7 @@ def get_config(arg: str | None = None):
     target_tokens=48,
   )
 
-  config.total_steps = 320
+  config.total_steps = 240
   config.schedule_scale = 1.25
   config.learning_rate.update(
     kind='cosine', start=1e-4, value=6e-4, final=1e-6, warmup_steps=40
@@ -69,9 +73,9 @@ def get_config(arg: str | None = None):
   config.clip_norm = 10.0
   config.clip_start_step = 41
 
-  config.checkpoint.update(every_steps=80, keep=2)
+  config.checkpoint.update(every_steps=60, keep=2)
   config.log_every_steps = 1
   config.diagnose_every_steps = 20
   # The paths are those of the motion set.
-  config.probe.update(every_steps=80, max_clips=2000, batch_size=32)
+  config.probe.update(every_steps=120, max_clips=800, batch_size=32)
   return config

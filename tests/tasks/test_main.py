@@ -92,7 +92,7 @@ def test_preempted_run_saves_and_leaves(start, tmp_path):
   process = start(tmp_path, '--config.total_steps=100000')
   _wait_for_step(tmp_path, 4)
   process.send_signal(signal.SIGTERM)
-  output = _finish(process)
+  output = _finish(process, code=75)
   assert 'preempted: saved step' in output
   saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert f'saved step {saved};' in output
@@ -124,6 +124,15 @@ def test_one_process_resumes_as_two_with_the_same_numbers(start, tmp_path):
   assert all('resumed from step 4' in output for output in outputs)
   assert '2 hosts' in outputs[0]
   assert _losses(tmp_path / 'two') == _losses(tmp_path / 'one')
+
+
+def test_hosts_agree_on_when_to_leave(start, tmp_path):
+  processes = _start_two(start, tmp_path, '--config.total_steps=100000')
+  _wait_for_step(tmp_path, 4)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [_finish(process, code=75) for process in processes]
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert all(f'preempted: saved step {saved};' in out for out in outputs)
 
 
 def test_profile_is_a_trace_of_the_steps(start, tmp_path):

