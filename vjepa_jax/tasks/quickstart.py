@@ -241,7 +241,7 @@ def _draw(workdir, config, test, pretrained, untrained):
   }
   pictures.draw_report(
     workdir / 'report.png',
-    video=test.videos[0],
+    videos=test.videos[:2],
     masks=masks,
     features={
       'random init': untrained,

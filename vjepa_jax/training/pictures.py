@@ -101,7 +101,7 @@ _CURVES = (
 def draw_report(
   path: epath.PathLike,
   *,
-  video: np.ndarray,
+  videos: np.ndarray,
   masks: Mapping[str, tuple[np.ndarray, np.ndarray]],
   features: Mapping[str, np.ndarray],
   grid: Grid,
@@ -111,28 +111,34 @@ def draw_report(
 
   Args:
     path: PNG to write.
-    video: One clip, uint8 `[frames, height, width, 3]`.
-    masks: Context and target ids of that clip by mask name.
+    videos: Clips to show side by side, uint8 `[n, frames, height, width, 3]`.
+    masks: Context and target ids by mask name, painted over each clip.
     features: Features `[B, N, D]` by encoder name, of clips of which the first
-      is `video`.
+      n are `videos`.
     grid: Tubelet grid (T, H, W).
     metrics: Lines of metrics.jsonl.
   """
-  duration = grid[0]
-  frames = video[:: len(video) // duration]
-  rows = [('clip', frames / 255.0)]
+  stride = videos.shape[1] // grid[0]
+  rows = [('clip', videos[:, ::stride] / 255.0)]
   for name, (context, target) in masks.items():
-    painted = paint_mask(video, context, target, grid)
-    rows.append((f'mask {name}', painted[:: len(video) // duration]))
+    painted = [paint_mask(video, context, target, grid) for video in videos]
+    rows.append((f'mask {name}', np.stack(painted)[:, ::stride]))
   for name, values in features.items():
-    rows.append((f'PCA {name}', project_features(values, grid)[0]))
+    rows.append((f'PCA {name}', project_features(values, grid)[: len(videos)]))
 
-  fig = figure.Figure(figsize=(14, 1.5 * len(rows) + 3.6), layout='constrained')
-  top, bottom = fig.subfigures(2, 1, height_ratios=[1.5 * len(rows), 3.6])
-  axes = top.subplots(len(rows), duration, squeeze=False)
-  for row, (title, images) in zip(axes, rows, strict=True):
-    for t, axis in enumerate(row):
-      _show(axis, images[t], title if t == 0 else '')
+  height = 1.4 * len(rows) + 0.4
+  fig = figure.Figure(figsize=(14, height + 3.4), layout='constrained')
+  top, bottom = fig.subfigures(2, 1, height_ratios=[height, 3.4])
+  top.suptitle(
+    'Context as it is, targets orange, unused tokens dark; three principal '
+    'components of the features as colours',
+    fontsize=10,
+  )
+  axes = top.subplots(len(rows), len(videos) * grid[0], squeeze=False)
+  for row, (title, clips) in zip(axes, rows, strict=True):
+    images = clips.reshape(-1, *clips.shape[2:])
+    for i, (axis, image) in enumerate(zip(row, images, strict=True)):
+      _show(axis, image, '' if i else title)
   for axis, (title, names) in zip(
     bottom.subplots(1, len(_CURVES)), _CURVES, strict=True
   ):
