@@ -104,7 +104,7 @@ def write_motion_set(
     num_test: test clips.
     seed: the same seed, videos and options give the same clips.
     test_videos: those of `videos` that only test clips are cut from; by
-      default a fifth of them, drawn by the seed.
+      default a third of them, drawn by the seed.
     workers: threads; by default one a processor.
 
   Returns:
@@ -168,7 +168,7 @@ def _split(videos, test_videos, seed):
     raise ValueError(f'test video {unknown[0]} is not among the videos')
   if not test:
     order = np.random.default_rng(seed).permutation(len(videos))
-    test = sorted(videos[i] for i in order[: max(1, len(videos) // 5)])
+    test = sorted(videos[i] for i in order[: max(1, len(videos) // 3)])
   train = [v for v in videos if v not in test]
   if not train:
     raise ValueError(

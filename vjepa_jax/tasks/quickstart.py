@@ -27,7 +27,9 @@ _ENCODERS = {
   'random_init': 'random init',
   'pretrained': 'pretrained',
   'pixels': 'raw pixels',
+  'differences': 'frame differences',
 }
+_IN_RESULTS = ('random_init', 'pretrained', 'pixels')
 
 
 def quickstart(
@@ -66,6 +68,7 @@ def quickstart(
     logging.info('baselines: raw pixels, and the encoder before training')
     scores = {
       'pixels': _score_pixels(encoder, train, test),
+      'differences': _score_differences(train, test),
       'random_init': _score(
         extract(untrained, train.videos),
         extract(untrained, test.videos),
@@ -95,7 +98,7 @@ def quickstart(
   metrics = read_metrics(workdir)
   diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
   results = {
-    **{m: {e: scores[e][m] for e in _ENCODERS} for m in _METHODS},
+    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in _METHODS},
     'target_std': diagnosed['target_std'],
     'effective_rank': diagnosed['effective_rank'],
     'seconds': {
@@ -195,12 +198,12 @@ def _score_pixels(
   table = make_sincos_table(grid, axes.shape[1])
   tokens = [(x - mean) @ axes * scale + table for x in tokens]
 
-  def shrink(videos):
-    n, frames, size = videos.shape[:3]
-    cells = videos.reshape(n, frames, 12, size // 12, 12, size // 12, 3)
-    return cells.mean(axis=(3, 5)).reshape(n, -1) / 255
-
-  small = shrink(train.videos), train.labels, shrink(test.videos), test.labels
+  small = (
+    _shrink(train.videos).reshape(len(train.labels), -1),
+    train.labels,
+    _shrink(test.videos).reshape(len(test.labels), -1),
+    test.labels,
+  )
   return {
     'attentive_top1': probing.score_attentive(
       tokens[0],
@@ -209,6 +212,28 @@ def _score_pixels(
       test.labels,
       num_heads=encoder.num_heads,
     ),
+    'linear_top1': probing.score_linear(*small),
+    'knn_top1': probing.score_knn(*small),
+  }
+
+
+def _shrink(videos: np.ndarray) -> np.ndarray:
+  """Averages frames to 12 x 12 pixels: float `[N, frames, 12, 12, 3]`, 0..1."""
+  n, frames, size = videos.shape[:3]
+  cells = videos.reshape(n, frames, 12, size // 12, 12, size // 12, 3)
+  return cells.mean(axis=(3, 5)) / 255
+
+
+def _score_differences(
+  train: probing.LabelledClips, test: probing.LabelledClips
+) -> dict[str, float]:
+  """Scores differences of consecutive frames, which show motion at once."""
+  flat = [
+    np.diff(_shrink(clips.videos), axis=1).reshape(len(clips.labels), -1)
+    for clips in (train, test)
+  ]
+  small = flat[0], train.labels, flat[1], test.labels
+  return {
     'linear_top1': probing.score_linear(*small),
     'knn_top1': probing.score_knn(*small),
   }
@@ -225,7 +250,10 @@ def format_table(scores: dict[str, dict[str, float]]) -> str:
     if encoder in scores:
       lines.append(
         title.ljust(28)
-        + ''.join(f'{scores[encoder][m]:11.3f}' for m in _METHODS)
+        + ''.join(
+          f'{scores[encoder][m]:11.3f}' if m in scores[encoder] else ' ' * 11
+          for m in _METHODS
+        )
       )
   return '\n'.join(lines) + '\n'
 
