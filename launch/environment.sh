@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes .venv with the extra given as $1 (or none) and puts it on the PATH.
 # Sourced by the scripts beside it, which run at the top of the repository.
 PYTHON="${PYTHON:-python3}"

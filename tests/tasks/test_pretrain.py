@@ -70,6 +70,9 @@ def _tiny(toy_videos, **changes):
   config = tiny.get_config(str(toy_videos))
   config.total_steps = 2
   config.learning_rate.warmup_steps = 1
+  changes = {
+    k: str(toy_videos) if v == 'TOY' else v for k, v in changes.items()
+  }
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   return config
@@ -79,16 +82,19 @@ def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
   videos = tmp_path / 'videos'
   videos.mkdir()
   originals = sorted(toy_videos.parent.glob('*.mp4'))
-  for path in originals[:9]:
+  for path in originals[:18]:
     (videos / path.name).write_bytes(path.read_bytes())
+  # Two of twenty, each broken in a way of its own.
   (videos / 'cut.mp4').write_bytes(originals[0].read_bytes()[:700])
-  config = _tiny(videos, total_steps=4)
+  (videos / 'garbage.mp4').write_bytes(b'no video at all ' * 99)
+  config = _tiny(videos, total_steps=6)
   assert pretraining.pretrain(config, tmp_path / 'run') is not None
   lines = (tmp_path / 'run' / 'quarantine.jsonl').read_text().splitlines()
-  assert [json.loads(line)['name'] for line in lines] == ['cut.mp4']
-  assert 'header' in json.loads(lines[0])['reason']
-  # Three passes over ten videos met it about three times.
-  assert 1 <= read_metrics(tmp_path / 'run')[-1]['replaced_videos'] <= 5
+  reasons = {e['name']: e['reason'] for e in map(json.loads, lines)}
+  assert sorted(reasons) == ['cut.mp4', 'garbage.mp4'] and len(lines) == 2
+  assert all('not a video' in reason for reason in reasons.values())
+  # Between two and three passes over the videos met each as often.
+  assert 4 <= read_metrics(tmp_path / 'run')[-1]['replaced_videos'] <= 6
 
 
 def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
@@ -140,6 +146,10 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     (
       {'data.batch_size': 12},
       'batch size 12 is not divisible by 8 data shards',
+    ),
+    (
+      {'probe.train': 'TOY', 'probe.test': 'TOY', 'probe.batch_size': 9},
+      'probe batch size 9 is not divisible by 8 devices',
     ),
     ({'fsdp': 5}, '8 devices do not split into fsdp groups of 5'),
     ({'data.sources.toy.path': ''}, 'sources.toy.path is empty: give a folder'),

@@ -132,7 +132,6 @@ def pretrain(
       'config: raise config.total_steps or use another --workdir'
     )
 
-  quarantine = Quarantine(workdir)
   feed = Feed(
     pipeline.make_batches(
       loader,
@@ -145,7 +144,7 @@ def pretrain(
       num_threads=config.data.num_threads,
     ),
     rows,
-    quarantine,
+    Quarantine(workdir),
     position=position,
     samples_per_batch=batch_size // config.clip.num_clips,
   )
@@ -173,10 +172,8 @@ def pretrain(
         start_step=start_step,
         checkpoints=checkpoints,
         telemetry=telemetry,
-        quarantine=quarantine,
         diagnose=diagnose,
         evaluate=evaluate,
-        workdir=str(workdir),
       )
   finally:
     feed.close()

@@ -52,6 +52,7 @@ class Feed:
   Attributes:
     position: Samples consumed so far, over all hosts: what a checkpoint saves.
     wait_seconds: Time that the last batch was waited for.
+    quarantine: Where failures of the consumed batches went.
   """
 
   def __init__(
@@ -75,7 +76,7 @@ class Feed:
     self.position = position
     self.wait_seconds = 0.0
     self._samples_per_batch = samples_per_batch
-    self._quarantine = quarantine
+    self.quarantine = quarantine
 
     def transfer(batch: dict[str, Any]):
       failures = [str(failure) for failure in batch.pop('failures')]
@@ -94,7 +95,7 @@ class Feed:
     batch, failures = next(self._iterator)
     self.wait_seconds = time.perf_counter() - start
     self.position += self._samples_per_batch
-    self._quarantine.add(failures)
+    self.quarantine.add(failures)
     return batch
 
   def close(self) -> None:

@@ -11,11 +11,12 @@ import dataclasses
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 
 from vjepa_jax.training.checkpoint import Checkpoints, Preemption
 from vjepa_jax.training.diagnostics import summarize
-from vjepa_jax.training.feed import Feed, Quarantine
+from vjepa_jax.training.feed import Feed
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
 from vjepa_jax.training.telemetry import Telemetry
@@ -63,12 +64,10 @@ class Cadence:
 class _Metrics:
   """Reads metrics when the next step is under way, and stops a lost run."""
 
-  def __init__(
-    self, cadence: Cadence, telemetry: Telemetry, quarantine: Quarantine
-  ):
+  def __init__(self, cadence: Cadence, telemetry: Telemetry, feed: Feed):
     self._cadence = cadence
     self._telemetry = telemetry
-    self._quarantine = quarantine
+    self._feed = feed
     self._pending = None
     self._skipped = 0
 
@@ -90,7 +89,7 @@ class _Metrics:
     if statistics is not None:
       values |= summarize(statistics)
     values |= self._telemetry.measure_rate(step)
-    values['replaced_videos'] = self._quarantine.count
+    values['replaced_videos'] = self._feed.quarantine.count
     self._telemetry.write(step, values)
 
   def _check(self, step: int, skipped: bool) -> None:
@@ -114,10 +113,8 @@ def train(
   start_step: int,
   checkpoints: Checkpoints,
   telemetry: Telemetry,
-  quarantine: Quarantine,
   diagnose: Callable[[Any, jax.Array], Any],
   evaluate: Callable[[Any], dict[str, float]] | None = None,
-  workdir: str = '',
 ) -> TrainState | None:
   """Trains to the end, or until the platform wants the machine back.
 
@@ -129,16 +126,14 @@ def train(
     start_step: Steps done, more than 0 for a resumed run.
     checkpoints: Where states go.
     telemetry: Where metrics go.
-    quarantine: Count of replaced videos, for the metrics.
     diagnose: Jitted function of target and video, see `diagnostics`.
     evaluate: Function of the target's parameters.
-    workdir: Where a trace goes.
 
   Returns:
     The state after the last step; None if preempted, its state saved.
   """
   preemption = Preemption()
-  metrics = _Metrics(cadence, telemetry, quarantine)
+  metrics = _Metrics(cadence, telemetry, feed)
   for step in range(start_step, cadence.total_steps + 1):
     last = step == cadence.total_steps
     preempted = preemption.reached(step)
@@ -157,7 +152,7 @@ def train(
     if last or preempted:
       break
     batch = next(feed)
-    _profile(cadence, step, workdir)
+    _profile(cadence, step, telemetry.workdir)
     with jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, step_metrics = train_step(state, batch)
     statistics = None
@@ -172,7 +167,7 @@ def train(
   return state
 
 
-def _profile(cadence: Cadence, step: int, workdir: str) -> None:
+def _profile(cadence: Cadence, step: int, workdir: epath.Path) -> None:
   """Starts and ends the trace of the steps asked for."""
   if cadence.profile is None or jax.process_index():
     return

@@ -98,7 +98,15 @@ def make_extract(
       and gets all features.
     pool: Return the mean over tokens, `[N, D]`, instead of all tokens,
       `[N, tokens, D]`.
+
+  Raises:
+    ValueError: The batch does not split evenly over the devices.
   """
+  if batch_size % mesh.devices.size:
+    raise ValueError(
+      f'probe batch size {batch_size} is not divisible by '
+      f'{mesh.devices.size} devices: change config.probe.batch_size'
+    )
   rows = sharding.shard_batch(mesh)
 
   def encode(params, video):

@@ -24,7 +24,11 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Telemetry:
-  """Writes metrics and shows progress; processes other than 0 do neither."""
+  """Writes metrics and shows progress; processes other than 0 do neither.
+
+  Attributes:
+    workdir: Directory of the run.
+  """
 
   def __init__(
     self,
@@ -43,6 +47,7 @@ class Telemetry:
       total_steps: Steps of the whole run.
       clips_per_step: Clips a step, over all hosts.
     """
+    self.workdir = workdir
     self._active = jax.process_index() == 0
     self._path = workdir / 'metrics.jsonl'
     self._clips_per_step = clips_per_step
