@@ -30,6 +30,7 @@ setup(
     'opencv-python-headless>=4.10',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12.8',
+    'safetensors>=0.4.3',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.4',
     'tensorflow-datasets>=4.9.9',

@@ -156,7 +156,7 @@ class MaskSampler:
         int(np.percentile(counts, 5)) for counts in (num_visible, num_hidden)
       )
       raise ValueError(
-        f'mask {self.pattern} on a {self.grid} grid offers '
+        f'on a grid of {self.grid} tubelets {self.pattern} offers '
         f'{self.context_tokens} context and {self.target_tokens} target '
         f'tokens in only {acceptance:.0%} of the draws; at most '
         f'{max(context, 1)} and {max(target, 1)} would do in 90 %'

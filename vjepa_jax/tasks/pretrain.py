@@ -220,7 +220,10 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
       )
     spec = config.masks[name].to_dict()
     kind = spec.pop('kind')
-    samplers.append(build_mask_sampler(get_grid(config), kind, spec))
+    try:
+      samplers.append(build_mask_sampler(get_grid(config), kind, spec))
+    except ValueError as error:
+      raise ValueError(f'config.masks.{name}: {error}') from error
   opened = []
   for name, source in config.data.sources.items():
     if not source.path:

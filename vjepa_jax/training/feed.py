@@ -1,5 +1,6 @@
 """Batches on their way from the host to the devices."""
 
+import gc
 import json
 import time
 from typing import Any
@@ -101,3 +102,6 @@ class Feed:
   def close(self) -> None:
     """Stops reading ahead; worker processes end."""
     self._iterator.close()
+    # Batches that were read ahead lie in shared memory until they are freed.
+    self._iterator = None
+    gc.collect()
