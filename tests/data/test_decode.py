@@ -3,10 +3,10 @@
 import pathlib
 
 import av
-from conftest import VARIANTS, make_frames, write_video
 import cv2
 import numpy as np
 import pytest
+from variants import VARIANTS, make_frames, write_video
 
 from vjepa_jax.data import decode
 from vjepa_jax.data.video import ARRAY_FPS

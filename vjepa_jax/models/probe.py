@@ -4,51 +4,86 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.models.attention import attend
+from vjepa_jax.models.attention import Attention, attend
 from vjepa_jax.models.transformer import Mlp
 
 
 class AttentiveProbe(nn.Module):
-  """The attentive probe of V-JEPA 1: one learned query attends to all tokens.
+  """The published probes: self-attention, then one learned query.
 
-  A cross-attention block (its attention has no output projection) and a linear
-  classifier (V-JEPA 1, section 4.1).
+  `depth` self-attention blocks over all tokens without positions; a block in
+  which one query attends to them, itself not normalised; a linear classifier.
+  Probes of V-JEPA 1 (section 4.1) have no self-attention and project what the
+  query attended to; those of V-JEPA 2 (section 5) have 3 blocks and do not.
 
   Attributes:
     num_classes: Number of classes.
     num_heads: Attention heads; they divide the features.
+    depth: Self-attention blocks.
+    output_projection: Project what the query attended to (V-JEPA 1).
+    epsilon: Of the LayerNorms. The official probes have 1e-5; the classifiers
+      of Hugging Face take their encoder's, 1e-6.
   """
 
   num_classes: int
   num_heads: int
+  depth: int = 0
+  output_projection: bool = True
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:
     """Maps features `[B, N, D]` to logits `[B, num_classes]`."""
     batch, _, width = features.shape
     normal = nn.initializers.normal(0.02)
-    query = self.param('query', normal, (1, 1, width))
-    query = jnp.broadcast_to(query, (batch, 1, width))
-    # Probes normalise with epsilon 1e-5, encoders with 1e-6; the query is not
-    # normalised at all.
-    y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm1')(
-      features
-    )
+
+    def norm(name):
+      return nn.LayerNorm(
+        epsilon=self.epsilon, use_fast_variance=False, name=name
+      )
 
     def project(x, name):
       x = nn.Dense(width, kernel_init=normal, name=name)(x)
       x = x.reshape(batch, -1, self.num_heads, width // self.num_heads)
       return x.transpose(0, 2, 1, 3)
 
+    for i in range(self.depth):
+      features = _ProbeBlock(self.num_heads, self.epsilon, name=f'block_{i}')(
+        features
+      )
+    query = self.param('query', normal, (1, 1, width))
+    query = jnp.broadcast_to(query, (batch, 1, width))
+    y = norm('norm1')(features)
     heads = attend(
       project(query, 'query_proj'),
       project(y, 'key_proj'),
       project(y, 'value_proj'),
       'xla',
     )
-    x = query + heads.transpose(0, 2, 1, 3).reshape(batch, 1, width)
-    y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm2')(x)
-    x = x + Mlp(4 * width, name='mlp')(y)
+    y = heads.transpose(0, 2, 1, 3).reshape(batch, 1, width)
+    if self.output_projection:
+      y = nn.Dense(width, kernel_init=normal, name='out_proj')(y)
+    x = query + y
+    x = x + Mlp(4 * width, name='mlp')(norm('norm2')(x))
     return nn.Dense(self.num_classes, kernel_init=normal, name='classifier')(
       x[:, 0]
     )
+
+
+class _ProbeBlock(nn.Module):
+  """A block as the encoder's, but with the epsilon of probes."""
+
+  num_heads: int
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens `[B, N, D]` to the same."""
+
+    def norm(name):
+      return nn.LayerNorm(
+        epsilon=self.epsilon, use_fast_variance=False, name=name
+      )
+
+    x = x + Attention(self.num_heads, name='attention')(norm('norm1')(x))
+    return x + Mlp(4 * x.shape[-1], name='mlp')(norm('norm2')(x))

@@ -1,0 +1,413 @@
+"""Hugging Face folders: the numbers of transformers, exact round trips."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vjepa_jax.interop import huggingface
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.models import zoo
+from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
+
+safetensors_numpy = pytest.importorskip(
+  'safetensors.numpy', reason='the extra parity has safetensors'
+)
+
+_SMALL = dict(
+  patch_size=8,
+  crop_size=32,
+  frames_per_clip=8,
+  hidden_size=96,
+  num_attention_heads=3,
+  num_hidden_layers=3,
+  pred_hidden_size=48,
+  pred_num_attention_heads=2,
+  pred_num_hidden_layers=2,
+  pred_num_mask_tokens=3,
+  num_labels=7,
+  num_pooler_layers=2,
+)
+# Other grids, and the widths of heads of ViT-H and of the predictors.
+_CONFIGS = {
+  'grid 4x4x4, heads of 32': _SMALL,
+  'grid 3x6x6, heads of 24': _SMALL
+  | dict(crop_size=48, frames_per_clip=6, num_attention_heads=4),
+  'grid 1x2x2, heads of 80': _SMALL
+  | dict(
+    patch_size=16, frames_per_clip=2, hidden_size=160, num_attention_heads=2
+  ),
+  'grid 2x5x5, mlp 48/11': _SMALL
+  | dict(
+    crop_size=40, tubelet_size=4, hidden_size=88, num_attention_heads=4,
+    mlp_ratio=48 / 11,
+  ),
+}  # fmt: skip
+
+
+def _build(name, config, randomize):
+  transformers = pytest.importorskip(
+    'transformers', reason='the extra parity has transformers'
+  )
+  model = getattr(transformers, name)(transformers.VJEPA2Config(**config))
+  return randomize(model)
+
+
+def _video(config, seed=0):
+  shape = 2, config['frames_per_clip'], *[config['crop_size']] * 2, 3
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _to_torch(video):
+  import torch
+
+  pixels = (video - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+  return torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).copy())
+
+
+def _draw_masks(num_tokens, seed=0):
+  """Draws context and target ids int64 [2, K] in random order."""
+  rng = np.random.default_rng(seed)
+  order = np.stack([rng.permutation(num_tokens) for _ in range(2)])
+  cut = max(num_tokens // 3, 1)
+  return order[:, :cut].copy(), order[:, cut : 3 * cut].copy()
+
+
+def _gather(features, ids):
+  return np.take_along_axis(features, ids[..., None], axis=1)
+
+
+def _make_models(mlp_dim=192, positions='rope_tiled'):
+  """Makes a tiny encoder and predictor with random parameters."""
+  encoder = zoo.build_encoder(
+    'nano', tubelet=(2, 8, 8), positions=positions
+  ).clone(mlp_dim=mlp_dim)
+  predictor = zoo.build_predictor(
+    encoder, num_heads=2, width=24, depth=2, num_mask_tokens=2
+  )
+  video = np.zeros((1, 2, 16, 16, 3), np.uint8)
+  ids = np.zeros((1, 1), np.int32)
+  features = np.zeros((1, 1, 48), np.float32)
+  rng = np.random.default_rng(0)
+  trees = (
+    encoder.init(jax.random.key(0), video)['params'],
+    predictor.init(jax.random.key(0), features, ids, ids, (4, 4, 4))['params'],
+  )
+  return (
+    encoder,
+    predictor,
+    *jax.tree.map(
+      lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), trees
+    ),
+  )
+
+
+def _save(folder, encoder, predictor, *params):
+  huggingface.save_pretrained(
+    folder, encoder, params[0], predictor, params[1], resolution=32, frames=8
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder of ours, to be damaged."""
+  path = tmp_path / 'model'
+  _save(path, *_make_models())
+  return path
+
+
+@pytest.mark.parametrize('name', _CONFIGS)
+def test_encoder_and_predictor_equal_transformers(
+  name, tmp_path, randomize, check_parity
+):
+  import torch
+
+  config = _CONFIGS[name]
+  model = _build('VJEPA2Model', config, randomize)
+  model.save_pretrained(tmp_path)
+  weights = huggingface.read_pretrained(tmp_path)
+  assert weights.resolution == config['crop_size']
+  assert weights.frames == config['frames_per_clip']
+  assert not weights.unused and not weights.probes
+
+  video = _video(config)
+  with torch.no_grad():
+    expected = model(_to_torch(video), skip_predictor=True)
+  expected = expected.last_hidden_state.numpy()
+  actual = weights.encoder.apply({'params': weights.encoder_params}, video)
+  check_parity('VJEPA2Model', f'encoder, {name}', actual, expected)
+
+  tubelet = weights.encoder.tubelet
+  grid = tuple(s // t for s, t in zip(video.shape[1:4], tubelet, strict=True))
+  context, target = _draw_masks(expected.shape[1])
+  for mask_index in (0, 4):
+    # The model's forward pass always takes the second token.
+    token = model.predictor.embeddings.mask_tokens
+    second = token[1].clone()
+    with torch.no_grad():
+      token[1] = token[mask_index % 3]
+      predicted = model(
+        _to_torch(video),
+        context_mask=[torch.from_numpy(context)],
+        target_mask=[torch.from_numpy(target)],
+      ).predictor_output.last_hidden_state.numpy()
+      token[1] = second
+    actual = weights.predictor.apply(
+      {'params': weights.predictor_params},
+      _gather(expected, context),
+      context,
+      target,
+      grid,
+      mask_index,
+    )
+    check_parity(
+      'VJEPA2Model', f'predictor token {mask_index % 3}, {name}', actual,
+      predicted,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('layers', [0, 2])
+def test_classifier_equals_transformers(
+  layers, tmp_path, randomize, check_parity
+):
+  import torch
+
+  # Without layers it is the probe of V-JEPA 1 with another epsilon.
+  config = _SMALL | dict(num_pooler_layers=layers)
+  model = _build('VJEPA2ForVideoClassification', config, randomize)
+  model.save_pretrained(tmp_path)
+  weights = huggingface.read_pretrained(tmp_path, with_predictor=False)
+  assert weights.predictor is None and not weights.unused
+  video = _video(config)
+  with torch.no_grad():
+    expected = model(_to_torch(video)).logits.numpy()
+  features = weights.encoder.apply({'params': weights.encoder_params}, video)
+  ((probe, params),) = weights.probes
+  logits = probe.apply({'params': params}, features)
+  check_parity(
+    'VJEPA2ForVideoClassification', f'logits, {layers} pooler layers', logits,
+    expected,
+  )  # fmt: skip
+
+
+def test_what_transformers_saved_comes_out_to_the_bit(tmp_path, randomize):
+  model = _build('VJEPA2Model', _SMALL, randomize)
+  model.save_pretrained(tmp_path / 'in')
+  weights = huggingface.read_pretrained(tmp_path / 'in')
+  _save(
+    tmp_path / 'out',
+    weights.encoder,
+    weights.predictor,
+    weights.encoder_params,
+    weights.predictor_params,
+  )
+  before, after = (
+    safetensors_numpy.load_file(tmp_path / name / 'model.safetensors')
+    for name in ('in', 'out')
+  )
+  assert before.keys() == after.keys()
+  for key, value in before.items():
+    np.testing.assert_array_equal(after[key], value, strict=True)
+
+
+@pytest.mark.parametrize('mlp_dim', [192, 209, 210, 211, 212])
+def test_what_was_trained_here_comes_back_to_the_bit(tmp_path, mlp_dim):
+  encoder, predictor, *params = _make_models(mlp_dim)
+  _save(tmp_path, encoder, predictor, *params)
+  weights = huggingface.read_pretrained(tmp_path)
+  assert weights.encoder == encoder.clone(scale_init_by_depth=True)
+  assert weights.predictor == predictor.clone(scale_init_by_depth=True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+    (weights.encoder_params, weights.predictor_params),
+    tuple(params),
+  )
+  config = json.loads((tmp_path / 'config.json').read_text())
+  # How transformers makes the size of the hidden layer.
+  assert int(config['hidden_size'] * config['mlp_ratio']) == mlp_dim
+
+
+def test_transformers_loads_what_was_trained_here(tmp_path, check_parity):
+  transformers = pytest.importorskip(
+    'transformers', reason='the extra parity has transformers'
+  )
+  import torch
+
+  encoder, predictor, *params = _make_models()
+  _save(tmp_path, encoder, predictor, *params)
+  model, info = transformers.VJEPA2Model.from_pretrained(
+    tmp_path, output_loading_info=True
+  )
+  assert not any(info.values()), info
+  video = _video(dict(frames_per_clip=8, crop_size=32))
+  context, target = _draw_masks(64)
+  with torch.no_grad():
+    out = model(
+      _to_torch(video),
+      context_mask=[torch.from_numpy(context)],
+      target_mask=[torch.from_numpy(target)],
+    )
+  features = encoder.apply({'params': params[0]}, video)
+  check_parity(
+    'export to VJEPA2Model', 'encoder', out.last_hidden_state.numpy(), features
+  )
+  predicted = predictor.apply(
+    {'params': params[1]},
+    _gather(np.asarray(features), context),
+    context,
+    target,
+    (4, 4, 4),
+    1,
+  )
+  check_parity(
+    'export to VJEPA2Model', 'predictor',
+    out.predictor_output.last_hidden_state.numpy(), predicted,
+  )  # fmt: skip
+
+
+def test_preprocessor_is_the_one_of_the_evaluation(folder):
+  path = folder / 'video_preprocessor_config.json'
+  config = json.loads(path.read_text())
+  assert config['video_processor_type'] == 'VJEPA2VideoProcessor'
+  assert config['size'] == {'shortest_edge': 36}
+  assert config['crop_size'] == {'height': 32, 'width': 32}
+  assert config['image_mean'] == [0.485, 0.456, 0.406]
+  assert config['image_std'] == [0.229, 0.224, 0.225]
+
+
+def test_shards_and_bfloat16(tmp_path, randomize):
+  import torch
+
+  model = _build('VJEPA2Model', _SMALL, randomize)
+  model.save_pretrained(tmp_path / 'shards', max_shard_size='200KB')
+  assert len(list((tmp_path / 'shards').glob('*.safetensors'))) > 1
+  model.save_pretrained(tmp_path / 'whole')
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    huggingface.read_pretrained(tmp_path / 'shards').encoder_params,
+    huggingface.read_pretrained(tmp_path / 'whole').encoder_params,
+  )
+  model.to(torch.bfloat16).save_pretrained(tmp_path / 'half')
+  params = huggingface.read_pretrained(tmp_path / 'half').encoder_params
+  assert params['norm']['scale'].dtype == np.float32
+  np.testing.assert_array_equal(
+    params['norm']['scale'],
+    model.encoder.layernorm.weight.detach().float().numpy(),
+  )
+
+
+def _edit_config(folder, **changes):
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_tensors(folder, change):
+  path = folder / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(path)
+  change(tensors)
+  safetensors_numpy.save_file(tensors, path)
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+_DAMAGES = {
+  'of model_type .vit., not': lambda f: _edit_config(f, model_type='vit'),
+  "hidden_act 'silu'; only 'gelu'": lambda f: _edit_config(
+    f, hidden_act='silu'
+  ),
+  'V-JEPA 2.1, which is not': lambda f: _edit_config(
+    f, use_rope_interleave=True
+  ),
+  'patch_size .8, 8., not a positive integer': lambda f: _edit_config(
+    f, patch_size=[8, 8]
+  ),
+  'no tensor .encoder.layer.2.norm1.weight': lambda f: _edit_config(
+    f, num_hidden_layers=3
+  ),
+  'encoder.layer.1.* has no place in it': lambda f: _edit_config(
+    f, num_hidden_layers=1
+  ),
+  'not divisible by 5 heads': lambda f: _edit_config(
+    f, num_attention_heads=5
+  ),
+  r'shape \(384, 48\), not \(1536, 48\)': lambda f: _edit_config(
+    f, patch_size=16
+  ),
+  'has no config.json': lambda f: (f / 'config.json').unlink(),
+  'config.json is damaged': lambda f: _truncate(f / 'config.json'),
+  'has no model.safetensors': lambda f: (f / 'model.safetensors').unlink(),
+  'save it again as model.safetensors': lambda f: (
+    f / 'model.safetensors'
+  ).rename(f / 'pytorch_model.bin'),
+  'model.safetensors is truncated': lambda f: _truncate(
+    f / 'model.safetensors'
+  ),
+  'no tensor .encoder.layernorm.bias': lambda f: _edit_tensors(
+    f, lambda t: t.pop('encoder.layernorm.bias')
+  ),
+  'no tensor .predictor.embeddings.mask_tokens': lambda f: _edit_tensors(
+    f, lambda t: t.pop('predictor.embeddings.mask_tokens')
+  ),
+  r'norm.weight has shape \(47,\), not \(48\)': lambda f: _edit_tensors(
+    f, lambda t: t.update({'encoder.layernorm.weight': np.ones(47)})
+  ),
+  'differ in shape': lambda f: _edit_tensors(
+    f, lambda t: t.update({'encoder.layer.0.attention.key.bias': np.ones(4)})
+  ),
+  'image_mean .* built in': lambda f: (
+    f / 'video_preprocessor_config.json'
+  ).write_text('{"image_mean": [0.5, 0.5, 0.5]}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('message', _DAMAGES)
+def test_damage_is_told_in_one_line(folder, message):
+  _DAMAGES[message](folder)
+  with pytest.raises(WeightsError, match=message) as error:
+    huggingface.read_pretrained(folder)
+  assert '\n' not in str(error.value)
+  assert str(error.value).startswith(str(folder))
+
+
+def test_tensors_without_use_are_named(folder):
+  _edit_tensors(folder, lambda t: t.update({'head.weight': np.ones(3)}))
+  assert huggingface.read_pretrained(folder).unused == ('head.weight',)
+
+
+def test_names_of_the_hub_fail_in_one_line(monkeypatch):
+  with pytest.raises(WeightsError, match='there is no folder /nowhere'):
+    huggingface.read_pretrained('/nowhere')
+  hub = pytest.importorskip('huggingface_hub')
+
+  def fail(*args, **kwargs):
+    raise OSError('no network\nat all')
+
+  monkeypatch.setattr(hub, 'snapshot_download', fail)
+  with pytest.raises(WeightsError, match='the Hub did not give it') as error:
+    huggingface.read_pretrained('facebook/vjepa2-vitl-fpc64-256')
+  assert '\n' not in str(error.value)
+
+
+def test_names_of_the_hub_are_downloaded(monkeypatch, folder):
+  hub = pytest.importorskip('huggingface_hub')
+  monkeypatch.setattr(hub, 'snapshot_download', lambda *_, **__: str(folder))
+  assert huggingface.read_pretrained('someone/model').encoder.width == 48
+
+
+@pytest.mark.parametrize(
+  'change,message',
+  [
+    (dict(positions='sincos'), "positions 'sincos'; transformers has"),
+    (dict(positions='rope_interleaved'), "positions 'rope_interleaved'"),
+    (dict(tubelet=(2, 8, 4)), 'square patches that divide the clip'),
+    (dict(tubelet=(3, 8, 8)), 'square patches that divide the clip'),
+  ],
+)
+def test_models_that_transformers_lacks_are_refused(tmp_path, change, message):
+  encoder, predictor, *params = _make_models()
+  with pytest.raises(WeightsError, match=message):
+    _save(tmp_path, encoder.clone(**change), predictor, *params)
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,286 @@
+"""Loading from every source, and the converter's command."""
+
+import json
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+
+import vjepa_jax
+from vjepa_jax.interop import huggingface, layout
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import _resize, load, read_weights
+from vjepa_jax.models import zoo
+from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.tools import convert
+from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.training.state import init_state
+
+TUBELET = (2, 8, 8)
+
+
+def _make_models(positions='rope_tiled'):
+  encoder = zoo.build_encoder(
+    'nano',
+    tubelet=TUBELET,
+    positions=positions,
+    scale_init_by_depth=positions != 'sincos',
+  )
+  predictor = zoo.build_predictor(
+    encoder, num_heads=2, width=24, depth=2, num_mask_tokens=2
+  )
+  state = init_state(
+    jax.random.key(0), encoder, predictor, optax.scale_by_adam(), (4, 4, 4)
+  )
+  # The target is to be told from the student.
+  target = jax.tree.map(lambda x: x + 0.01, state.target)
+  return encoder, predictor, state.replace(target=target)
+
+
+@pytest.fixture(scope='module')
+def models():
+  return _make_models()
+
+
+@pytest.fixture(scope='module')
+def workdir(models, tmp_path_factory):
+  """What a pretraining run leaves behind."""
+  path = tmp_path_factory.mktemp('run')
+  encoder, predictor, state = models
+  checkpoints = Checkpoints(
+    path,
+    every_steps=1,
+    keep=1,
+    # As configs have it: computed in bfloat16, rematerialised.
+    model={
+      'encoder': describe(encoder.clone(dtype=jnp.bfloat16, remat='full')),
+      'predictor': describe(predictor.clone(dtype=jnp.bfloat16)),
+    },
+  )
+  checkpoints.save(3, state, 24)
+  checkpoints.close()
+  config = {'clip': {'resolution': 32, 'frames': 8}}
+  (path / 'config.json').write_text(json.dumps(config))
+  return path
+
+
+@pytest.fixture(scope='module')
+def folder(models, tmp_path_factory):
+  pytest.importorskip('safetensors', reason='the extra parity has safetensors')
+  path = tmp_path_factory.mktemp('folder')
+  encoder, predictor, state = models
+  huggingface.save_pretrained(
+    path,
+    encoder,
+    state.target,
+    predictor,
+    state.params['predictor'],
+    resolution=32,
+    frames=8,
+  )
+  return path
+
+
+@pytest.fixture(scope='module')
+def official(models, tmp_path_factory):
+  torch = pytest.importorskip('torch', reason='the extra parity has torch')
+  path = tmp_path_factory.mktemp('official') / 'vit.pt'
+  _, _, state = models
+
+  def wrap(tensors):
+    return {
+      f'module.backbone.{k}': torch.from_numpy(v.copy())
+      for k, v in tensors.items()
+    }
+
+  torch.save(
+    {
+      'encoder': wrap(
+        layout.export_encoder(state.params['encoder'], tubelet=TUBELET)
+      ),
+      'target_encoder': wrap(
+        layout.export_encoder(state.target, tubelet=TUBELET)
+      ),
+      'predictor': wrap(layout.export_predictor(state.params['predictor'])),
+    },
+    path,
+  )
+  return path
+
+
+def _video(shape=(2, 8, 32, 32, 3)):
+  return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize('kind', ['workdir', 'folder', 'official'])
+def test_every_source_gives_the_same_features(kind, models, request):
+  encoder, _, state = models
+  loaded = vjepa_jax.load(request.getfixturevalue(kind))
+  assert loaded.encoder == encoder
+  if kind != 'official':
+    assert (loaded.resolution, loaded.frames) == (32, 8)
+  features = loaded.encode(_video())
+  assert features.shape == (2, 64, 48) and features.dtype == jnp.float32
+  expected = encoder.apply({'params': state.target}, _video())
+  np.testing.assert_allclose(features, expected, atol=1e-5)
+  assert loaded.encode(_video((1, 32, 32, 3))).shape == (1, 16, 48)
+  assert loaded.encode(_video((1, 16, 32, 32, 3))).shape == (1, 128, 48)
+
+
+@pytest.mark.parametrize('kind', ['workdir', 'official'])
+def test_the_student_on_demand(kind, models, request):
+  params = load(request.getfixturevalue(kind), which='encoder').params
+  jax.tree.map(
+    np.testing.assert_array_equal, params, models[2].params['encoder']
+  )
+
+
+@pytest.mark.parametrize('size', [(72, 108), (50, 41), (20, 30), (36, 36)])
+def test_frames_are_resized_as_in_the_evaluation(size):
+  image = _video((*size, 3))
+  short = 36  # int(32 * 256 / 224)
+  height, width = (short * side // min(size) for side in size)
+  top, left = round((height - 32) / 2), round((width - 32) / 2)
+  expected = Image.fromarray(image).resize(
+    (width, height), Image.Resampling.BILINEAR
+  )
+  expected = np.asarray(expected)[top : top + 32, left : left + 32]
+  actual = _resize(jnp.asarray(image)[None, None], 32)[0, 0]
+  # Pillow rounds after each of the two axes.
+  assert np.abs(np.asarray(actual, int) - expected).max() <= 1
+
+
+def test_frames_of_other_sizes(workdir):
+  loaded = load(workdir)
+  video = _video((1, 2, 72, 108, 3))
+  np.testing.assert_allclose(
+    loaded.encode(video), loaded.encode(_resize(video, 32)), atol=1e-5
+  )
+  as_it_is = load(workdir, resize=False)
+  assert as_it_is.resolution == 32
+  assert as_it_is.encode(video[..., :104, :]).shape == (1, 9 * 13, 48)
+
+
+def test_compute_dtype_is_for_the_loader_to_say(workdir):
+  loaded = load(workdir, dtype=jnp.bfloat16)
+  assert loaded.encode(_video()).dtype == jnp.bfloat16
+  assert loaded.params['norm']['scale'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  'video',
+  [np.zeros((1, 2, 32, 32, 3), np.float32), np.zeros((2, 32, 32), np.uint8)],
+)
+def test_encode_says_what_it_takes(workdir, video):
+  with pytest.raises(ValueError, match='encode takes uint8'):
+    load(workdir).encode(video)
+
+
+def test_sources_that_are_none(tmp_path, workdir):
+  for source, message in (
+    (tmp_path, 'neither a workdir .* nor a Hugging Face folder'),
+    (tmp_path / 'none.pt', 'there is no file|PyTorch, which is missing'),
+    (tmp_path / 'none', 'there is no folder'),
+  ):
+    with pytest.raises(WeightsError, match=message):
+      load(source)
+  (tmp_path / 'model.safetensors').touch()
+  with pytest.raises(WeightsError, match='give the folder that it is in'):
+    load(tmp_path / 'model.safetensors')
+  with pytest.raises(WeightsError, match='positions is for official files'):
+    load(workdir, positions='sincos')
+  with pytest.raises(WeightsError, match='has target_encoder and encoder, not'):
+    load(workdir, which='ema_encoder')
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(WeightsError, match='holds no complete checkpoint'):
+    load(tmp_path)
+
+
+def test_importing_the_package_is_light():
+  code = (
+    'import sys, vjepa_jax; print("jax" in sys.modules); '
+    'print(vjepa_jax.load.__name__)'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.split() == ['False', 'load']
+  with pytest.raises(AttributeError, match="no attribute 'save'"):
+    vjepa_jax.save  # noqa: B018
+
+
+def _convert(source, target, **options):
+  with flagsaver.flagsaver(
+    **{'from': str(source), 'to': str(target)}, **options
+  ):
+    convert.convert()
+
+
+@pytest.mark.parametrize('form', ['huggingface', 'jax'])
+@pytest.mark.parametrize('kind', ['workdir', 'folder', 'official'])
+def test_conversion_keeps_every_bit(
+  kind, form, models, tmp_path, request, capsys
+):
+  pytest.importorskip('safetensors', reason='the extra parity has safetensors')
+  source = request.getfixturevalue(kind)
+  target = tmp_path / 'out'
+  options = {'predictor_heads': 2} if kind == 'official' else {}
+  _convert(source, target, format=form, resolution=32, frames=8, **options)
+  out = capsys.readouterr().out
+  assert 'encoder: width 48, depth 2, 2 heads, positions rope_tiled' in out
+  count = sum(x.size for x in jax.tree.leaves(models[2].target))
+  assert f'{count:,} parameters' in out and 'not used: nothing' in out
+  weights = read_weights(target)
+  assert (weights.encoder, weights.predictor) == models[:2]
+  assert (weights.resolution, weights.frames) == (32, 8)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (weights.encoder_params, weights.predictor_params),
+    (models[2].target, models[2].params['predictor']),
+  )
+
+
+def test_conversion_of_the_encoder_alone(workdir, tmp_path):
+  _convert(workdir, tmp_path / 'out', format='jax', predictor=False)
+  assert read_weights(tmp_path / 'out').predictor is None
+  assert load(tmp_path / 'out').resolution == 32
+  with pytest.raises(WeightsError, match='has a predictor, and there is none'):
+    _convert(workdir, tmp_path / 'hf', predictor=False)
+
+
+def test_conversions_that_are_impossible(workdir, official, tmp_path):
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'file').touch()
+  with pytest.raises(WeightsError, match='exists and is not empty'):
+    _convert(workdir, tmp_path / 'full')
+  with pytest.raises(WeightsError, match='give --resolution and --frames'):
+    _convert(official, tmp_path / 'out', predictor_heads=2)
+
+
+def test_the_command_has_no_traceback(tmp_path):
+  out = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'vjepa_jax.tools.convert',
+      f'--from={tmp_path}',
+      f'--to={tmp_path / "out"}',
+    ],
+    capture_output=True,
+    text=True,
+    env={**__import__('os').environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+  assert out.returncode == 1
+  assert 'Traceback' not in out.stderr
+  assert out.stderr.splitlines()[-1].startswith(f'error: {tmp_path} is neither')
+
+
+def test_flags_of_the_command_are_parsed():
+  assert flags.FLAGS['format'].value == 'huggingface'

@@ -1,0 +1,486 @@
+"""Official files: exact conversions, V-JEPA 1's own numbers, clear errors."""
+
+import os
+import pickle
+
+from absl import logging
+import jax
+import numpy as np
+import pytest
+
+from vjepa_jax.interop import layout, pytorch
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.models import zoo
+from vjepa_jax.models.probe import AttentiveProbe
+
+TUBELET = (2, 8, 8)
+NEEDS_TORCH = 'the extra parity has torch'
+
+
+def _random(tree, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), tree
+  )
+
+
+def _make_params(num_mask_tokens=2):
+  """Makes random parameters of a nano encoder and its predictor."""
+  encoder = zoo.build_encoder('nano', tubelet=TUBELET)
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=None,
+    width=24,
+    depth=3,
+    num_mask_tokens=num_mask_tokens,
+  )
+  video = np.zeros((1, 2, 16, 16, 3), np.uint8)
+  ids = np.zeros((1, 1), np.int32)
+  features = np.zeros((1, 1, 48), np.float32)
+  return _random(
+    (
+      encoder.init(jax.random.key(0), video)['params'],
+      predictor.init(jax.random.key(0), features, ids, ids, (1, 2, 2))[
+        'params'
+      ],
+    )
+  )
+
+
+def _make_states(num_mask_tokens=2):
+  """Makes the states of an official encoder and predictor."""
+  encoder, predictor = _make_params(num_mask_tokens)
+  return (
+    layout.export_encoder(encoder, tubelet=TUBELET),
+    layout.export_predictor(predictor),
+  )
+
+
+def _make_probe_state(depth=0, num_classes=5, width=48):
+  """Makes the state of an official probe, by its published names."""
+  block = 'pooler.cross_attention_block'
+  linears = {
+    f'{block}.xattn.q': (width, width),
+    f'{block}.xattn.kv': (2 * width, width),
+    f'{block}.mlp.fc1': (4 * width, width),
+    f'{block}.mlp.fc2': (width, 4 * width),
+    'linear': (num_classes, width),
+  }
+  norms = [f'{block}.norm1', f'{block}.norm2']
+  for i in range(depth):
+    name = f'pooler.blocks.{i}'
+    norms += [f'{name}.norm1', f'{name}.norm2']
+    linears |= {
+      f'{name}.attn.qkv': (3 * width, width),
+      f'{name}.attn.proj': (width, width),
+      f'{name}.mlp.fc1': (4 * width, width),
+      f'{name}.mlp.fc2': (width, 4 * width),
+    }
+  if not depth:
+    linears[f'{block}.xattn.proj'] = (width, width)
+  shapes = {'pooler.query_tokens': (1, 1, width)}
+  for name, shape in linears.items():
+    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+  for name in norms:
+    shapes |= {f'{name}.weight': (width,), f'{name}.bias': (width,)}
+  return _random({k: np.empty(s) for k, s in shapes.items()}, 1)
+
+
+def _to_torch(state, prefix='module.backbone.'):
+  torch = pytest.importorskip('torch', reason=NEEDS_TORCH)
+  return {prefix + k: torch.from_numpy(v.copy()) for k, v in state.items()}
+
+
+@pytest.fixture
+def save(tmp_path):
+  """Writes a checkpoint as the official code does."""
+  torch = pytest.importorskip('torch', reason=NEEDS_TORCH)
+
+  def write(content, name='model.pth.tar'):
+    path = tmp_path / name
+    torch.save(content, path)
+    return path
+
+  return write
+
+
+def _assert_equal(actual, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+    actual,
+    expected,
+  )
+
+
+def test_round_trips_are_exact_to_the_bit():
+  encoder, predictor = _make_params()
+  states = _make_states()
+  _assert_equal(layout.convert_encoder(states[0], num_heads=2), encoder)
+  _assert_equal(layout.convert_predictor(states[1], num_heads=2), predictor)
+  for state, convert, export in (
+    (
+      states[0],
+      layout.convert_encoder,
+      lambda p: layout.export_encoder(p, tubelet=TUBELET),
+    ),
+    (states[1], layout.convert_predictor, layout.export_predictor),
+  ):
+    back = export(convert(state, num_heads=2))
+    assert back.keys() == state.keys()
+    _assert_equal(back, dict(state))
+  assert all(x.flags.c_contiguous for x in back.values())
+
+
+def test_keys_and_shapes_are_the_published_ones():
+  encoder, predictor = _make_states()
+  assert encoder['patch_embed.proj.weight'].shape == (48, 3, *TUBELET)
+  assert encoder['blocks.1.attn.qkv.weight'].shape == (144, 48)
+  assert encoder['blocks.1.mlp.fc1.weight'].shape == (192, 48)
+  assert set(predictor) > {
+    'predictor_embed.weight',
+    'mask_tokens.1',
+    'predictor_blocks.2.attn.proj.bias',
+    'predictor_norm.bias',
+    'predictor_proj.weight',
+  }
+  assert predictor['mask_tokens.1'].shape == (1, 1, 24)
+
+
+def test_tubelets_must_fit():
+  with pytest.raises(WeightsError, match='embeds 384 numbers a tubelet'):
+    layout.export_encoder(_make_params()[0])
+
+
+def test_files_of_v1(save, caplog):
+  states = _make_states()
+  target = {k: v + 1 for k, v in states[0].items()}
+  # 16 frames of 32 pixels.
+  table = {'pos_embed': np.zeros((1, 8 * 4 * 4, 48), np.float32)}
+  path = save(
+    {
+      'encoder': _to_torch(states[0] | table),
+      'target_encoder': _to_torch(target | table),
+      'predictor': _to_torch(
+        states[1] | {'predictor_pos_embed': np.zeros((1, 128, 24), np.float32)}
+      ),
+      'opt': {'state': {}, 'param_groups': []},
+      'epoch': 3,
+      'lr': 1e-3,
+    }
+  )
+  logging.get_absl_logger().propagate = True
+  with caplog.at_level('INFO', logger='absl'):
+    weights = pytorch.read_checkpoint(path)
+  assert "positions 'sincos', because it has a table" in caplog.text
+  assert caplog.text.count('not used:') == 1
+  assert weights.unused == (
+    'target_encoder/pos_embed',
+    'predictor/predictor_pos_embed',
+  )
+  _assert_equal(
+    weights.encoder_params, layout.convert_encoder(target, num_heads=2)
+  )
+  assert weights.encoder == zoo.build_encoder('nano', tubelet=TUBELET)
+  assert (weights.predictor.num_heads, weights.predictor.depth) == (2, 3)
+  assert weights.predictor.num_mask_tokens == 2
+  assert (weights.resolution, weights.frames) == (32, 16)
+  student = pytorch.read_checkpoint(path, 'encoder', with_predictor=False)
+  assert student.predictor is None
+  _assert_equal(
+    student.encoder_params, layout.convert_encoder(states[0], num_heads=2)
+  )
+
+
+def test_files_of_v2(save, caplog):
+  encoder, predictor = _make_states(num_mask_tokens=4)
+  # Released files carry a stale table.
+  encoder['pos_embed'] = np.zeros((1, 128, 48), np.float32)
+  path = save(
+    {'encoder': _to_torch(encoder), 'predictor': _to_torch(predictor)}, 'v.pt'
+  )
+  logging.get_absl_logger().propagate = True
+  with caplog.at_level('INFO', logger='absl'):
+    weights = pytorch.read_checkpoint(path)
+  assert 'no target_encoder in the file: taking encoder' in caplog.text
+  assert "'rope_tiled', because it has 4 mask tokens" in caplog.text
+  assert weights.encoder.positions == weights.predictor.positions
+  assert weights.encoder.positions == 'rope_tiled'
+  assert weights.predictor.num_heads == 12
+  assert weights.resolution is None and weights.frames is None
+  weights = pytorch.read_checkpoint(
+    path, positions='rope_interleaved', num_heads=4, predictor_heads=3
+  )
+  assert weights.encoder.positions == 'rope_interleaved'
+  assert (weights.encoder.num_heads, weights.predictor.num_heads) == (4, 3)
+  del encoder['pos_embed']
+  for content in ({'ema_encoder': _to_torch(encoder)}, _to_torch(encoder, '')):
+    weights = pytorch.read_checkpoint(save(content))
+    assert weights.encoder.positions == 'rope_tiled'
+
+
+def test_files_of_probes(save):
+  weights = pytorch.read_checkpoint(
+    save({'classifier': _to_torch(_make_probe_state(), 'module.')})
+  )
+  ((probe, params),) = weights.probes
+  assert probe == AttentiveProbe(5, 16)
+  assert weights.encoder is None and not weights.unused
+  features = np.random.default_rng(0).normal(size=(2, 9, 48)).astype('float32')
+  assert probe.apply({'params': params}, features).shape == (2, 5)
+  state = _to_torch(_make_probe_state(3), 'module.')
+  weights = pytorch.read_checkpoint(
+    save({'classifiers': [state, state]}), num_heads=2
+  )
+  assert [p for p, _ in weights.probes] == [AttentiveProbe(5, 2, 3, False)] * 2
+  assert not weights.unused
+  probe, params = weights.probes[1]
+  abstract = jax.eval_shape(probe.init, jax.random.key(0), features)['params']
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract)
+  state = {k: v for k, v in _make_probe_state().items() if 'proj' not in k}
+  params = layout.convert_probe(state, num_heads=2)
+  assert layout.build_probe(params, num_heads=2) == AttentiveProbe(
+    5, 2, output_projection=False
+  )
+
+
+def _without(state, key):
+  return {k: v for k, v in state.items() if k != key}
+
+
+def _damage_encoder(state):
+  """Yields a message and the encoder that causes it."""
+  zeros = np.zeros
+  yield "no tensor 'norm.bias'", _without(state, 'norm.bias')
+  yield (
+    "no tensor 'blocks.0.attn.qkv.bias'",
+    _without(state, 'blocks.0.attn.qkv.bias'),
+  )
+  yield (
+    "no tensor 'blocks.2.attn.qkv.weight'",
+    state | {'blocks.3.norm1.weight': zeros(48, 'f')},
+  )
+  yield (
+    r'blocks.1.mlp.fc2.weight has shape \(48, 9\), not \(48, 192\)',
+    state | {'blocks.1.mlp.fc2.weight': zeros((48, 9), 'f')},
+  )
+  yield (
+    'blocks.0.ls1.gamma has no place in it',
+    state | {'blocks.0.ls1.gamma': zeros(48, 'f')},
+  )
+  yield (
+    'is one V-JEPA 2.1, which is not supported',
+    state | {'norms_block.0.weight': zeros(48, 'f')},
+  )
+  yield (
+    'SwiGLU perceptrons, which is not supported',
+    state | {'blocks.0.mlp.fc3.weight': zeros((48, 192), 'f')},
+  )
+  yield (
+    r'shape \(48, 3, 8, 8\), not \(any, 3, any, any, any\)',
+    state | {'patch_embed.proj.weight': zeros((48, 3, 8, 8), 'f')},
+  )
+
+
+@pytest.mark.parametrize('case', range(8))
+def test_other_encoders_are_refused(save, case):
+  message, state = list(_damage_encoder(_make_states()[0]))[case]
+  with pytest.raises(WeightsError, match=message):
+    layout.convert_encoder(state, num_heads=2)
+  path = save({'target_encoder': _to_torch(state)})
+  with pytest.raises(WeightsError) as error:
+    pytorch.read_checkpoint(path, num_heads=2)
+  assert str(error.value).startswith(f'{path}: ')
+  assert '\n' not in str(error.value)
+
+
+def test_other_predictors_are_refused(save):
+  encoder, state = _make_states()
+  zeros = np.zeros
+  for message, other in (
+    ("no tensor 'mask_tokens.0'", _without(state, 'mask_tokens.0')),
+    (
+      r'predictor_embed.weight has shape \(24, 96\), not \(any, 48\)',
+      state | {'predictor_embed.weight': zeros((24, 96), 'f')},
+    ),
+    (
+      'V-JEPA 2.1, which is not supported',
+      state | {'predictor_proj_context.weight': zeros((48, 24), 'f')},
+    ),
+    (
+      r'action-conditioned \(V-JEPA 2-AC\).* with_predictor=False',
+      state | {'action_encoder.weight': zeros((24, 7), 'f')},
+    ),
+  ):
+    path = save({'encoder': _to_torch(encoder), 'predictor': _to_torch(other)})
+    with pytest.raises(WeightsError, match=message):
+      pytorch.read_checkpoint(path)
+    assert pytorch.read_checkpoint(path, with_predictor=False).encoder
+  with pytest.raises(WeightsError, match='24 wide, not divisible by 7 heads'):
+    layout.convert_predictor(state, num_heads=7)
+
+
+def test_other_probes_are_refused(save):
+  state = _make_probe_state() | _make_probe_state(1)
+  with pytest.raises(WeightsError, match='of V-JEPA 1 with self-attention'):
+    pytorch.read_checkpoint(save({'classifier': _to_torch(state)}))
+  state['verb_classifier.weight'] = np.zeros((5, 48), 'f')
+  with pytest.raises(WeightsError, match='probe 0 anticipates actions'):
+    pytorch.read_checkpoint(save({'classifier': _to_torch(state)}))
+
+
+def test_sizes_without_a_name_ask_for_heads(save):
+  encoder = _make_states()[0]
+  state = {k: v for k, v in encoder.items() if not k.startswith('blocks.1.')}
+  path = save({'target_encoder': _to_torch(state)})
+  with pytest.raises(WeightsError, match='no named size is 48 wide and 1 deep'):
+    pytorch.read_checkpoint(path)
+  assert pytorch.read_checkpoint(path, num_heads=3).encoder.num_heads == 3
+
+
+class _Code:
+  def __reduce__(self):
+    return os.system, ('touch /tmp/vjepa_jax_ran_code',)
+
+
+def test_code_is_never_run(save, tmp_path):
+  plain = tmp_path / 'plain.pt'
+  plain.write_bytes(pickle.dumps(_Code(), protocol=2))
+  for path in (save({'target_encoder': {}, 'x': _Code()}), plain):
+    with pytest.raises(
+      WeightsError, match='refused: loading it would run code, posix.system'
+    ) as error:
+      pytorch.read_checkpoint(path)
+    assert '\n' not in str(error.value)
+  assert not os.path.exists('/tmp/vjepa_jax_ran_code')
+
+
+def test_files_that_are_no_checkpoints(save, tmp_path):
+  content = {'target_encoder': _to_torch(_make_states()[0])}
+  whole = save(content).read_bytes()
+  path = tmp_path / 'part.pt'
+  for data in (whole[: len(whole) // 2], whole[:100], b'', b'hello', b'\0' * 9):
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match='part.pt is truncated or no') as e:
+      pytorch.read_checkpoint(path)
+    assert '\n' not in str(e.value)
+  with pytest.raises(WeightsError, match='there is no file'):
+    pytorch.read_checkpoint(tmp_path / 'none.pt')
+  with pytest.raises(WeightsError, match='holds a list, not a checkpoint'):
+    pytorch.read_checkpoint(save([1, 2]))
+  with pytest.raises(WeightsError, match="no target_encoder, only .'model'."):
+    pytorch.read_checkpoint(save({'model': 1}))
+  with pytest.raises(WeightsError, match='has no encoder, only'):
+    pytorch.read_checkpoint(save(content), 'encoder')
+  with pytest.raises(WeightsError, match="'teacher' is not one of"):
+    pytorch.read_checkpoint(save(content), 'teacher')
+  with pytest.raises(WeightsError, match='a int is where tensors should be'):
+    pytorch.read_checkpoint(save({'target_encoder': 3}))
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
+  monkeypatch.setitem(__import__('sys').modules, 'torch', None)
+  with pytest.raises(WeightsError, match=r"pip install -e '.\[parity\]'"):
+    pytorch.read_checkpoint(tmp_path / 'model.pt')
+
+
+def _gather(features, ids):
+  return np.take_along_axis(np.asarray(features), ids[..., None], axis=1)
+
+
+@pytest.mark.parametrize('frames,resolution', [(8, 32), (4, 48), (16, 24)])
+def test_v1_equals_the_original_modules(
+  frames, resolution, save, randomize, check_parity
+):
+  reason = 'pip install --no-deps vjepa==0.1.2 packaging'
+  vit = pytest.importorskip('vjepa.models.vision_transformer', reason=reason)
+  vit_predictor = pytest.importorskip('vjepa.models.predictor', reason=reason)
+  from functools import partial
+
+  import torch
+
+  options = dict(
+    img_size=resolution,
+    patch_size=8,
+    num_frames=frames,
+    tubelet_size=2,
+    embed_dim=96,
+    num_heads=4,
+    uniform_power=True,
+    norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+  )
+  encoder = randomize(vit.VisionTransformer(depth=3, **options))
+  predictor = randomize(
+    vit_predictor.VisionTransformerPredictor(
+      depth=2, predictor_embed_dim=48, use_mask_tokens=True, **options
+    ),
+    1,
+  )
+  path = save(
+    {
+      'target_encoder': {
+        f'module.backbone.{k}': v for k, v in encoder.state_dict().items()
+      },
+      'predictor': {
+        f'module.backbone.{k}': v for k, v in predictor.state_dict().items()
+      },
+    }
+  )
+  weights = pytorch.read_checkpoint(path, num_heads=4)
+  assert weights.encoder.positions == 'sincos'
+  assert len(weights.unused) == 2
+
+  rng = np.random.default_rng(0)
+  shape = 2, frames, resolution, resolution, 3
+  video = rng.normal(size=shape).astype(np.float32)
+  grid = frames // 2, resolution // 8, resolution // 8
+  order = np.stack([rng.permutation(np.prod(grid)) for _ in range(2)])
+  context, target = order[:, :15].copy(), order[:, 15:35].copy()
+  clip = torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())
+  ids = torch.from_numpy(context), torch.from_numpy(target)
+  with torch.no_grad():
+    everything = encoder(clip).numpy()
+    visible = encoder(clip, masks=[ids[0]])
+    predicted = [
+      predictor(visible, None, *ids, mask_index=i).numpy() for i in range(2)
+    ]
+  label = f'grid {"x".join(map(str, grid))}'
+
+  def apply(*arguments):
+    return weights.encoder.apply({'params': weights.encoder_params}, *arguments)
+
+  check_parity('V-JEPA 1', f'encoder, {label}', apply(video), everything)
+  check_parity(
+    'V-JEPA 1', f'encoder of visible tokens, {label}', apply(video, context),
+    visible.numpy(),
+  )  # fmt: skip
+  for i in range(2):
+    actual = weights.predictor.apply(
+      {'params': weights.predictor_params}, visible.numpy(), context, target,
+      grid, i,
+    )  # fmt: skip
+    check_parity(
+      'V-JEPA 1', f'predictor token {i}, {label}', actual, predicted[i]
+    )
+
+
+def test_v1_probe_equals_the_original_module(save, randomize, check_parity):
+  pooler = pytest.importorskip(
+    'vjepa.models.attentive_pooler',
+    reason='pip install --no-deps vjepa==0.1.2 packaging',
+  )
+  import torch
+
+  probe = randomize(
+    pooler.AttentiveClassifier(
+      embed_dim=96, num_heads=4, depth=1, num_classes=7
+    )
+  )
+  path = save(
+    {'classifier': {f'module.{k}': v for k, v in probe.state_dict().items()}}
+  )
+  ((ours, params),) = pytorch.read_checkpoint(path, num_heads=4).probes
+  features = np.random.default_rng(0).normal(size=(3, 20, 96)).astype('f')
+  with torch.no_grad():
+    expected = probe(torch.from_numpy(features)).numpy()
+  actual = ours.apply({'params': params}, features)
+  check_parity('V-JEPA 1', 'attentive probe', actual, expected)

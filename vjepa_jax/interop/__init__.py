@@ -1,0 +1,1 @@
+"""Weights of published checkpoints and Hugging Face folders, in and out."""

@@ -1,0 +1,298 @@
+"""Loads an encoder from wherever it is, ready to encode clips."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from vjepa_jax.interop import huggingface, pytorch
+from vjepa_jax.interop.layout import Params, Weights, WeightsError
+from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.training import checkpoint
+
+# How a model is run, which is for the loader to say.
+_RUN_FIELDS = ('remat', 'attention', 'dtype')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEncoder:
+  """An encoder with its parameters.
+
+  Attributes:
+    encoder: The module; `encoder.apply({'params': params}, video, ids)`.
+    params: Its parameters, float32, on the default device.
+    resolution: Height and width of the clips it was trained with, in pixels,
+      None if not known.
+    frames: Frames of those clips, None if not known.
+    encode: Jitted; maps clips uint8 `[B, T, H, W, 3]`, or images
+      `[B, H, W, 3]`, to features `[B, N, D]`, tokens in raster order over
+      (t, h, w). Frames of another size than `resolution` are cut to the
+      central square of the evaluation protocol and resized, unless `load` was
+      told not to; pixels are normalised.
+  """
+
+  encoder: Encoder
+  params: Params
+  resolution: int | None
+  frames: int | None
+  encode: Callable[[jax.Array | np.ndarray], jax.Array]
+
+
+def load(
+  source: str | os.PathLike,
+  *,
+  which: str = 'target_encoder',
+  resize: bool = True,
+  dtype: jnp.dtype = jnp.float32,
+  positions: str | None = None,
+  num_heads: int | None = None,
+) -> LoadedEncoder:
+  """Loads an encoder.
+
+  Args:
+    source: A workdir of pretraining, a Hugging Face folder, an official
+      `.pth.tar` or `.pt` file, or a name on the Hub
+      (`facebook/vjepa2-vitl-fpc64-256`).
+    which: 'target_encoder' (the EMA) or 'encoder', where the source has both.
+    resize: Bring frames of other sizes to the resolution of training. Without
+      it clips of any size are encoded as they are.
+    dtype: Compute dtype and dtype of the features.
+    positions: Of an official file, see `pytorch.read_checkpoint`.
+    num_heads: Of an official file of no named size.
+
+  Returns:
+    The encoder; a clip needs not have `frames` frames.
+
+  Raises:
+    WeightsError: The source cannot be used; one line says why.
+    CheckpointError: The same, of a workdir.
+  """
+  weights = read_weights(
+    source,
+    which=which,
+    positions=positions,
+    num_heads=num_heads,
+    with_predictor=False,
+  )
+  if weights.encoder is None:
+    raise WeightsError(f'{source} holds probes, and no encoder')
+  platform = jax.devices()[0].platform
+  encoder = weights.encoder.clone(
+    dtype=dtype, attention=choose_attention(platform, dtype)
+  )
+  params = jax.device_put(weights.encoder_params)
+  resolution = weights.resolution if resize else None
+  return LoadedEncoder(
+    encoder,
+    params,
+    weights.resolution,
+    weights.frames,
+    _make_encode(encoder, params, resolution),
+  )
+
+
+def read_weights(
+  source: str | os.PathLike,
+  *,
+  which: str = 'target_encoder',
+  with_predictor: bool = True,
+  **options: Any,
+) -> Weights:
+  """Reads models and parameters from any source that `load` takes.
+
+  Args:
+    source: See `load`.
+    which: See `load`.
+    with_predictor: Read the predictor too.
+    **options: positions, num_heads and predictor_heads of an official file,
+      see `pytorch.read_checkpoint`.
+
+  Raises:
+    WeightsError: The source cannot be used.
+    CheckpointError: The same, of a workdir.
+  """
+  path = epath.Path(source)
+  if path.is_file() or path.suffix in ('.pt', '.pth', '.tar'):
+    if path.suffix == '.safetensors':
+      raise WeightsError(
+        f'{source} says nothing of heads and sizes: give the folder that it '
+        'is in, with its config.json'
+      )
+    return pytorch.read_checkpoint(
+      source, which, with_predictor=with_predictor, **options
+    )
+  given = [name for name, value in options.items() if value is not None]
+  if given:
+    raise WeightsError(f'{given[0]} is for official files, {source} is none')
+  if (path / 'checkpoints').is_dir():
+    return read_workdir(path, which=which, with_predictor=with_predictor)
+  if path.is_dir() and not (path / 'config.json').exists():
+    raise WeightsError(
+      f'{source} is neither a workdir (it has no checkpoints/) nor a Hugging '
+      'Face folder (it has no config.json)'
+    )
+  return huggingface.read_pretrained(source, with_predictor=with_predictor)
+
+
+def read_workdir(
+  path: epath.PathLike,
+  *,
+  which: str = 'target_encoder',
+  with_predictor: bool = True,
+) -> Weights:
+  """Reads the newest checkpoint of a pretraining run.
+
+  Args:
+    path: The workdir.
+    which: 'target_encoder' (the EMA) or 'encoder'.
+    with_predictor: Read the predictor too.
+
+  Raises:
+    WeightsError: The checkpoint does not say what model it is of.
+    CheckpointError: There is no checkpoint, or it is damaged.
+  """
+  if which not in ('target_encoder', 'encoder'):
+    raise WeightsError(f'{path} has target_encoder and encoder, not {which}')
+  path = epath.Path(path)
+  directory = path.absolute() / 'checkpoints'
+  with ocp.training.Checkpointer(directory) as checkpointer:
+    if checkpointer.latest is None:
+      raise WeightsError(f'{directory} holds no complete checkpoint')
+    step = checkpointer.latest.step
+    metadata = checkpointer.checkpointables_metadata(step)
+    models = (metadata.custom_metadata or {}).get('model') or {}
+    encoder = _rebuild(Encoder, models, 'encoder', directory / str(step))
+    abstract = {'encoder': _make_abstract(encoder)}
+    predictor, params = None, {}
+    if 'predictor' in models:
+      predictor = _rebuild(Predictor, models, 'predictor', directory)
+      abstract['predictor'] = _make_abstract(predictor)
+    if which == 'encoder' or (with_predictor and predictor is not None):
+      params = checkpointer.load_checkpointables(
+        step, {'params': _place(abstract)}
+      )['params']
+  if which == 'encoder':
+    encoder_params = params['encoder']
+  else:
+    encoder_params = checkpoint.load_target(
+      path, abstract['encoder'], _place(abstract['encoder'], sharding_only=True)
+    )
+  resolution, frames = _read_clip_size(path)
+  weights = Weights(
+    encoder, encoder_params, resolution=resolution, frames=frames
+  )
+  if not with_predictor or predictor is None:
+    return weights
+  return dataclasses.replace(
+    weights, predictor=predictor, predictor_params=params['predictor']
+  )
+
+
+def _make_encode(
+  encoder: Encoder, params: Params, resolution: int | None
+) -> Callable[[jax.Array | np.ndarray], jax.Array]:
+  @jax.jit
+  def apply(params, video):
+    if resolution and video.shape[-3:-1] != (resolution, resolution):
+      video = _resize(video, resolution)
+    return encoder.apply({'params': params}, video)
+
+  def encode(video):
+    if (
+      video.dtype != np.uint8
+      or video.ndim not in (4, 5)
+      or (video.shape[-1] != 3)
+    ):
+      raise ValueError(
+        f'video is {video.dtype} {tuple(video.shape)}, encode takes uint8 '
+        '[B, T, H, W, 3] or images [B, H, W, 3]'
+      )
+    return apply(params, video)
+
+  return encode
+
+
+def _resize(video: jax.Array, resolution: int) -> jax.Array:
+  """Resizes and crops uint8 `[..., H, W, 3]` as the published evaluation.
+
+  The short side becomes `int(resolution * 256 / 224)`, of which the centre is
+  taken: antialiased, as transformers does it.
+  """
+  height, width = video.shape[-3:-1]
+  short = int(resolution * 256 / 224)
+  sides = [short * side // min(height, width) for side in (height, width)]
+  axes = video.ndim - 3, video.ndim - 2
+  resized = jax.image.scale_and_translate(
+    video.astype(jnp.float32),
+    (*video.shape[:-3], resolution, resolution, 3),
+    axes,
+    jnp.array([sides[0] / height, sides[1] / width]),
+    -jnp.array([round((side - resolution) / 2) for side in sides], jnp.float32),
+    'linear',
+  )
+  return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+
+
+def _rebuild(
+  kind: type, models: dict[str, Any], name: str, path: epath.Path
+) -> Any:
+  """Builds a model from the fields that its checkpoint carries."""
+  fields = models.get(name)
+  if not fields:
+    raise WeightsError(f'{path} does not say what {name} it is of')
+  fields = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in fields.items()
+    if key not in _RUN_FIELDS
+  }
+  try:
+    return kind(**fields)
+  except TypeError as error:
+    raise WeightsError(f'{path} is of another version: {error}') from None
+
+
+def _make_abstract(model: Encoder | Predictor) -> Any:
+  """Returns the shapes of a model's parameters."""
+  key = jax.random.key(0)
+  if isinstance(model, Encoder):
+    video = jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8)
+    return jax.eval_shape(model.init, key, video)['params']
+  features = jax.ShapeDtypeStruct((1, 1, model.out_width), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  return jax.eval_shape(
+    lambda *arguments: model.init(*arguments, (1, 1, 2)),
+    key,
+    features,
+    ids,
+    ids,
+  )['params']
+
+
+def _place(abstract: Any, sharding_only: bool = False) -> Any:
+  """Puts shapes, or gives their shardings, on the default device."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def place(x):
+    if sharding_only:
+      return sharding
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(place, abstract)
+
+
+def _read_clip_size(path: epath.Path) -> tuple[int | None, int | None]:
+  """Reads resolution and frames of a run's clips, None where not known."""
+  try:
+    clip = json.loads((path / 'config.json').read_text())['clip']
+    return clip['resolution'], clip['frames']
+  except (OSError, ValueError, KeyError):
+    return None, None
