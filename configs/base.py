@@ -41,6 +41,35 @@ def choose(options: dict[str, str], name: str, table: dict):
   return table[options[name]]
 
 
+def set_published_masks(
+  config: config_dict.ConfigDict,
+  short: tuple[int, int],
+  long: tuple[int, int],
+) -> None:
+  """Sets the short- and long-range masks of V-JEPA 1 and 2.
+
+  Args:
+    config: The recipe.
+    short: Context and target tokens of the mask of 8 blocks of .15.
+    long: Of the mask of 2 blocks of .7.
+  """
+  config.mask_names = ('short', 'long')
+  for name, num_blocks, scale, (context, target) in (
+    ('short', 8, 0.15, short),
+    ('long', 2, 0.7, long),
+  ):
+    config.masks[name] = dict(
+      kind='multiblock',
+      num_blocks=num_blocks,
+      spatial_scale=(scale, scale),
+      aspect_ratio=(0.75, 1.5),
+      temporal_scale=(1.0, 1.0),
+      context_tokens=context,
+      target_tokens=target,
+      subset='random',
+    )
+
+
 def get_config() -> config_dict.ConfigDict:
   """Returns a pretraining config without data."""
   config = config_dict.ConfigDict()

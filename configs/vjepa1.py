@@ -42,21 +42,7 @@ def get_config(arg: str | None = None):
   config.clip.frame_step = 4
   config.clip.resolution = resolution
 
-  config.mask_names = ('short', 'long')
-  for name, num_blocks, scale, (context, target) in (
-    ('short', 8, 0.15, short),
-    ('long', 2, 0.7, long),
-  ):
-    config.masks[name] = dict(
-      kind='multiblock',
-      num_blocks=num_blocks,
-      spatial_scale=(scale, scale),
-      aspect_ratio=(0.75, 1.5),
-      temporal_scale=(1.0, 1.0),
-      context_tokens=context,
-      target_tokens=target,
-      subset='random',
-    )
+  base.set_published_masks(config, short, long)
 
   # 300 epochs of 300 steps; warm-up of 40.
   config.total_steps = 90_000

@@ -51,21 +51,7 @@ def get_config(arg: str | None = None):
   config.clip.fps = 4.0
   config.clip.resolution = resolution
 
-  config.mask_names = ('short', 'long')
-  for name, num_blocks, scale, (context, target) in (
-    ('short', 8, 0.15, short),
-    ('long', 2, 0.7, long),
-  ):
-    config.masks[name] = dict(
-      kind='multiblock',
-      num_blocks=num_blocks,
-      spatial_scale=(scale, scale),
-      aspect_ratio=(0.75, 1.5),
-      temporal_scale=(1.0, 1.0),
-      context_tokens=context,
-      target_tokens=target,
-      subset='random',
-    )
+  base.set_published_masks(config, short, long)
 
   # Weight decay .04 and momentum .99925 stay constant (the neutral values).
   if options['stage'] == 'pretrain':

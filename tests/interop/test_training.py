@@ -84,16 +84,17 @@ def _to_numpy(module):
   return {k: v.detach().numpy() for k, v in module.state_dict().items()}
 
 
-@pytest.fixture(scope='module', params=MODELS)
-def trained(request):
-  """Losses and targets of both, from the same weights, clips and masks."""
-  name = request.param
-  ours, theirs, num_tokens, recipe = MODELS[name]
+def _build(name):
+  """Builds both, the reference's modules and ours, with the same weights.
+
+  Returns:
+    The torch modules, our modules, and our parameters: encoder and predictor.
+  """
+  ours, theirs, num_tokens, _ = MODELS[name]
   encoder_t = reference.Encoder(48, 2, 2, TUBELET, GRID, theirs)
   predictor_t = reference.Predictor(48, 24, 2, 2, num_tokens, GRID, theirs)
   for seed, module in enumerate((encoder_t, predictor_t)):
     reference.randomize(module, seed)
-
   encoder = zoo.build_encoder('nano', tubelet=TUBELET, positions=ours)
   predictor = zoo.build_predictor(
     encoder, num_heads=2, width=24, depth=2, num_mask_tokens=num_tokens
@@ -102,8 +103,17 @@ def trained(request):
     'encoder': layout.convert_encoder(_to_numpy(encoder_t), num_heads=2),
     'predictor': layout.convert_predictor(_to_numpy(predictor_t), num_heads=2),
   }
+  # Copies: torch goes on to change its tensors in place.
   params = jax.tree.map(np.array, params)
-  config = recipe.get_config()
+  return (encoder_t, predictor_t), (encoder, predictor), params
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def trained(request):
+  """Losses and targets of both, from the same weights, clips and masks."""
+  name = request.param
+  (encoder_t, predictor_t), (encoder, predictor), params = _build(name)
+  config = MODELS[name][3].get_config()
   config.total_steps, config.learning_rate.warmup_steps = STEPS, 4
   schedules = make_schedules(config, STEPS, 1.0)
   tx = optax.scale_by_adam(**config.optimizer)
@@ -135,19 +145,7 @@ def trained(request):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_forward_equals_the_reference_in_float64(name, check_parity):
-  ours, theirs, num_tokens, _ = MODELS[name]
-  encoder_t = reference.Encoder(48, 2, 2, TUBELET, GRID, theirs)
-  predictor_t = reference.Predictor(48, 24, 2, 2, num_tokens, GRID, theirs)
-  for seed, module in enumerate((encoder_t, predictor_t)):
-    reference.randomize(module, seed)
-  encoder = zoo.build_encoder('nano', tubelet=TUBELET, positions=ours)
-  predictor = zoo.build_predictor(
-    encoder, num_heads=2, width=24, depth=2, num_mask_tokens=num_tokens
-  )
-  params = {
-    'encoder': layout.convert_encoder(_to_numpy(encoder_t), num_heads=2),
-    'predictor': layout.convert_predictor(_to_numpy(predictor_t), num_heads=2),
-  }
+  (encoder_t, predictor_t), (encoder, predictor), params = _build(name)
   batch = _batches()[0]
   video = reference.normalize(batch['video']).double()
   label = f'{name} (reference, float64)'
