@@ -35,7 +35,7 @@ def get_config(arg: str | None = None):
     videos='',
     num_train=4000,
     num_test=800,
-    max_clips=2000,  # that the probes of the table train on
+    max_clips=1600,  # that the probes of the table train on
   )
   config.data.update(batch_size=32, num_workers=0, num_threads=2)
   config.clip.update(
@@ -63,19 +63,19 @@ def get_config(arg: str | None = None):
     target_tokens=48,
   )
 
-  config.total_steps = 240
+  config.total_steps = 160
   config.schedule_scale = 1.25
   config.learning_rate.update(
-    kind='cosine', start=1e-4, value=6e-4, final=1e-6, warmup_steps=40
+    kind='cosine', start=1e-4, value=6e-4, final=1e-6, warmup_steps=30
   )
   config.weight_decay.update(kind='cosine', value=0.04, final=0.4)
   config.ema.update(kind='linear', value=0.99, final=1.0)
   config.clip_norm = 10.0
-  config.clip_start_step = 41
+  config.clip_start_step = 31
 
-  config.checkpoint.update(every_steps=60, keep=2)
+  config.checkpoint.update(every_steps=40, keep=2)
   config.log_every_steps = 1
   config.diagnose_every_steps = 20
   # The paths are those of the motion set.
-  config.probe.update(every_steps=120, max_clips=800, batch_size=32)
+  config.probe.update(every_steps=80, max_clips=800, batch_size=32)
   return config
