@@ -37,8 +37,5 @@ def test_features_that_carry_only_position_are_told_apart():
   collapsed = _measure(position)
   assert collapsed['content_std'] < 1e-3
   assert collapsed['position_std'] > 0.9
-  assert (
-    collapsed['effective_rank_clips'] < 1.5 or collapsed['content_std'] < 1e-3
-  )
   healthy = _measure(rng.normal(size=(16, 32, 24)))
   assert healthy['content_std'] > 0.9 and healthy['position_std'] < 0.4
