@@ -151,6 +151,9 @@ def get_config() -> config_dict.ConfigDict:
 
   # Devices in a group that shares one copy of the state.
   config.fsdp = 1
+  # Parts of a batch that go through the devices one after the other: the same
+  # numbers with less memory, for fewer chips than the recipe was made for.
+  config.microbatches = 1
 
   config.checkpoint = dict(
     every_steps=1000, keep=2, keep_every_steps=config_dict.placeholder(int)

@@ -15,7 +15,7 @@ from vjepa_jax.interop import layout
 from vjepa_jax.masks.fixed_size import MaskSampler
 from vjepa_jax.masks.multiblock import MultiBlock
 from vjepa_jax.models import zoo
-from vjepa_jax.tasks.pretrain import make_schedules
+from vjepa_jax.tasks.program import make_schedules
 from vjepa_jax.training import objective, step
 from vjepa_jax.training.state import TrainState
 

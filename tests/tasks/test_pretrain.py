@@ -10,6 +10,7 @@ import tiny
 
 from configs import quickstart, vjepa1, vjepa2
 from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.tasks.program import get_grid, get_steps
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.telemetry import read_metrics
@@ -40,7 +41,7 @@ def test_every_recipe_runs_at_toy_size(name, ran, tmp_path):
   config = RECIPES[name]()
   # At full size everything fits together, down to the mask counts.
   full = config.copy_and_resolve_references()
-  grid = pretraining.get_grid(full)
+  grid = get_grid(full)
   full.data.sources.videos.path = str(
     shrink(config, tmp_path).data.sources.toy.path
   )
@@ -176,4 +177,4 @@ def test_mistakes_fail_before_anything_is_compiled(
 
 def test_epochs_are_passes_over_the_data(toy_videos):
   config = _tiny(toy_videos, total_steps=None, total_epochs=2.0)
-  assert pretraining.get_steps(config, 'total', 24 / 8) == 6
+  assert get_steps(config, 'total', 24 / 8) == 6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import vjepa1, vjepa2
-from vjepa_jax.tasks.pretrain import make_schedules
+from vjepa_jax.tasks.program import make_schedules
 from vjepa_jax.training.schedules import make_schedule
 
 

@@ -1,32 +1,20 @@
 """Self-attention over tubelet tokens, behind one function for all kernels."""
 
 from collections.abc import Callable
+import functools
 
 from flax import linen as nn
 import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
+from vjepa_jax.models import tpu_attention
 from vjepa_jax.models.positions import rotate
+from vjepa_jax.parallel.sharding import map_rows
 
+Rope = tuple[jax.Array, jax.Array]
 
-def _attend_xla(q: jnp.ndarray, k: jnp.ndarray, v: jnp.ndarray) -> jnp.ndarray:
-  logits = jnp.einsum(
-    'bhnd,bhmd->bhnm', q, k, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
-  return jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
-
-
-def _attend_cudnn(
-  q: jnp.ndarray, k: jnp.ndarray, v: jnp.ndarray
-) -> jnp.ndarray:
-  # The kernel's layout is [B, N, heads, d].
-  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-  out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
-  return out.transpose(0, 2, 1, 3)
-
-
-_KERNELS = {'xla': _attend_xla, 'cudnn': _attend_cudnn}
+IMPLEMENTATIONS = ('xla', 'cudnn', 'pallas', 'pallas_interpret')
 
 
 def choose_attention(platform: str, dtype: jnp.dtype) -> str:
@@ -41,6 +29,8 @@ def choose_attention(platform: str, dtype: jnp.dtype) -> str:
   Returns:
     A name that `attend` accepts.
   """
+  if platform == 'tpu':
+    return 'pallas'
   if platform in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2:
     return 'cudnn'
   return 'xla'
@@ -53,30 +43,88 @@ def attend(
 
   Args:
     q: Queries, `[B, heads, N, d]`.
-    k: Keys, `[B, heads, M, d]`.
-    v: Values, `[B, heads, M, d]`.
-    implementation: 'xla' (any platform) or 'cudnn' (NVIDIA GPUs, 16-bit).
+    k: Keys, `[B, heads, N, d]`.
+    v: Values, `[B, heads, N, d]`.
+    implementation: 'xla' (any platform), 'cudnn' (NVIDIA GPUs, 16-bit),
+      'pallas' (TPUs; splash attention) or 'pallas_interpret' (the same,
+      interpreted on any platform).
 
   Returns:
     `[B, heads, N, d]` in the dtype of `v`; the softmax is in float32.
   """
-  if implementation not in _KERNELS:
-    raise ValueError(
-      f'attention {implementation!r} is not one of {sorted(_KERNELS)}'
+  if implementation == 'xla':
+    return _attend_xla(q, k, v)
+  if implementation == 'cudnn':
+    return _attend_cudnn(q, k, v)
+  if implementation in IMPLEMENTATIONS:
+    interpret = implementation == 'pallas_interpret'
+    return _attend_splash(q, k, v, interpret)
+  raise ValueError(
+    f'attention {implementation!r} is not one of {IMPLEMENTATIONS}'
+  )
+
+
+def _attend_xla(q, k, v):
+  logits = jnp.einsum(
+    'bhnd,bhmd->bhnm', q, k, preferred_element_type=jnp.float32
+  )
+  weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+  return jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
+
+
+def _attend_cudnn(q, k, v):
+  # The kernel's layout is [B, N, heads, d].
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+  out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  return out.transpose(0, 2, 1, 3)
+
+
+def _attend_splash(q, k, v, interpret):
+  num_heads, num_tokens, head_dim = q.shape[1:]
+  padding = -num_tokens % tpu_attention.LANES
+  if padding:
+    q, k, v = (
+      jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q, k, v)
     )
-  return _KERNELS[implementation](q, k, v)
+  length = num_tokens + padding
+  # Of the blocks that tile the sequence the largest: the fewer there are, the
+  # fewer partial sums of gradients.
+  tiles = [n for n in range(128, 1025, 128) if length % n == 0]
+  rows, keys = max(n for n in tiles if n <= 512), max(tiles)
+  kernel = splash.make_splash_mha_single_device(
+    splash.MultiHeadMask([splash.FullMask((length, length))] * num_heads),
+    block_sizes=splash.BlockSizes(
+      block_q=rows,
+      block_kv=keys,
+      block_kv_compute=keys,
+      block_q_dkv=rows,
+      block_kv_dkv=keys,
+      block_kv_dkv_compute=keys,
+      block_q_dq=rows,
+      block_kv_dq=keys,
+    ),
+    interpret=interpret,
+  )
+  segments = None
+  if padding:
+    is_token = (jnp.arange(length) < num_tokens).astype(jnp.int32)
+    segments = splash.SegmentIds(is_token, is_token)
+
+  def run(q, k, v):
+    return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+
+  q = (q * head_dim**-0.5).astype(q.dtype)
+  return map_rows(run)(q, k, v)[:, :, :num_tokens]
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with head-major projections.
-
-  Queries, keys and values are projected straight to `[B, heads, N, d]`: on a
-  TPU the transposes of a fused projection cost more than the matmuls they save.
+  """Multi-head self-attention within one or several sequences.
 
   Attributes:
     num_heads: Attention heads; they divide the width.
     out_init: Initialiser of the output projection's kernel.
-    implementation: Kernel, see `attend`.
+    implementation: Kernel, see `attend`. 'pallas' uses `attend_lanes` for all
+      sequences that it takes.
     dtype: Compute dtype.
   """
 
@@ -89,42 +137,148 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: jnp.ndarray,
-    rope: tuple[jnp.ndarray, jnp.ndarray] | None = None,
+    rope: Rope | None = None,
+    lengths: tuple[int, ...] | None = None,
   ) -> jnp.ndarray:
-    """Maps tokens `[B, N, D]` to `[B, N, D]`; `rope` from make_rope_tables."""
+    """Attends within each sequence.
+
+    Args:
+      x: Tokens `[B, N, D]`.
+      rope: Tables of make_rope_tables; for `uses_lanes`, of `widen_tables`.
+      lengths: Tokens of each sequence, end to end along N; None for one.
+
+    Returns:
+      `[B, N, D]`.
+    """
     width = x.shape[-1]
     head_dim = width // self.num_heads
-    q, k, v = (
-      _HeadProjection(self.num_heads, head_dim, self.dtype, name=name)(x)
+    lengths = lengths or (x.shape[1],)
+    projections = [
+      _HeadProjection(width, self.num_heads, head_dim, self.dtype, name=name)
       for name in ('query', 'key', 'value')
-    )
-    if rope is not None:
-      q, k = rotate(q, rope), rotate(k, rope)
-    heads = attend(q, k, v, self.implementation)  # [B, H, N, d]
+    ]
     kernel = self.param(
       'out_kernel', self.out_init, (self.num_heads, head_dim, width)
-    )
+    ).astype(self.dtype)
     bias = self.param('out_bias', nn.initializers.zeros, (width,))
-    out = jnp.einsum('bhnd,hdc->bnc', heads, kernel.astype(self.dtype))
+    if uses_lanes(self.implementation, head_dim, lengths):
+      heads = self._attend_lanes(x, projections, rope, lengths)  # [B, N, C]
+      kernel = _fill_lanes(kernel, (0, 1))
+      out = heads @ kernel.reshape(-1, width)
+    else:
+      heads = self._attend_heads(x, projections, rope, lengths)  # [B, H, N, d]
+      out = jnp.einsum('bhnd,hdc->bnc', heads, kernel)
     return out + bias.astype(self.dtype)
+
+  def _attend_heads(self, x, projections, rope, lengths):
+    """Attention over `[B, H, N, d]`.
+
+    Queries, keys and values are projected straight to this layout: the
+    transposes of a fused projection cost more than the matmuls it saves.
+    """
+    q, k, v = (p(x) for p in projections)
+    if rope is not None:
+      q, k = rotate(q, rope), rotate(k, rope)
+    if len(lengths) == 1:
+      return attend(q, k, v, self.implementation)
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+    parts = zip(*(jnp.split(a, ends, axis=2) for a in (q, k, v)), strict=True)
+    return jnp.concatenate(
+      [attend(*part, self.implementation) for part in parts], axis=2
+    )
+
+  def _attend_lanes(self, x, projections, rope, lengths):
+    """Attention over `[B, N, heads * slot]`, see tpu_attention."""
+    width = x.shape[-1]
+    head_dim = width // self.num_heads
+    kernels, biases = zip(
+      *(p.get_parameters() for p in projections), strict=True
+    )
+    # One matmul for all three, their columns interleaved by 128.
+    kernel, bias = (
+      jnp.stack(
+        [
+          _fill_lanes(a, (-2, -1)).reshape(
+            *a.shape[:-2], -1, tpu_attention.LANES
+          )
+          for a in arrays
+        ],
+        axis=-2,
+      )
+      for arrays in (kernels, biases)
+    )
+    qkv = x @ kernel.reshape(width, -1) + bias.reshape(-1)
+    run = functools.partial(
+      tpu_attention.attend_lanes,
+      lengths=lengths,
+      slot=tpu_attention.get_head_slot(head_dim),
+      scale=head_dim**-0.5,
+      interpret=self.implementation == 'pallas_interpret',
+    )
+    if rope is None:
+      return map_rows(run)(qkv)
+    return map_rows(lambda qkv, *rope: run(qkv, rope=rope))(qkv, *rope)
 
 
 class _HeadProjection(nn.Module):
   """Projects tokens `[B, N, D]` to heads `[B, heads, N, head_dim]`."""
 
+  width: int
   num_heads: int
   head_dim: int
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-    kernel = self.param(
+  def setup(self):
+    self.kernel = self.param(
       'kernel',
       nn.initializers.normal(0.02),
-      (x.shape[-1], self.num_heads, self.head_dim),
+      (self.width, self.num_heads, self.head_dim),
     )
-    bias = self.param(
+    self.bias = self.param(
       'bias', nn.initializers.zeros, (self.num_heads, self.head_dim)
     )
-    y = jnp.einsum('bnc,chd->bhnd', x, kernel.astype(self.dtype))
-    return y + bias[:, None].astype(self.dtype)
+
+  def get_parameters(self) -> tuple[jnp.ndarray, jnp.ndarray]:
+    """Returns kernel `[D, heads, head_dim]` and bias in the compute dtype."""
+    return self.kernel.astype(self.dtype), self.bias.astype(self.dtype)
+
+  def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+    kernel, bias = self.get_parameters()
+    return jnp.einsum('bnc,chd->bhnd', x, kernel) + bias[:, None]
+
+
+def uses_lanes(
+  implementation: str, head_dim: int, lengths: tuple[int, ...]
+) -> bool:
+  """Whether `Attention` takes the kernel that keeps heads side by side."""
+  slot = tpu_attention.get_head_slot(head_dim)
+  return (
+    implementation.startswith('pallas')
+    and slot is not None
+    and 3 * slot <= 4 * head_dim  # else padding costs more than it saves
+    and all(
+      n % tpu_attention.SUBLANES == 0 and n <= tpu_attention.MAX_LENGTH
+      for n in lengths
+    )
+  )
+
+
+def widen_tables(rope: Rope, head_dim: int) -> Rope:
+  """Repeats tables `[B, N, head_dim]` over 128 lanes, as the heads lie."""
+  slot = tpu_attention.get_head_slot(head_dim)
+
+  def widen(table):
+    table = jnp.pad(table, ((0, 0), (0, 0), (0, slot - head_dim)))
+    return jnp.tile(table, (1, 1, tpu_attention.LANES // slot))
+
+  return tuple(widen(table) for table in rope)
+
+
+def _fill_lanes(x: jnp.ndarray, axes: tuple[int, int]) -> jnp.ndarray:
+  """Pads the axes (heads, head_dim) with zeros to whole slots and lanes."""
+  head_axis, dim_axis = (a % x.ndim for a in axes)
+  slot = tpu_attention.get_head_slot(x.shape[dim_axis])
+  padding = [(0, 0)] * x.ndim
+  padding[head_axis] = (0, -x.shape[head_axis] % (tpu_attention.LANES // slot))
+  padding[dim_axis] = (0, slot - x.shape[dim_axis])
+  return jnp.pad(x, padding)

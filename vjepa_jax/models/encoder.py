@@ -27,7 +27,8 @@ def encode_positions(
 
   Args:
     x: Tokens `[B, K, D]`.
-    ids: Their ids, int32 `[B, K]`, raster order over (t, h, w).
+    ids: Their ids, int32 `[B, K]`, raster order over (t, h, w); `[1, K]` where
+      all clips have the same.
     grid: Tubelet grid that the ids refer to.
     positions: One of `POSITIONS`.
     head_dim: Channels of one attention head.
@@ -73,8 +74,10 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, video: jnp.ndarray, ids: jnp.ndarray | None = None
-  ) -> jnp.ndarray:
+    self,
+    video: jnp.ndarray,
+    ids: jnp.ndarray | tuple[jnp.ndarray, ...] | None = None,
+  ) -> jnp.ndarray | tuple[jnp.ndarray, ...]:
     """Encodes the visible tubelets of clips.
 
     Args:
@@ -82,10 +85,12 @@ class Encoder(nn.Module):
         which are shown for the length of one tubelet, as a clip of one frame
         is. uint8 is normalised here; floats are taken as normalised.
       ids: Visible token ids, int32 `[B, K]`, raster order over (t, h, w); None
-        for all tokens.
+        for all tokens. Of a tuple each entry is encoded by itself, all of them
+        in one pass.
 
     Returns:
-      Features `[B, K, width]` in the compute dtype, after the final LayerNorm.
+      Features `[B, K, width]` in the compute dtype, after the final LayerNorm;
+      a tuple for a tuple of ids.
 
     Raises:
       ValueError: A side of the clip is not a multiple of the tubelet's.
@@ -96,15 +101,17 @@ class Encoder(nn.Module):
       video = jnp.repeat(video, self.tubelet[0], axis=1)
     grid = tub.compute_grid(video.shape, self.tubelet)
     x = tub.patchify(video, self.tubelet)  # [B, N, P]
+    lengths = (x.shape[1],)
     if ids is None:
-      ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+      packed_ids = jnp.arange(x.shape[1])[None]
     else:
+      packed_ids, lengths = tub.pack(ids if isinstance(ids, tuple) else (ids,))
       # Raw tubelets are gathered before their embedding: only the visible ones
       # cost anything, and the backward pass needs no scatter.
-      x = tub.gather_tokens(x, ids)
+      x = tub.gather_tokens(x, packed_ids)
     x = tub.TubeletEmbed(self.width, self.dtype, name='embed')(x)
     x, rope = encode_positions(
-      x, ids, grid, self.positions, self.width // self.num_heads
+      x, packed_ids, grid, self.positions, self.width // self.num_heads
     )
     x = transformer.Transformer(
       self.depth,
@@ -115,5 +122,6 @@ class Encoder(nn.Module):
       self.attention,
       self.dtype,
       name='transformer',
-    )(x, rope)
-    return transformer.layer_norm(self.dtype, 'norm')(x)
+    )(x, rope, lengths)
+    x = transformer.layer_norm(self.dtype, 'norm')(x)
+    return tub.unpack(x, lengths) if isinstance(ids, tuple) else x

@@ -4,8 +4,11 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.models import transformer
+from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import encode_positions
 from vjepa_jax.models.positions import Grid
+
+Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
 
 
 class Predictor(nn.Module):
@@ -39,40 +42,58 @@ class Predictor(nn.Module):
   @nn.compact
   def __call__(
     self,
-    context: jnp.ndarray,
-    context_ids: jnp.ndarray,
-    target_ids: jnp.ndarray,
+    context: Tokens,
+    context_ids: Tokens,
+    target_ids: Tokens,
     grid: Grid,
     mask_index: int = 0,
-  ) -> jnp.ndarray:
+  ) -> Tokens:
     """Predicts the features of `target_ids`.
+
+    Given tuples, one entry a mask spec, each entry is predicted by itself, all
+    of them in one pass.
 
     Args:
       context: Features of the visible tokens, `[B, Kc, out_width]`.
       context_ids: int32 `[B, Kc]`, raster order over (t, h, w).
       target_ids: int32 `[B, Kt]`, raster order over (t, h, w).
       grid: Tubelet grid that the ids refer to.
-      mask_index: Which mask token to use; wraps around, so that specs share
-        tokens where there are fewer than specs.
+      mask_index: Which mask token to use, of tuples for the first entry; wraps
+        around, so that specs share tokens where there are fewer than specs.
 
     Returns:
       `[B, Kt, out_width]` in the compute dtype.
     """
-    num_context = context.shape[1]
+    if not isinstance(context, tuple):
+      return self._predict(
+        (context,), (context_ids,), (target_ids,), grid, mask_index
+      )[0]
+    return self._predict(context, context_ids, target_ids, grid, mask_index)
+
+  def _predict(self, context, context_ids, target_ids, grid, mask_index):
     normal = nn.initializers.normal(0.02)
+    x, sizes = tub.pack(context)
     x = nn.Dense(
       self.width, kernel_init=normal, dtype=self.dtype, name='embed'
-    )(context)
+    )(x)
     # Zero at first, as in every published config.
     mask_tokens = self.param(
       'mask_tokens', nn.initializers.zeros, (self.num_mask_tokens, self.width)
     )
-    token = mask_tokens[mask_index % self.num_mask_tokens].astype(x.dtype)
-    shape = (*target_ids.shape, self.width)
-    x = jnp.concatenate([x, jnp.broadcast_to(token, shape)], axis=1)
-    ids = jnp.concatenate([context_ids, target_ids], axis=1)
+    sequences, sequence_ids, parts = [], [], []
+    for i, visible in enumerate(tub.unpack(x, sizes)):
+      token = mask_tokens[(mask_index + i) % self.num_mask_tokens]
+      shape = (*target_ids[i].shape, self.width)
+      sequences += [visible, jnp.broadcast_to(token.astype(x.dtype), shape)]
+      sequence_ids += [context_ids[i], target_ids[i]]
+      parts += [sizes[i], shape[1]]
+    x, _ = tub.pack(sequences)
     x, rope = encode_positions(
-      x, ids, grid, self.positions, self.width // self.num_heads
+      x,
+      jnp.concatenate(sequence_ids, axis=1),
+      grid,
+      self.positions,
+      self.width // self.num_heads,
     )
     x = transformer.Transformer(
       self.depth,
@@ -83,8 +104,10 @@ class Predictor(nn.Module):
       self.attention,
       self.dtype,
       name='transformer',
-    )(x, rope)
-    x = transformer.layer_norm(self.dtype, 'norm')(x[:, num_context:])
-    return nn.Dense(
+    )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
+    x, sizes = tub.pack(tub.unpack(x, tuple(parts))[1::2])
+    x = transformer.layer_norm(self.dtype, 'norm')(x)
+    x = nn.Dense(
       self.out_width, kernel_init=normal, dtype=self.dtype, name='proj'
     )(x)
+    return tub.unpack(x, sizes)

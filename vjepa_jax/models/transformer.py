@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.models.attention import Attention
+from vjepa_jax.models.attention import Attention, uses_lanes, widen_tables
 from vjepa_jax.parallel.sharding import constrain_batch
 
 REMAT_POLICIES = ('none', 'full', 'dots')
@@ -69,7 +69,7 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, layer, rope):
+  def __call__(self, x, layer, rope, lengths):
     """Maps `x` `[B, N, D]` to the same; `layer` is the block's index, int."""
 
     def out_init(key, shape, dtype=jnp.float32):
@@ -81,7 +81,7 @@ class Block(nn.Module):
     y = layer_norm(self.dtype, 'norm1')(x)
     x = x + Attention(
       self.num_heads, out_init, self.attention, self.dtype, name='attention'
-    )(y, rope)
+    )(y, rope, lengths)
     y = layer_norm(self.dtype, 'norm2')(x)
     return x + Mlp(self.mlp_dim, out_init, self.dtype, name='mlp')(y)
 
@@ -113,11 +113,28 @@ class Transformer(nn.Module):
     self,
     x: jnp.ndarray,
     rope: tuple[jnp.ndarray, jnp.ndarray] | None = None,
+    lengths: tuple[int, ...] | None = None,
   ) -> jnp.ndarray:
-    """Maps tokens `[B, N, D]` to `[B, N, D]`; `rope` from make_rope_tables."""
+    """Maps tokens to tokens.
+
+    Args:
+      x: `[B, N, D]`.
+      rope: Tables of make_rope_tables for these tokens.
+      lengths: Tokens of each sequence, end to end along N; None for one. No
+        token sees another sequence.
+
+    Returns:
+      `[B, N, D]`.
+    """
+    lengths = lengths or (x.shape[1],)
+    head_dim = x.shape[-1] // self.num_heads
+    if rope is not None and uses_lanes(self.attention, head_dim, lengths):
+      rope = widen_tables(rope, head_dim)
 
     def body(block, x, layer):
-      return constrain_batch(block(constrain_batch(x), layer, rope)), None
+      return constrain_batch(
+        block(constrain_batch(x), layer, rope, lengths)
+      ), None
 
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f'remat {self.remat!r} is not one of {REMAT_POLICIES}')

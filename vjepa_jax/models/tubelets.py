@@ -1,5 +1,7 @@
 """Clips as sequences of tubelets, and their embedding."""
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,26 @@ def unpatchify(
 def gather_tokens(x: jnp.ndarray, ids: jnp.ndarray) -> jnp.ndarray:
   """Picks tokens `ids` int32 `[B, K]` of `x` `[B, N, D]` -> `[B, K, D]`."""
   return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
+
+
+def pack(
+  sequences: Sequence[jnp.ndarray],
+) -> tuple[jnp.ndarray, tuple[int, ...]]:
+  """Joins sequences `[B, K_i, ...]` end to end.
+
+  Returns:
+    `[B, sum of K_i, ...]` and the lengths K_i.
+  """
+  lengths = tuple(x.shape[1] for x in sequences)
+  if len(sequences) == 1:
+    return sequences[0], lengths
+  return jnp.concatenate(sequences, axis=1), lengths
+
+
+def unpack(x: jnp.ndarray, lengths: tuple[int, ...]) -> tuple[jnp.ndarray, ...]:
+  """Inverts `pack`."""
+  ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+  return tuple(jnp.split(x, ends, axis=1))
 
 
 def normalize_pixels(tubelets: jnp.ndarray) -> jnp.ndarray:

@@ -1,5 +1,6 @@
 """Shardings of state and batch by one small rule on shapes and paths."""
 
+from collections.abc import Callable
 import math
 import re
 from typing import Any
@@ -109,6 +110,30 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
+
+
+def map_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Runs a function on the rows that each device holds.
+
+  The partitioner does not look into a Pallas kernel; here it need not. Where
+  no mesh is set, the function is run as it is.
+
+  Args:
+    function: Of arrays `[B, ...]`, or `[1, ...]` for what all rows share, to
+      an array `[B, ...]`.
+  """
+
+  def mapped(*arrays):
+    if jax.sharding.get_abstract_mesh().empty:
+      return function(*arrays)
+    rows = PartitionSpec(('data', 'fsdp'))
+    specs = tuple(PartitionSpec() if a.shape[0] == 1 else rows for a in arrays)
+    # Kernels do not say how their results vary over the mesh.
+    return jax.shard_map(
+      function, in_specs=specs, out_specs=rows, check_vma=False
+    )(*arrays)
+
+  return mapped
 
 
 def make_global(batch: Any, sharding: NamedSharding) -> Any:

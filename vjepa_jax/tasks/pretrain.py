@@ -9,19 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
-import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.masks.fixed_size import build_mask_sampler
-from vjepa_jax.models import zoo
-from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
-from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.tasks.program import build_program, get_grid, get_steps
 from vjepa_jax.tasks.smoke import shrink
-from vjepa_jax.training import loop, objective, probing
+from vjepa_jax.training import loop, probing
 from vjepa_jax.training.checkpoint import (
   Checkpoints,
   load_initial,
@@ -29,9 +26,7 @@ from vjepa_jax.training.checkpoint import (
 )
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.schedules import Schedule, make_schedule
-from vjepa_jax.training.state import TrainState, init_state
-from vjepa_jax.training.step import make_train_step
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.telemetry import Telemetry
 
 
@@ -60,13 +55,7 @@ def pretrain(
 
   # Devices and data.
   mesh = mesh_lib.make_mesh(config.fsdp)
-  num_devices = mesh.devices.size
   batch_size = config.data.batch_size
-  if batch_size % num_devices:
-    raise ValueError(
-      f'batch size {batch_size} is not divisible by {num_devices} data '
-      'shards: change config.data.batch_size'
-    )
   loader = make_loader(config)
   steps_per_epoch = sum(len(s) for s in loader.sources) / batch_size
   total_steps = get_steps(config, 'total', steps_per_epoch)
@@ -77,36 +66,10 @@ def pretrain(
       f'the {total_steps} steps of the run'
     )
 
-  # Models, objective, optimizer.
-  encoder, predictor = build_models(config, mesh)
-  schedules = make_schedules(config, total_steps, steps_per_epoch)
-  tx = optax.scale_by_adam(**config.optimizer)
-  goal = objective.Objective(
-    encoder, predictor, tuple(config.mask_names), **config.objective
-  )
-  objective.check_objective(goal)
-
-  # Abstract state, shardings, step.
-  def init(key):
-    return init_state(key, encoder, predictor, tx, get_grid(config))
-
-  key = jax.random.key(config.seed)
-  abstract = jax.eval_shape(init, key)
-  shardings = sharding.shard_tree(abstract, mesh)
-  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
-  rows = sharding.shard_batch(mesh)
-  train_step = jax.jit(
-    make_train_step(
-      goal,
-      tx,
-      schedules,
-      clip_norm=config.clip_norm,
-      clip_start_step=config.clip_start_step,
-    ),
-    donate_argnums=0,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, sharding.replicate(mesh)),
-  )
+  # Models, shardings, step.
+  program = build_program(config, mesh, total_steps, steps_per_epoch)
+  encoder, predictor = program.objective.encoder, program.objective.predictor
+  abstract, shardings = program.abstract, program.shardings
   diagnose = jax.jit(
     make_diagnose(encoder), out_shardings=sharding.replicate(mesh)
   )
@@ -124,7 +87,12 @@ def pretrain(
   elif config.init_from:
     state, position = load_initial(config.init_from, abstract, shardings), 0
   else:
-    state, position = jax.jit(init, out_shardings=shardings)(key), 0
+    state, position = (
+      jax.jit(program.init, out_shardings=shardings)(
+        jax.random.key(config.seed)
+      ),
+      0,
+    )
   start_step = int(state.step)
   if start_step > total_steps:
     raise ValueError(
@@ -143,7 +111,7 @@ def pretrain(
       num_workers=config.data.num_workers,
       num_threads=config.data.num_threads,
     ),
-    rows,
+    program.batch_sharding,
     Quarantine(workdir),
     position=position,
     samples_per_batch=batch_size // config.clip.num_clips,
@@ -159,7 +127,7 @@ def pretrain(
     with jax.set_mesh(mesh):
       return loop.train(
         state,
-        train_step,
+        program.train_step,
         feed,
         loop.Cadence(
           total_steps=total_steps,
@@ -179,32 +147,6 @@ def pretrain(
     feed.close()
     telemetry.close()
     checkpoints.close()
-
-
-def get_steps(
-  config: config_dict.ConfigDict, name: str, steps_per_epoch: float
-) -> int | None:
-  """Reads a duration, `{name}_steps` or `{name}_epochs`, in steps.
-
-  Raises:
-    ValueError: Both are set, or the total is not.
-  """
-  steps, epochs = config[f'{name}_steps'], config[f'{name}_epochs']
-  if steps is not None and epochs is not None:
-    raise ValueError(f'set {name}_steps or {name}_epochs, not both')
-  if steps is None and epochs is None:
-    if name == 'total':
-      raise ValueError('set config.total_steps or config.total_epochs')
-    return 0
-  return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
-
-
-def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
-  """Returns the tubelet grid (T, H, W) of the config's clips."""
-  return compute_grid(
-    (1, config.clip.frames, config.clip.resolution, config.clip.resolution),
-    tuple(config.encoder.tubelet),
-  )
 
 
 def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
@@ -239,44 +181,6 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
     tuple(samplers),
     config.seed,
   )
-
-
-def build_models(
-  config: config_dict.ConfigDict, mesh: Mesh
-) -> tuple[Encoder, Predictor]:
-  """Builds encoder and predictor for the platform of the mesh."""
-  dtype = jnp.dtype(config.compute_dtype)
-  attention = config.attention
-  if attention == 'auto':
-    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
-  encoder = zoo.build_encoder(
-    **config.encoder, dtype=dtype, remat=config.remat, attention=attention
-  )
-  return encoder, zoo.build_predictor(encoder, **config.predictor)
-
-
-def make_schedules(
-  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
-) -> dict[str, Schedule]:
-  """Makes the schedules of learning rate, weight decay and EMA momentum."""
-  length = int(config.schedule_scale * total_steps)
-  rate = config.learning_rate
-  return {
-    # These two count steps from 1, as published; the momentum from 0.
-    'learning_rate': make_schedule(
-      rate.kind,
-      start=rate.start,
-      value=rate.value,
-      final=rate.final,
-      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
-      total_steps=length,
-      offset=1,
-    ),
-    'weight_decay': make_schedule(
-      **config.weight_decay, total_steps=length, offset=1
-    ),
-    'ema': make_schedule(**config.ema, total_steps=length),
-  }
 
 
 def make_evaluate(

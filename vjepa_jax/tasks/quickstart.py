@@ -12,9 +12,10 @@ import numpy as np
 from vjepa_jax.data import motion, package_videos, pipeline, sources
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import make_sincos_table
-from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.models.tubelets import compute_grid, patchify
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.training import pictures, probing
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -55,7 +56,7 @@ def quickstart(
 
   # What the same probes reach on pixels and on an untrained encoder, first.
   mesh = mesh_lib.make_mesh(config.fsdp)
-  encoder, _ = pretraining.build_models(config, mesh)
+  encoder, _ = build_models(config, mesh)
   shape = (1, config.clip.frames, *[config.clip.resolution] * 2, 3)
   # The very weights that pretraining starts from.
   key = jax.random.split(jax.random.key(config.seed))[0]
@@ -194,7 +195,7 @@ def _score_pixels(
   variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
   axes = axes[:, ::-1][:, : encoder.width]
   scale = variances[-1] ** -0.5
-  grid = pretraining.compute_grid(train.videos.shape, encoder.tubelet)
+  grid = compute_grid(train.videos.shape, encoder.tubelet)
   table = make_sincos_table(grid, axes.shape[1])
   tokens = [(x - mean) @ axes * scale + table for x in tokens]
 
@@ -275,6 +276,6 @@ def _draw(workdir, config, test, pretrained, untrained):
       'random init': untrained,
       'pretrained': pretrained[:32],
     },
-    grid=pretraining.get_grid(config),
+    grid=get_grid(config),
     metrics=read_metrics(workdir),
   )

@@ -70,8 +70,8 @@ def encode_targets(
   with jax.named_scope('target_encoder'):
     if objective.target_view == 'targets':
       features = [
-        normalize_features(encoder.apply({'params': target}, video, ids))
-        for ids in target_ids
+        normalize_features(x)
+        for x in encoder.apply({'params': target}, video, tuple(target_ids))
       ]
     else:
       clip = normalize_features(encoder.apply({'params': target}, video))
@@ -100,24 +100,21 @@ def compute_loss(
   encoder, predictor = objective.encoder, objective.predictor
   grid = compute_grid(batch['video'].shape, encoder.tubelet)
   targets = encode_targets(objective, target, batch)
+  # All mask specs in one pass: one reduction of the gradients, one program.
+  context_ids = tuple(mask['context'] for mask in batch['masks'])
+  target_ids = tuple(mask['target'] for mask in batch['masks'])
+  with jax.named_scope('context_encoder'):
+    context = encoder.apply(
+      {'params': params['encoder']}, batch['video'], context_ids
+    )
+  with jax.named_scope('predictor'):
+    predictions = predictor.apply(
+      {'params': params['predictor']}, context, context_ids, target_ids, grid
+    )
   losses, sizes, stds, cosines = {}, {}, [], []
-  for i, (name, mask) in enumerate(
-    zip(objective.mask_names, batch['masks'], strict=True)
-  ):
-    with jax.named_scope('context_encoder'):
-      context = encoder.apply(
-        {'params': params['encoder']}, batch['video'], mask['context']
-      )
-    with jax.named_scope('predictor'):
-      predicted = predictor.apply(
-        {'params': params['predictor']},
-        context,
-        mask['context'],
-        mask['target'],
-        grid,
-        i,
-      ).astype(jnp.float32)
+  for i, name in enumerate(objective.mask_names):
     with jax.named_scope('loss'):
+      predicted = predictions[i].astype(jnp.float32)
       error = jnp.abs(predicted - targets[i])
       p = objective.loss_exp
       losses[name] = jnp.mean(error if p == 1 else error**p) / p
@@ -125,8 +122,8 @@ def compute_loss(
       variance = jnp.var(predicted, axis=1, ddof=1)  # [B, D]
       stds.append(jnp.sqrt(variance + 1e-4))
       cosines.append(_mean_cosine(predicted, targets[i]))
-    sizes[f'tokens_context_{name}'] = mask['context'].shape[1]
-    sizes[f'tokens_target_{name}'] = mask['target'].shape[1]
+    sizes[f'tokens_context_{name}'] = context_ids[i].shape[1]
+    sizes[f'tokens_target_{name}'] = target_ids[i].shape[1]
   std = sum(stds) / len(stds)
   variance_loss = jnp.mean(jax.nn.relu(1.0 - std))
   prediction_loss = sum(losses.values()) / len(losses)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vjepa_jax.parallel.sharding import constrain_batch
 from vjepa_jax.training.objective import Batch, Objective, compute_loss
 from vjepa_jax.training.optimizer import apply_adamw, clip_by_module
 from vjepa_jax.training.schedules import Schedule
@@ -23,6 +24,7 @@ def make_train_step(
   *,
   clip_norm: float | None = None,
   clip_start_step: int = 0,
+  microbatches: int = 1,
 ) -> TrainStep:
   """Makes the step: gradients, clipping, AdamW, then the EMA target.
 
@@ -37,6 +39,8 @@ def make_train_step(
       target, as functions of the step.
     clip_norm: Largest gradient norm of each module; None for no clipping.
     clip_start_step: First step, 0-based, that clips.
+    microbatches: Parts of the batch that are differentiated one after the
+      other, and averaged in float32 before the one update.
 
   Returns:
     A function from (state, batch) to (state, metrics), to be jitted with the
@@ -44,9 +48,7 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch: Batch):
-    (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
-      state.params, objective, state.target, batch
-    )
+    metrics, grads = _accumulate(objective, state, batch, microbatches)
     now = {name: f(state.step) for name, f in schedules.items()}
     with jax.named_scope('optimizer'):
       limit = jnp.inf
@@ -73,6 +75,40 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _accumulate(
+  objective: Objective, state: TrainState, batch: Batch, microbatches: int
+) -> tuple[Metrics, Any]:
+  """Averages metrics and gradients over the microbatches of a batch."""
+
+  def differentiate(part):
+    (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+      state.params, objective, state.target, part
+    )
+    return metrics, grads
+
+  if microbatches == 1:
+    return differentiate(batch)
+  # Row r goes to microbatch r % microbatches: each device splits the rows it
+  # has, and none is moved between devices.
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(
+      constrain_batch(x.reshape(-1, microbatches, *x.shape[1:])), 1, 0
+    ),
+    batch,
+  )
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, differentiate(part)), None
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, jnp.float32),
+    jax.eval_shape(differentiate, first),
+  )
+  total, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda x: x / microbatches, total)
 
 
 def _keep_if(finite: jax.Array, new: Any, old: Any) -> Any:

@@ -1,0 +1,206 @@
+"""Reads a compiled program: collectives, scatters and estimated cycles.
+
+XLA counts the body of a loop once and leaves custom calls out, so its own
+`cost_analysis` says little of a scanned transformer. Here every instruction is
+weighed by the trip counts of the loops around it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+import math
+import re
+from typing import NamedTuple
+
+_HEADER = re.compile(r'^(?:ENTRY )?%([^\s(]+) \(.*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%(\S+) = (.*)$')
+_OPCODE = re.compile(r'\s([a-z][\w\-]*)\(')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SHAPE = re.compile(r'\b(pred|[a-z]{1,2}\d+\w*)\[([\d,]*)\]')
+_CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_CONSTANT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
+
+_COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'send',
+  'recv',
+)
+
+
+class Instruction(NamedTuple):
+  """One line of a computation.
+
+  Attributes:
+    name: Its name.
+    opcode: What it does, such as 'fusion' or 'all-reduce-start'.
+    shape: Text of its result's type.
+    scope: Path of named scopes it comes from; empty where XLA lost it.
+    cycles: XLA's estimate, 0 where it has none.
+    trips: How often a step runs it.
+    fused: Whether it is part of a fusion, whose cycles cover it.
+  """
+
+  name: str
+  opcode: str
+  shape: str
+  scope: str
+  cycles: int
+  trips: int
+  fused: bool
+
+
+def walk(text: str) -> Iterator[Instruction]:
+  """Yields every instruction that one run of a compiled program executes.
+
+  Args:
+    text: `compiled.as_text()`.
+
+  Yields:
+    The instructions of the entry and of what it calls, once for each call.
+    Reducers and comparators, which have no cost of their own, are left out.
+  """
+  computations, entry = _split(text)
+
+  def visit(name, trips, fused):
+    for instruction, line in computations[name]:
+      opcode = instruction.opcode
+      yield instruction._replace(trips=trips, fused=fused)
+      called = _CALLED.findall(line)
+      if opcode == 'while':
+        condition, body = called
+        count = _get_trip_count(computations[condition])
+        yield from visit(body, trips * count, fused)
+      elif opcode == 'conditional':
+        for branch in _BRANCHES.findall(line)[0].split(','):
+          yield from visit(branch.strip(' %'), trips, fused)
+      elif opcode == 'fusion':
+        yield from visit(called[0], trips, True)
+      elif opcode in ('call', 'async-start', 'custom-call') and called:
+        yield from visit(called[0], trips, fused)
+
+  return visit(entry, 1, False)
+
+
+def _split(text):
+  """Splits a module into computations of (instruction, line)."""
+  computations, entry, lines = {}, None, []
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header:
+      lines = computations[header[1]] = []
+      if line.startswith('ENTRY'):
+        entry = header[1]
+      continue
+    match = _INSTRUCTION.match(line)
+    if match:
+      lines.append((_parse(match[1], match[2]), line))
+  return computations, entry
+
+
+def _parse(name: str, line: str) -> Instruction:
+  opcode = _OPCODE.search(' ' + line)
+  scope = re.search(r'op_name="([^"]*)"', line)
+  cycles = _CYCLES.search(line)
+  return Instruction(
+    name,
+    opcode[1] if opcode else '',
+    line[: opcode.start()] if opcode else line,
+    scope[1] if scope else '',
+    int(cycles[1]) if cycles else 0,
+    trips=1,
+    fused=False,
+  )
+
+
+def _get_trip_count(condition) -> int:
+  """Finds the bound that a loop's counter is compared with."""
+  bounds = [
+    int(match[1])
+    for _, line in condition
+    for match in [_CONSTANT.search(line)]
+    if match
+  ]
+  return max(bounds, default=1)
+
+
+def count_scatters(text: str) -> int:
+  """Counts the scatters of a compiled program, in fusions too."""
+  return sum(i.opcode == 'scatter' for i in walk(text))
+
+
+def count_collectives(text: str) -> dict[str, dict[str, float]]:
+  """Sums the collectives of one step, as one device runs them.
+
+  Returns:
+    For each 'kind:dtype', 'count' and 'mib' of results. The two halves of an
+    asynchronous collective count as one.
+  """
+  counts, sizes = Counter(), Counter()
+  for instruction in walk(text):
+    opcode = instruction.opcode.removesuffix('-start')
+    if opcode not in _COLLECTIVES:
+      continue
+    by_dtype = Counter()
+    for dtype, dims in _SHAPE.findall(instruction.shape):
+      by_dtype[dtype] += _count_bytes(dtype, dims)
+    if instruction.opcode.endswith('-start') and opcode != 'all-reduce':
+      # The result holds the operand too, and counters.
+      shapes = _SHAPE.findall(instruction.shape)
+      dtype, dims = max(shapes, key=lambda s: _count_bytes(*s))
+      by_dtype = Counter({dtype: _count_bytes(dtype, dims)})
+    for dtype, num_bytes in by_dtype.items():
+      counts[f'{opcode}:{dtype}'] += instruction.trips
+      sizes[f'{opcode}:{dtype}'] += instruction.trips * num_bytes
+  return {
+    key: {'count': counts[key], 'mib': round(sizes[key] / 2**20, 2)}
+    for key in sorted(counts)
+  }
+
+
+def _count_bytes(dtype: str, dims: str) -> int:
+  bits = re.search(r'\d+', dtype)
+  size = math.prod(int(d) for d in dims.split(',') if d)
+  return size * max(8, int(bits[0]) if bits else 8) // 8
+
+
+# Innermost first: the first that a scope holds decides.
+_PARTS = (
+  'target_encoder',
+  'context_encoder',
+  'predictor',
+  'optimizer',
+  'ema',
+  'loss',
+)
+
+
+def get_part(scope: str) -> str:
+  """Names the part of the step that a scope belongs to.
+
+  Returns:
+    One of the named scopes of the step, with '_backward' for what
+    differentiation made, recomputation included; 'other' for the rest.
+  """
+  for part in _PARTS:
+    if re.search(rf'[/(]{part}[/)]', scope):
+      return f'{part}_backward' if f'transpose(jvp({part}' in scope else part
+  return 'other'
+
+
+def estimate_cycles(text: str) -> dict[str, int]:
+  """Sums XLA's estimated cycles by part of the step.
+
+  The estimates rank variants of a program; they are no measurement. Custom
+  calls (Pallas kernels) and collectives have none.
+  """
+  cycles = Counter()
+  for instruction in walk(text):
+    if not instruction.fused:
+      cycles[get_part(instruction.scope)] += (
+        instruction.cycles * instruction.trips
+      )
+  return {part: count for part, count in cycles.most_common() if count}

@@ -1,0 +1,182 @@
+"""What a config builds: models, objective, state, shardings and the step.
+
+Everything here is abstract until it is called, so that the same program is
+compiled for devices that are attached and for those that are not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import config_dict
+import optax
+
+from vjepa_jax.models import zoo
+from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.tubelets import compute_grid
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+from vjepa_jax.training.objective import Batch, Objective, check_objective
+from vjepa_jax.training.schedules import Schedule, make_schedule
+from vjepa_jax.training.state import TrainState, init_state
+from vjepa_jax.training.step import TrainStep, make_train_step
+
+
+class Program(NamedTuple):
+  """A training program for one mesh.
+
+  Attributes:
+    objective: The models and what they are trained for.
+    init: From a random key to a state, to be jitted with `shardings`.
+    abstract: Shapes and dtypes of the state.
+    shardings: Where each leaf of the state lives.
+    batch_sharding: Where each leaf of a batch lives.
+    train_step: The jitted step; it takes over the state it is given.
+  """
+
+  objective: Objective
+  init: Callable[[jax.Array], TrainState]
+  abstract: TrainState
+  shardings: TrainState
+  batch_sharding: NamedSharding
+  train_step: TrainStep
+
+
+def build_program(
+  config: config_dict.ConfigDict,
+  mesh: Mesh,
+  total_steps: int,
+  steps_per_epoch: float,
+) -> Program:
+  """Builds the training program of a config.
+
+  Args:
+    config: See `configs/base.py`.
+    mesh: Devices, attached or not.
+    total_steps: Length of the run, for the schedules.
+    steps_per_epoch: Steps of one pass over the data, for the schedules.
+
+  Raises:
+    ValueError: The config does not fit together or does not fit the mesh.
+  """
+  batch_size, shards = config.data.batch_size, mesh.devices.size
+  if batch_size % (shards * config.microbatches):
+    raise ValueError(
+      f'batch size {batch_size} is not divisible by {shards} data shards x '
+      f'{config.microbatches} microbatches: change config.data.batch_size or '
+      'config.microbatches'
+    )
+  encoder, predictor = build_models(config, mesh)
+  objective = Objective(
+    encoder, predictor, tuple(config.mask_names), **config.objective
+  )
+  check_objective(objective)
+  tx = optax.scale_by_adam(**config.optimizer)
+
+  def init(key):
+    return init_state(key, encoder, predictor, tx, get_grid(config))
+
+  abstract = jax.eval_shape(init, jax.random.key(config.seed))
+  shardings = sharding.shard_tree(abstract, mesh)
+  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
+  rows = sharding.shard_batch(mesh)
+  train_step = jax.jit(
+    make_train_step(
+      objective,
+      tx,
+      make_schedules(config, total_steps, steps_per_epoch),
+      clip_norm=config.clip_norm,
+      clip_start_step=config.clip_start_step,
+      microbatches=config.microbatches,
+    ),
+    donate_argnums=0,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, sharding.replicate(mesh)),
+  )
+  return Program(objective, init, abstract, shardings, rows, train_step)
+
+
+def make_abstract_batch(config: config_dict.ConfigDict) -> Batch:
+  """Returns shapes and dtypes of the batches that a config trains on."""
+  clip, batch_size = config.clip, config.data.batch_size
+  sides = clip.frames, clip.resolution, clip.resolution
+
+  def ids(name, part):
+    count = config.masks[name][f'{part}_tokens']
+    return jax.ShapeDtypeStruct((batch_size, count), jnp.int32)
+
+  return {
+    'video': jax.ShapeDtypeStruct((batch_size, *sides, 3), jnp.uint8),
+    'masks': tuple(
+      {part: ids(name, part) for part in ('context', 'target')}
+      for name in config.mask_names
+    ),
+  }
+
+
+def get_steps(
+  config: config_dict.ConfigDict, name: str, steps_per_epoch: float
+) -> int | None:
+  """Reads a duration, `{name}_steps` or `{name}_epochs`, in steps.
+
+  Raises:
+    ValueError: Both are set, or the total is not.
+  """
+  steps, epochs = config[f'{name}_steps'], config[f'{name}_epochs']
+  if steps is not None and epochs is not None:
+    raise ValueError(f'set {name}_steps or {name}_epochs, not both')
+  if steps is None and epochs is None:
+    if name == 'total':
+      raise ValueError('set config.total_steps or config.total_epochs')
+    return 0
+  return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
+
+
+def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
+  """Returns the tubelet grid (T, H, W) of the config's clips."""
+  return compute_grid(
+    (1, config.clip.frames, config.clip.resolution, config.clip.resolution),
+    tuple(config.encoder.tubelet),
+  )
+
+
+def build_models(
+  config: config_dict.ConfigDict, mesh: Mesh
+) -> tuple[Encoder, Predictor]:
+  """Builds encoder and predictor for the platform of the mesh."""
+  dtype = jnp.dtype(config.compute_dtype)
+  attention = config.attention
+  if attention == 'auto':
+    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
+  encoder = zoo.build_encoder(
+    **config.encoder, dtype=dtype, remat=config.remat, attention=attention
+  )
+  return encoder, zoo.build_predictor(encoder, **config.predictor)
+
+
+def make_schedules(
+  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
+) -> dict[str, Schedule]:
+  """Makes the schedules of learning rate, weight decay and EMA momentum."""
+  length = int(config.schedule_scale * total_steps)
+  rate = config.learning_rate
+  return {
+    # These two count steps from 1, as published; the momentum from 0.
+    'learning_rate': make_schedule(
+      rate.kind,
+      start=rate.start,
+      value=rate.value,
+      final=rate.final,
+      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
+      total_steps=length,
+      offset=1,
+    ),
+    'weight_decay': make_schedule(
+      **config.weight_decay, total_steps=length, offset=1
+    ),
+    'ema': make_schedule(**config.ema, total_steps=length),
+  }
