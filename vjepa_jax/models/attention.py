@@ -5,10 +5,12 @@ import functools
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
 from vjepa_jax.models import tpu_attention
+from vjepa_jax.models.linear import add_bias, einsum
 from vjepa_jax.models.positions import rotate
 from vjepa_jax.parallel.sharding import map_rows
 
@@ -159,16 +161,18 @@ class Attention(nn.Module):
     ]
     kernel = self.param(
       'out_kernel', self.out_init, (self.num_heads, head_dim, width)
-    ).astype(self.dtype)
+    )
     bias = self.param('out_bias', nn.initializers.zeros, (width,))
     if uses_lanes(self.implementation, head_dim, lengths):
       heads = self._attend_lanes(x, projections, rope, lengths)  # [B, N, C]
+      heads = checkpoint_name(heads, 'attention')
       kernel = _fill_lanes(kernel, (0, 1))
-      out = heads @ kernel.reshape(-1, width)
+      out = einsum('bnc,cd->bnd', heads, kernel.reshape(-1, width))
     else:
       heads = self._attend_heads(x, projections, rope, lengths)  # [B, H, N, d]
-      out = jnp.einsum('bhnd,hdc->bnc', heads, kernel)
-    return out + bias.astype(self.dtype)
+      heads = checkpoint_name(heads, 'attention')
+      out = einsum('bhnd,hdc->bnc', heads, kernel)
+    return add_bias(out, bias)
 
   def _attend_heads(self, x, projections, rope, lengths):
     """Attention over `[B, H, N, d]`.
@@ -207,7 +211,7 @@ class Attention(nn.Module):
       )
       for arrays in (kernels, biases)
     )
-    qkv = x @ kernel.reshape(width, -1) + bias.reshape(-1)
+    qkv = einsum('bnc,cd->bnd', x.astype(self.dtype), kernel.reshape(width, -1))
     run = functools.partial(
       tpu_attention.attend_lanes,
       lengths=lengths,
@@ -215,9 +219,9 @@ class Attention(nn.Module):
       scale=head_dim**-0.5,
       interpret=self.implementation == 'pallas_interpret',
     )
-    if rope is None:
-      return map_rows(run)(qkv)
-    return map_rows(lambda qkv, *rope: run(qkv, rope=rope))(qkv, *rope)
+    return map_rows(lambda qkv, bias, *rope: run(qkv, bias, rope=rope or None))(
+      qkv, bias.reshape(1, -1), *(rope or ())
+    )
 
 
 class _HeadProjection(nn.Module):
@@ -239,12 +243,12 @@ class _HeadProjection(nn.Module):
     )
 
   def get_parameters(self) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """Returns kernel `[D, heads, head_dim]` and bias in the compute dtype."""
-    return self.kernel.astype(self.dtype), self.bias.astype(self.dtype)
+    """Returns kernel `[D, heads, head_dim]` and bias, float32."""
+    return self.kernel, self.bias
 
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-    kernel, bias = self.get_parameters()
-    return jnp.einsum('bnc,chd->bhnd', x, kernel) + bias[:, None]
+    y = einsum('bnc,chd->bhnd', x.astype(self.dtype), self.kernel)
+    return add_bias(y, self.bias[:, None])
 
 
 def uses_lanes(

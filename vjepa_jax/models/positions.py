@@ -112,8 +112,22 @@ def rotate(
     The same shape and dtype as `x`; the rotation is done in float32.
   """
   cos, sin = (table[:, None] for table in tables)  # [B, 1, N, head_dim]
-  y = x.astype(jnp.float32)
-  # (a, b) -> (-b, a) for each pair, by shifts that keep the layout.
-  even = jnp.arange(x.shape[-1]) % 2 == 0
-  partner = jnp.where(even, -jnp.roll(y, -1, axis=-1), jnp.roll(y, 1, axis=-1))
-  return (y * cos + partner * sin).astype(x.dtype)
+  # (a, b) -> (-b, a) for each pair, as a product with a matrix of signs. It is
+  # exact, and on a TPU much cheaper than moving single lanes.
+  partner = jnp.einsum(
+    'bhnc,cd->bhnd',
+    x,
+    jnp.asarray(_make_pair_swap(x.shape[-1]), x.dtype),
+    precision='highest',
+    preferred_element_type=jnp.float32,
+  )
+  return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
+
+
+def _make_pair_swap(dim: int) -> np.ndarray:
+  """Returns the matrix `[dim, dim]` that maps each pair (a, b) to (-b, a)."""
+  swap = np.zeros((dim, dim), np.float32)
+  even = np.arange(0, dim - 1, 2)
+  swap[even + 1, even] = -1.0
+  swap[even, even + 1] = 1.0
+  return swap

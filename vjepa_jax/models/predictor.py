@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from vjepa_jax.models import transformer
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import encode_positions
+from vjepa_jax.models.linear import Dense
 from vjepa_jax.models.positions import Grid
 
 Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
@@ -71,11 +72,8 @@ class Predictor(nn.Module):
     return self._predict(context, context_ids, target_ids, grid, mask_index)
 
   def _predict(self, context, context_ids, target_ids, grid, mask_index):
-    normal = nn.initializers.normal(0.02)
     x, sizes = tub.pack(context)
-    x = nn.Dense(
-      self.width, kernel_init=normal, dtype=self.dtype, name='embed'
-    )(x)
+    x = Dense(self.width, dtype=self.dtype, name='embed')(x)
     # Zero at first, as in every published config.
     mask_tokens = self.param(
       'mask_tokens', nn.initializers.zeros, (self.num_mask_tokens, self.width)
@@ -107,7 +105,5 @@ class Predictor(nn.Module):
     )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
     x, sizes = tub.pack(tub.unpack(x, tuple(parts))[1::2])
     x = transformer.layer_norm(self.dtype, 'norm')(x)
-    x = nn.Dense(
-      self.out_width, kernel_init=normal, dtype=self.dtype, name='proj'
-    )(x)
+    x = Dense(self.out_width, dtype=self.dtype, name='proj')(x)
     return tub.unpack(x, sizes)

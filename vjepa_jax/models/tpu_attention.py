@@ -41,6 +41,7 @@ def get_head_slot(head_dim: int) -> int | None:
 
 def attend_lanes(
   qkv: jax.Array,
+  bias: jax.Array,
   lengths: tuple[int, ...],
   slot: int,
   scale: float,
@@ -52,6 +53,8 @@ def attend_lanes(
   Args:
     qkv: `[B, N, 3 * C]`, C a multiple of 128: for each 128 channels of the
       heads the queries, then the keys, then the values.
+    bias: `[1, 3 * C]`, float32, to be added to `qkv`: the sum of its gradient
+      over the tokens is cheaper here than after.
     lengths: Tokens of each sequence, multiples of 8, end to end; their sum is
       N. No token sees another sequence.
     slot: Channels of a head, a divisor of 128.
@@ -63,53 +66,61 @@ def attend_lanes(
   Returns:
     `[B, N, C]` in the dtype of `qkv`; the softmax is in float32.
   """
-  return _attend(qkv, rope, lengths, slot, scale, interpret)
+  return _attend(qkv, bias, rope, lengths, slot, scale, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _attend(qkv, rope, lengths, slot, scale, interpret):
-  shape = (*qkv.shape[:2], qkv.shape[2] // 3)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _attend(qkv, bias, rope, lengths, slot, scale, interpret):
+  batch, num_tokens, channels = qkv.shape
   kernel = functools.partial(_forward, lengths=lengths, slot=slot, scale=scale)
-  scratch = [pltpu.VMEM((max(lengths), LANES), qkv.dtype)]
+  out = jax.ShapeDtypeStruct((batch, num_tokens, channels // 3), qkv.dtype)
+  rows = pltpu.VMEM((max(lengths), LANES), qkv.dtype)
   return _call(
-    'attend_forward', kernel, [qkv], rope, shape, LANES, scratch, interpret
-  )
+    'attend_forward', kernel, (qkv, bias), rope, (out,), (rows,) * 2, interpret
+  )[0]
 
 
-def _attend_forward(qkv, rope, lengths, slot, scale, interpret):
-  out = _attend(qkv, rope, lengths, slot, scale, interpret)
-  return out, (qkv, rope)
+def _attend_forward(qkv, bias, rope, lengths, slot, scale, interpret):
+  out = _attend(qkv, bias, rope, lengths, slot, scale, interpret)
+  return out, (qkv, bias, rope)
 
 
 def _attend_backward(lengths, slot, scale, interpret, saved, gradient):
-  qkv, rope = saved
+  qkv, bias, rope = saved
   kernel = functools.partial(_backward, lengths=lengths, slot=slot, scale=scale)
-  keys = pltpu.VMEM((max(lengths), LANES), qkv.dtype)
-  total = pltpu.VMEM((max(lengths), LANES), jnp.float32)
-  d_qkv = _call(
+  outs = (
+    jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+    jax.ShapeDtypeStruct((qkv.shape[0], *bias.shape), jnp.float32),
+  )
+  rows = pltpu.VMEM((max(lengths), LANES), qkv.dtype)
+  sums = pltpu.VMEM((max(lengths), LANES), jnp.float32)
+  d_qkv, d_bias = _call(
     'attend_backward',
     kernel,
-    [qkv, gradient],
+    (qkv, bias, gradient),
     rope,
-    qkv.shape,
-    3 * LANES,
-    [keys, total, total],
+    outs,
+    (rows, rows, sums, sums),
     interpret,
   )
-  return d_qkv, jax.tree.map(jnp.zeros_like, rope)
+  return d_qkv, d_bias.sum(axis=0), jax.tree.map(jnp.zeros_like, rope)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(name, kernel, inputs, rope, shape, lanes, scratch, interpret):
+def _call(name, kernel, inputs, rope, outs, scratch, interpret):
   """Runs a kernel for each clip and each 128 channels of the heads."""
   batch, num_tokens, channels = inputs[0].shape
 
-  def spec(width):
-    return pl.BlockSpec((1, num_tokens, width), lambda b, i: (b, 0, i))
+  def spec(x):
+    # Of what has queries, keys and values side by side, three times 128.
+    lanes = LANES * x.shape[-1] // (channels // 3)
+    if x.ndim == 2:
+      return pl.BlockSpec((1, lanes), lambda b, i: (0, i))
+    return pl.BlockSpec((1, x.shape[1], lanes), lambda b, i: (b, 0, i))
 
-  in_specs = [spec(3 * LANES), *(spec(LANES) for _ in inputs[1:])]
+  in_specs = [spec(x) for x in inputs]
   if rope is not None:
     # The same block for all heads, and for all clips where they share it: it
     # is not fetched again.
@@ -122,8 +133,8 @@ def _call(name, kernel, inputs, rope, shape, lanes, scratch, interpret):
     kernel,
     grid=(batch, channels // (3 * LANES)),
     in_specs=in_specs,
-    out_specs=spec(lanes),
-    out_shape=jax.ShapeDtypeStruct(shape, inputs[0].dtype),
+    out_specs=[spec(x) for x in outs],
+    out_shape=outs,
     scratch_shapes=scratch,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel'),
@@ -134,18 +145,20 @@ def _call(name, kernel, inputs, rope, shape, lanes, scratch, interpret):
   )(*inputs)
 
 
-def _forward(qkv_ref, *refs, lengths, slot, scale):
+def _forward(qkv_ref, bias_ref, *refs, lengths, slot, scale):
   """Kernel: [1, N, 384] and tables [1, N, 128], if any, to [1, N, 128]."""
-  *tables, out_ref, keys_ref = refs
+  *tables, out_ref, keys_ref, values_ref = refs
+  load = functools.partial(_load, qkv_ref, bias_ref)
   masks = _make_head_masks(slot)
   start = 0
   for length in lengths:
     rows = pl.ds(start, length)
-    keys_ref[:length] = _load(qkv_ref, rows, _KEYS, tables)
+    keys_ref[:length] = load(rows, _KEYS, tables)
+    values_ref[:length] = load(rows, _VALUES)
 
-    def attend_chunk(chunk, rows=rows, length=length):
-      q = _load(qkv_ref, chunk, _QUERIES, tables)
-      k, v = keys_ref[:length], qkv_ref[0, rows, _VALUES]
+    def attend_chunk(chunk, length=length):
+      q = load(chunk, _QUERIES, tables)
+      k, v = keys_ref[:length], values_ref[:length]
       out = jnp.zeros((q.shape[0], LANES), jnp.float32)
       for mask in masks:
         scores = _dot(_pick(mask, q), k, 1, 1) * scale  # [queries, keys]
@@ -158,20 +171,24 @@ def _forward(qkv_ref, *refs, lengths, slot, scale):
     start += length
 
 
-def _backward(qkv_ref, g_ref, *refs, lengths, slot, scale):
+def _backward(qkv_ref, bias_ref, g_ref, *refs, lengths, slot, scale):
   """Kernel: [1, N, 384], gradient and tables [1, N, 128] to [1, N, 384]."""
-  *tables, out_ref, keys_ref, dk_ref, dv_ref = refs
+  *tables, out_ref, d_bias_ref, keys_ref, values_ref, dk_ref, dv_ref = refs
+  load = functools.partial(_load, qkv_ref, bias_ref)
+  store = functools.partial(_store, out_ref, d_bias_ref)
   masks = _make_head_masks(slot)
+  d_bias_ref[...] = jnp.zeros_like(d_bias_ref)
   start = 0
   for length in lengths:
     rows = pl.ds(start, length)
-    keys_ref[:length] = _load(qkv_ref, rows, _KEYS, tables)
+    keys_ref[:length] = load(rows, _KEYS, tables)
+    values_ref[:length] = load(rows, _VALUES)
     dk_ref[:length] = jnp.zeros((length, LANES), jnp.float32)
     dv_ref[:length] = jnp.zeros((length, LANES), jnp.float32)
 
-    def differentiate_chunk(chunk, rows=rows, length=length):
-      q, g = _load(qkv_ref, chunk, _QUERIES, tables), g_ref[0, chunk]
-      k, v = keys_ref[:length], qkv_ref[0, rows, _VALUES]
+    def differentiate_chunk(chunk, length=length):
+      q, g = load(chunk, _QUERIES, tables), g_ref[0, chunk]
+      k, v = keys_ref[:length], values_ref[:length]
       dq = jnp.zeros((q.shape[0], LANES), jnp.float32)
       for mask in masks:
         q_head, g_head = _pick(mask, q), _pick(mask, g)
@@ -186,33 +203,33 @@ def _backward(qkv_ref, g_ref, *refs, lengths, slot, scale):
         dv_ref[:length] += _dot(weights.astype(q.dtype), g_head, 1, 0)
         dk_ref[:length] += _dot(d_scores, q_head, 1, 0)
         dq += _dot(d_scores, _pick(mask, k), 0, 0)
-      _store(out_ref, chunk, _QUERIES, tables, dq)
+      store(chunk, _QUERIES, dq, tables)
 
     _for_chunks(start, length, differentiate_chunk)
-    _store(out_ref, rows, _KEYS, tables, dk_ref[:length])
-    _store(out_ref, rows, _VALUES, [], dv_ref[:length])
+    store(rows, _KEYS, dk_ref[:length], tables)
+    store(rows, _VALUES, dv_ref[:length])
     start += length
 
 
 _QUERIES, _KEYS, _VALUES = (pl.ds(i * LANES, LANES) for i in range(3))
 
 
-def _load(ref, rows, columns, tables):
-  """Reads queries or keys, turned by the tables if there are any."""
-  x = ref[0, rows, columns]
-  if not tables:
-    return x
-  cos, sin = (table[0, rows] for table in tables)
-  y = x.astype(jnp.float32)
-  return (y * cos + _swap_pairs(y) * sin).astype(x.dtype)
+def _load(ref, bias_ref, rows, columns, tables=()):
+  """Reads rows with their bias, turned by the tables if there are any."""
+  x = ref[0, rows, columns].astype(jnp.float32) + bias_ref[:, columns]
+  if tables:
+    cos, sin = (table[0, rows] for table in tables)
+    x = x * cos + _swap_pairs(x) * sin
+  return x.astype(ref.dtype)
 
 
-def _store(ref, rows, columns, tables, gradient):
+def _store(ref, bias_ref, rows, columns, gradient, tables=()):
   """Writes the gradient of what `_load` reads: its transpose."""
   if tables:
     cos, sin = (table[0, rows] for table in tables)
     gradient = gradient * cos - _swap_pairs(gradient * sin)
   ref[0, rows, columns] = gradient.astype(ref.dtype)
+  bias_ref[0, :, columns] += gradient.sum(axis=0, keepdims=True)
 
 
 def _swap_pairs(x):
@@ -247,6 +264,7 @@ def _for_chunks(start: int, length: int, body) -> None:
     first = start + i * size
     body(pl.ds(pl.multiple_of(first, math.gcd(start, size)), size))
 
-  jax.lax.fori_loop(0, full, step, None)
+  if full:
+    jax.lax.fori_loop(0, full, step, None)
   if length % size:
     body(pl.ds(start + full * size, length % size))

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.models.attention import Attention, uses_lanes, widen_tables
+from vjepa_jax.models.linear import Dense
 from vjepa_jax.parallel.sharding import constrain_batch
 
-REMAT_POLICIES = ('none', 'full', 'dots')
+REMAT_POLICIES = ('none', 'attention', 'dots', 'full')
 
 
 def gelu(x: jnp.ndarray) -> jnp.ndarray:
@@ -38,15 +39,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
     width = x.shape[-1]
-    x = nn.Dense(
-      self.hidden,
-      kernel_init=nn.initializers.normal(0.02),
-      dtype=self.dtype,
-      name='fc1',
-    )(x)
-    return nn.Dense(
-      width, kernel_init=self.out_init, dtype=self.dtype, name='fc2'
-    )(gelu(x))
+    x = Dense(self.hidden, dtype=self.dtype, name='fc1')(x)
+    return Dense(width, self.out_init, self.dtype, name='fc2')(gelu(x))
 
 
 class Block(nn.Module):
@@ -95,8 +89,9 @@ class Transformer(nn.Module):
   Attributes:
     depth: Number of blocks.
     remat: What the backward pass recomputes. 'none': nothing. 'full': the
-      whole block, keeping its input only. 'dots': all but the matmuls without
-      batch dimensions.
+      whole block, keeping its input only. 'attention': the same but for the
+      output of the attention kernel. 'dots': all but the matmuls without batch
+      dimensions.
     (others): See `Block`.
   """
 
@@ -139,9 +134,12 @@ class Transformer(nn.Module):
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f'remat {self.remat!r} is not one of {REMAT_POLICIES}')
     if self.remat != 'none':
-      policy = None
-      if self.remat == 'dots':
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      policies = jax.checkpoint_policies
+      policy = {
+        'full': None,
+        'attention': policies.save_only_these_names('attention'),
+        'dots': policies.dots_with_no_batch_dims_saveable,
+      }[self.remat]
       # Inside a scan XLA cannot undo the recomputation, so CSE may stay on.
       body = nn.remat(body, prevent_cse=False, policy=policy)
     block = Block(

@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.models.linear import Dense
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.parallel.sharding import constrain_batch
 
@@ -117,9 +118,4 @@ class TubeletEmbed(nn.Module):
     if tubelets.dtype == jnp.uint8:
       tubelets = normalize_pixels(tubelets)
     tubelets = constrain_batch(tubelets)
-    return nn.Dense(
-      self.width,
-      kernel_init=nn.initializers.normal(0.02),
-      dtype=self.dtype,
-      name='proj',
-    )(tubelets)
+    return Dense(self.width, dtype=self.dtype, name='proj')(tubelets)

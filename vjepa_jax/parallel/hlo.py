@@ -18,6 +18,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r'\b(pred|[a-z]{1,2}\d+\w*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
 
 _COLLECTIVES = (
@@ -72,7 +73,10 @@ def walk(text: str) -> Iterator[Instruction]:
       called = _CALLED.findall(line)
       if opcode == 'while':
         condition, body = called
-        count = _get_trip_count(computations[condition])
+        known = _KNOWN_TRIPS.search(line)
+        count = (
+          int(known[1]) if known else _get_trip_count(computations[condition])
+        )
         yield from visit(body, trips * count, fused)
       elif opcode == 'conditional':
         for branch in _BRANCHES.findall(line)[0].split(','):
@@ -144,14 +148,16 @@ def count_collectives(text: str) -> dict[str, dict[str, float]]:
     opcode = instruction.opcode.removesuffix('-start')
     if opcode not in _COLLECTIVES:
       continue
+    shapes = _SHAPE.findall(instruction.shape)
+    if instruction.shape.lstrip().startswith('((') or (
+      instruction.opcode.endswith('-start') and opcode != 'all-reduce'
+    ):
+      # The result of a first half holds the operands, results and counters.
+      shapes = [s for s in shapes if s != ('u32', '')]
+      shapes = shapes[len(shapes) // 2 :]
     by_dtype = Counter()
-    for dtype, dims in _SHAPE.findall(instruction.shape):
+    for dtype, dims in shapes:
       by_dtype[dtype] += _count_bytes(dtype, dims)
-    if instruction.opcode.endswith('-start') and opcode != 'all-reduce':
-      # The result holds the operand too, and counters.
-      shapes = _SHAPE.findall(instruction.shape)
-      dtype, dims = max(shapes, key=lambda s: _count_bytes(*s))
-      by_dtype = Counter({dtype: _count_bytes(dtype, dims)})
     for dtype, num_bytes in by_dtype.items():
       counts[f'{opcode}:{dtype}'] += instruction.trips
       sizes[f'{opcode}:{dtype}'] += instruction.trips * num_bytes

@@ -32,9 +32,9 @@ def _choose_spec(
   path: str, shape: tuple[int, ...], fsdp: int, min_elements: int
 ) -> PartitionSpec:
   """Chooses the largest dimension that `fsdp` divides, the depth axis aside."""
-  if math.prod(shape) < min_elements:
-    return PartitionSpec()
   first = 1 if _SCANNED.search(path) else 0
+  if math.prod(shape[first:]) < min_elements:
+    return PartitionSpec()
   for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
     if shape[axis] % fsdp == 0:
       return PartitionSpec(*([None] * axis), 'fsdp')
@@ -51,7 +51,8 @@ def shard_tree(
       optimizer moments and the target share one rule, since their leaves have
       the same shapes at the end of the same paths.
     mesh: Mesh with an axis `fsdp`.
-    min_elements: Smaller leaves are replicated.
+    min_elements: Leaves that are smaller, of a stack the layers of it, are
+      replicated.
 
   Returns:
     The tree with a NamedSharding for each leaf.

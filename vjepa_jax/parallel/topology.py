@@ -14,24 +14,64 @@ class Chip(NamedTuple):
   Attributes:
     hbm: Memory that XLA may use, GiB.
     flops: Peak of bfloat16 matmuls, FLOP/s.
-    clock: Of the cycles that XLA estimates, Hz.
+    clock: Of the cycles that XLA estimates, Hz; None where it has none.
     bandwidth: Between chips of a slice, bytes/s.
   """
 
   hbm: float
   flops: float
-  clock: float
+  clock: float | None
   bandwidth: float
 
 
-# Memory: what the compiler says when it runs out. Peaks: the vendor's figures.
-# Bandwidth: of a ring over two dimensions of the slice's network.
+# Memory of a TPU: what the compiler says when it runs out. Peaks: the vendors'
+# figures without sparsity. Bandwidth: of a ring over two dimensions of a TPU
+# slice, of NVLink. XLA:GPU estimates no cycles.
 CHIPS = {
   'v4': Chip(30.75, 275e12, 1.05e9, 270e9),
   'v5e': Chip(15.75, 197e12, 1.5e9, 180e9),
   'v5p': Chip(95.73, 459e12, 1.75e9, 540e9),
   'v6e': Chip(31.24, 918e12, 1.75e9, 360e9),
   'tpu7x': Chip(94.74, 1153e12, 1.9e9, 540e9),
+  'h100': Chip(79.1, 989e12, None, 450e9),
+  'h200': Chip(140.4, 989e12, None, 450e9),
+}
+
+# What XLA:GPU asks a device for, as a GpuTargetConfigProto.
+_GPU_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: {memory}
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: 9 }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""
+_GPUS = {
+  'h100': dict(
+    name='NVIDIA H100 80GB HBM3',
+    bandwidth=3352320000000,
+    memory=84978565120,
+  ),
+  'h200': dict(
+    name='NVIDIA H200', bandwidth=4800000000000, memory=150754820096
+  ),
 }
 
 # libtpu asks a metadata server and takes a lock for the chips of its machine;
@@ -63,34 +103,40 @@ def get_chip(topology: str) -> Chip:
 
 
 def get_devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
-  """Describes the TPU devices of a topology, none of which need be attached.
+  """Describes the devices of a topology, none of which need be attached.
 
   Args:
-    topology: Kind and shape of a slice, such as 'v5e:16x16' or 'v5p:4x4x8'.
-    num_slices: Slices joined by the data centre's network.
+    topology: Kind and shape: of a TPU slice 'v5e:16x16' or 'v5p:4x4x8', of
+      GPUs 'h100:1x1x8' (slices x hosts x GPUs a host).
+    num_slices: TPU slices joined by the data centre's network.
 
   Returns:
     Devices that a mesh can be made of and a program be compiled for. The
-    process must not use attached TPUs (run it with JAX_PLATFORMS=cpu).
+    process cannot use attached devices: it is set to the CPU platform.
 
   Raises:
-    RuntimeError: libtpu is not installed.
+    RuntimeError: The compiler (libtpu, or jax's CUDA plugin) is not installed.
     ValueError: There is no such topology.
   """
-  kind = topology.partition(':')[0]
+  kind, _, shape = topology.partition(':')
   get_chip(topology)
-  os.environ.update(_ENVIRONMENT)
-  # One device a chip, as programs on a v4 see it.
-  options = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
-  if num_slices > 1:
-    options['num_slices'] = num_slices
+  jax.config.update('jax_platforms', 'cpu')
+  if kind in _GPUS:
+    extra, arguments = 'cuda', ('h100', 'cuda')
+    target = _GPU_TARGET.format(**_GPUS[kind])
+    options = {'target_config': target, 'topology': shape}
+  else:
+    extra, arguments = 'tpu', (topology, 'tpu')
+    os.environ.update(_ENVIRONMENT)
+    # One device a chip, as programs on a v4 see it.
+    options = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
+    if num_slices > 1:
+      options['num_slices'] = num_slices
   try:
-    return topologies.get_topology_desc(
-      platform='tpu', topology_name=topology, **options
-    ).devices
-  except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-    if 'libtpu' in str(error) or isinstance(error, NotImplementedError):
-      raise RuntimeError(
-        "compiling for TPUs needs libtpu: pip install -e '.[tpu]'"
-      ) from error
+    return topologies.get_topology_desc(*arguments, **options).devices
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise ValueError(f'topology {topology!r}: {error}') from error
+  except (NotImplementedError, RuntimeError) as error:
+    raise RuntimeError(
+      f"compiling for {kind} needs another extra: pip install -e '.[{extra}]'"
+    ) from error

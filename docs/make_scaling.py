@@ -1,0 +1,176 @@
+"""Makes the tables of scaling.md from plans in docs/plans.
+
+python docs/make_scaling.py --run  # plans what is missing, minutes each
+python docs/make_scaling.py        # writes the tables into docs/scaling.md
+"""
+
+import argparse
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+_HERE = Path(__file__).parent
+_PLANS = _HERE / 'plans'
+
+# Name: config, topology, flags.
+_RECIPES = {
+  'l16_v5e-256': ('vjepa1.py:l16', 'v5e:16x16', []),
+  'h16_v5e-256': ('vjepa1.py:h16', 'v5e:16x16', ['fsdp=16']),
+  'g16_v5e-256': ('vjepa2.py:g16', 'v5e:16x16', ['fsdp=16']),
+  'l16_v5e-2x256': ('vjepa1.py:l16', 'v5e:16x16', ['slices=2']),
+  'l16_v5p-128': ('vjepa1.py:l16', 'v5p:4x4x8', []),
+  'h16_v5p-128': ('vjepa1.py:h16', 'v5p:4x4x8', ['fsdp=8']),
+  'g16_v5p-128': ('vjepa2.py:g16', 'v5p:4x4x8', ['fsdp=8']),
+  'g16_256_v5p-512': (
+    'vjepa2.py:variant=g16,stage=cooldown_256',
+    'v5p:8x8x8',
+    ['fsdp=8'],
+  ),
+  'g16_384_v5p-512': (
+    'vjepa2.py:variant=g16,stage=cooldown_384',
+    'v5p:8x8x8',
+    ['fsdp=8'],
+  ),
+  'l16_v6e-256': ('vjepa1.py:l16', 'v6e:16x16', []),
+  'h16_v6e-256': ('vjepa1.py:h16', 'v6e:16x16', ['fsdp=8']),
+  'g16_v6e-256': ('vjepa2.py:g16', 'v6e:16x16', ['fsdp=8']),
+  'l16_h100-8': ('vjepa1.py:l16', 'h100:1x1x8', ['data.batch_size=192']),
+}
+_TUNING = {
+  'l16_v5e-256_xla': ('vjepa1.py:l16', 'v5e:16x16', ['attention=xla']),
+  'l16_v5e-256_none': ('vjepa1.py:l16', 'v5e:16x16', ['remat=none']),
+  'l16_v5e-256_attention': (
+    'vjepa1.py:l16',
+    'v5e:16x16',
+    ['remat=attention'],
+  ),
+  'l16_v5e-64_micro': (
+    'vjepa1.py:l16',
+    'v5e:8x8',
+    ['microbatches=4'],
+  ),
+}
+
+
+def run_plan(name, config, topology, options):
+  """Plans one variant into docs/plans; a failure is shown and left out."""
+  command = [
+    sys.executable,
+    '-m',
+    'vjepa_jax.tools.plan',
+    f'--config=configs/{config}',
+    f'--topology={topology}',
+    f'--json={_PLANS / name}.json',
+  ]
+  command += [
+    f'--{o}' if o.startswith('slices') else f'--config.{o}' for o in options
+  ]
+  print(name, flush=True)
+  subprocess.run(command, cwd=_HERE.parent, check=False)
+
+
+def read_plans(names):
+  """Reads the plans that are there."""
+  files = {name: _PLANS / f'{name}.json' for name in names}
+  return {
+    name: json.loads(file.read_text())
+    for name, file in files.items()
+    if file.exists()
+  }
+
+
+def format_table(header, rows):
+  """Formats a Markdown table."""
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def format_recipes():
+  """Formats the table of recipes."""
+  rows = []
+  for name, plan in read_plans(_RECIPES).items():
+    config, topology, _ = _RECIPES[name]
+    seconds = plan['estimated_seconds']
+    moved = sum(c['mib'] for c in (plan['collectives'] or {}).values())
+    rows.append(
+      [
+        f'`{config}`',
+        f'{plan["slices"]} x {topology}'
+        if plan['slices'] > 1
+        else f'{topology}',
+        f'{plan["mesh"]["data"]} x {plan["mesh"]["fsdp"]}',
+        f'{plan["batch_size"] / plan["devices"]:g}',
+        f'{plan["hbm_gib"]:.1f} of {plan["hbm_limit_gib"]:.0f}',
+        f'{plan["minimum_flops_per_clip"] / 1e9:.0f}',
+        f'{plan["flops_per_clip"] / 1e9:.0f}',
+        f'{moved:.0f}',
+        f'{plan["estimated_mcycles"]:.0f}'
+        if plan['estimated_mcycles']
+        else '-',
+        f'{seconds["total"]:.2f}' if seconds else '-',
+        f'{plan["estimated_mfu"]:.0%}' if plan['estimated_mfu'] else '-',
+        f'{plan["compile_seconds"]:.0f}',
+      ]
+    )
+  header = [
+    'recipe',
+    'devices',
+    'data x fsdp',
+    'clips a device',
+    'GiB',
+    'least GFLOP a clip',
+    'ours',
+    'MiB moved',
+    'Mcycles',
+    'step, s',
+    'MFU',
+    'compile, s',
+  ]
+  return format_table(header, rows)
+
+
+def format_tuning():
+  """Formats the table of variants of one recipe."""
+  rows = []
+  for name, plan in read_plans(['l16_v5e-256', *_TUNING]).items():
+    options = _TUNING.get(name, (None, None, ['as it is']))[2]
+    seconds = plan['estimated_seconds']
+    fits = f'{plan["hbm_gib"]:.1f}' + ('' if plan['fits'] else ': too much')
+    rows.append(
+      [
+        ', '.join(options),
+        f'{plan["devices"]}',
+        fits,
+        f'{plan["estimated_mcycles"]:.0f}' if seconds else '-',
+        f'{seconds["kernels"]:.2f}' if seconds else '-',
+        f'{seconds["total"]:.2f}' if seconds else '-',
+      ]
+    )
+  header = ['variant', 'devices', 'GiB', 'Mcycles', 'kernels, s', 'step, s']
+  return format_table(header, rows)
+
+
+def main():
+  """Runs plans or writes the tables between their markers."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--run', action='store_true')
+  if parser.parse_args().run:
+    for name, arguments in (_RECIPES | _TUNING).items():
+      if not (_PLANS / f'{name}.json').exists():
+        run_plan(name, *arguments)
+  page = _HERE / 'scaling.md'
+  text = page.read_text()
+  for marker, table in (
+    ('recipes', format_recipes()),
+    ('tuning', format_tuning()),
+  ):
+    start, end = f'<!-- {marker} -->\n', f'\n<!-- end {marker} -->'
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    text = before + start + table + end + after
+  page.write_text(text)
+
+
+if __name__ == '__main__':
+  main()

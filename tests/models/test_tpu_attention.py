@@ -1,0 +1,201 @@
+"""TPU kernels, interpreted: values and gradients of plain attention."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjepa_jax.models import attention, positions, tpu_attention, zoo
+
+BATCH = 2
+
+
+def _attend_plainly(q, k, v, lengths, rope):
+  """Reference over `[B, heads, N, d]`, one sequence at a time."""
+  if rope is not None:
+    q, k = (positions.rotate(x, rope) for x in (q, k))
+  outputs, start = [], 0
+  for length in lengths:
+    a, b, c = (x[:, :, start : start + length] for x in (q, k, v))
+    scores = jnp.einsum('bhnd,bhmd->bhnm', a, b) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores, axis=-1)
+    outputs.append(jnp.einsum('bhnm,bhmd->bhnd', weights, c))
+    start += length
+  return jnp.concatenate(outputs, axis=2)
+
+
+def _interleave(x, axis):
+  """Lays three `[..., heads, d]` out as `attend_lanes` takes them."""
+  flat = [a.reshape(*a.shape[:-2], -1, tpu_attention.LANES) for a in x]
+  return jnp.stack(flat, axis=axis).reshape(*flat[0].shape[:-2], -1)
+
+
+@pytest.mark.parametrize(
+  'lengths,num_heads,head_dim,shared_rope',
+  [
+    ((24, 16), 8, 32, None),
+    ((24, 16), 4, 64, True),
+    ((304, 104), 2, 64, False),  # more than a chunk, not a multiple of it
+    ((512,), 1, 128, None),
+  ],
+)
+def test_lanes_kernel_is_attention(lengths, num_heads, head_dim, shared_rope):
+  rng = np.random.default_rng(0)
+  shape = BATCH, num_heads, sum(lengths), head_dim
+  qkv = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
+  biases = [
+    jnp.asarray(rng.normal(size=shape[1::2]), jnp.float32) for _ in range(3)
+  ]
+  gradient = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  rope = wide = None
+  if shared_rope is not None:
+    rows = 1 if shared_rope else BATCH
+    ids = jnp.asarray(rng.integers(0, 512, (rows, sum(lengths))))
+    rope = positions.make_rope_tables(ids, (8, 8, 8), head_dim, 'tiled')
+    wide = attention.widen_tables(rope, head_dim)
+
+  def plain(qkv, biases):
+    q, k, v = (x + b[:, None] for x, b in zip(qkv, biases, strict=True))
+    return _attend_plainly(q, k, v, lengths, rope)
+
+  def kernel(qkv, biases):
+    out = tpu_attention.attend_lanes(
+      _interleave([x.swapaxes(1, 2) for x in qkv], -2),
+      _interleave([b[None] for b in biases], -2),
+      lengths,
+      head_dim,
+      head_dim**-0.5,
+      wide,
+      interpret=True,
+    )
+    return out.reshape(BATCH, -1, num_heads, head_dim).swapaxes(1, 2)
+
+  expected, pull_expected = jax.vjp(plain, qkv, biases)
+  actual, pull_actual = jax.vjp(kernel, qkv, biases)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  actual, expected = pull_actual(gradient), pull_expected(gradient)
+  np.testing.assert_allclose(actual[0], expected[0], atol=1e-5)
+  # Those of biases are sums over hundreds of tokens.
+  np.testing.assert_allclose(actual[1], expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize('num_tokens', [128, 200])
+def test_splash_kernel_is_attention_at_any_length(num_tokens):
+  rng = np.random.default_rng(0)
+  shape = BATCH, 2, num_tokens, 64
+  q, k, v, gradient = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)
+  )
+  expected, pull_expected = jax.vjp(
+    lambda *x: attention.attend(*x, 'xla'), q, k, v
+  )
+  actual, pull_actual = jax.vjp(
+    lambda *x: attention.attend(*x, 'pallas_interpret'), q, k, v
+  )
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  for a, e in zip(pull_actual(gradient), pull_expected(gradient), strict=True):
+    np.testing.assert_allclose(a, e, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'kind,context,target',
+  [
+    ('rope_tiled', (8, 16), (24, 32)),  # multiples of 8: heads side by side
+    ('sincos', (8, 13), (24, 32)),  # else splash
+  ],
+)
+def test_models_do_not_depend_on_the_kernel(kind, context, target):
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8)
+  ids = [
+    tuple(rng.permuted(np.tile(np.arange(64), (BATCH, 1)), axis=1)[:, :n])
+    for n in (*context, *target)
+  ]
+  ids = [jnp.asarray(x) for x in ids]
+  context_ids, target_ids = tuple(ids[:2]), tuple(ids[2:])
+
+  def build(kernel):
+    # Heads of 24, of which a slot of 32 holds one, three of them: the kernel
+    # has room for a fourth.
+    encoder = zoo.build_encoder(
+      'nano', tubelet=(2, 8, 8), positions=kind, attention=kernel
+    )
+    return encoder, zoo.build_predictor(
+      encoder, num_heads=3, width=72, depth=1, num_mask_tokens=2
+    )
+
+  def run(kernel, params):
+    encoder, predictor = build(kernel)
+    features = encoder.apply({'params': params['encoder']}, video, context_ids)
+    return predictor.apply(
+      {'params': params['predictor']},
+      features,
+      context_ids,
+      target_ids,
+      (4, 4, 4),
+    )
+
+  encoder, predictor = build('xla')
+  keys = jax.random.split(jax.random.key(0))
+  params = {'encoder': encoder.init(keys[0], video)['params']}
+  features = jnp.zeros((BATCH, 8, 48))
+  params['predictor'] = predictor.init(
+    keys[1], features, ids[0], ids[2], (4, 4, 4)
+  )['params']
+  # Away from the zeros of the initialisation.
+  params = jax.tree.map(
+    lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), params
+  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def differentiate(kernel, params):
+    def loss(params):
+      predictions = run(kernel, params)
+      return sum(jnp.sum(jnp.sin(x)) for x in predictions), predictions
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  actual, predictions = differentiate('pallas_interpret', params)
+  expected, expected_predictions = differentiate('xla', params)
+  for a, e in zip(predictions, expected_predictions, strict=True):
+    np.testing.assert_allclose(a, e, atol=2e-5)
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, e, atol=3e-5 * max(1, np.abs(e).max()))
+
+
+def test_kernels_run_on_each_devices_rows():
+  from vjepa_jax.parallel.mesh import make_mesh
+  from vjepa_jax.parallel.sharding import shard_batch
+
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(8, 16, 64)), jnp.float32)
+  module = attention.Attention(2, implementation='pallas_interpret')
+  params = module.init(jax.random.key(0), x[:1])
+
+  def step(params, x):
+    return jax.value_and_grad(lambda p: jnp.sum(module.apply(p, x) ** 2))(
+      params
+    )
+
+  expected = jax.jit(step)(params, x)
+  mesh = make_mesh(2, jax.devices()[:8])
+  with jax.set_mesh(mesh):
+    actual = jax.jit(step)(params, jax.device_put(x, shard_batch(mesh)))
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+def test_kernel_is_chosen_by_head_and_length():
+  uses = attention.uses_lanes
+  assert uses('pallas', 64, (1568,)) and uses('pallas', 24, (1112, 1208))
+  assert not uses('xla', 64, (1568,))
+  assert not uses('pallas', 80, (1568,))  # 128 lanes would be 60 % more
+  assert not uses('pallas', 64, (8192,))
+  assert not uses('pallas', 64, (1567,))
+  assert not uses('pallas', 256, (128,))

@@ -1,0 +1,173 @@
+"""What is read from compiled programs and traced ones."""
+
+# Lines of the compiler are as long as they are.
+# ruff: noqa: E501
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjepa_jax.models import zoo
+from vjepa_jax.parallel import flops, hlo
+from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.parallel.sharding import replicate, shard_batch
+from vjepa_jax.training.objective import Objective, compute_loss
+
+_MODULE = """HloModule jit_step
+
+%body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%p), kind=kOutput, calls=%inner, metadata={op_name="jit(step)/transpose(jvp(predictor))/while/body/dot"}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %all-reduce.1 = (bf16[4,128]{1,0:T(8,128)(2,1)}, f32[2]{0:T(128)}) all-reduce(%a, %b), replica_groups={}, to_apply=%sum, metadata={op_name="jit(step)/transpose(jvp(predictor))/psum"}
+  ROOT %t = (s32[], f32[8,128]{1,0:T(8,128)}) tuple(%p, %fusion.1)
+}
+
+%inner (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %scatter.1 = f32[8,128]{1,0:T(8,128)} scatter(%p, %p, %p), backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+
+%condition (p: (s32[], f32[8,128])) -> pred[] {
+  %p = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %constant.2 = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%p, %constant.2), direction=LT
+}
+
+ENTRY %main (p: (s32[], f32[8,128])) -> f32[8,128] {
+  %p = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %while.1 = (s32[], f32[8,128]{1,0:T(8,128)}) while(%p), condition=%condition, body=%body
+  %all-gather-start.1 = (bf16[16]{0}, bf16[128]{0}) all-gather-start(%p), metadata={op_name="jit(step)/jvp(target_encoder)/gather"}
+  %all-gather-done.1 = bf16[128]{0} all-gather-done(%all-gather-start.1)
+  ROOT %copy.1 = f32[8,128]{1,0:T(8,128)} copy(%while.1), metadata={op_name="jit(step)/optimizer/mul"}, backend_config={"window_config":{"estimated_cycles":"30"}}
+}
+"""
+
+
+def test_cycles_are_weighed_by_the_trips_of_loops():
+  # A fusion's cycles cover what is inside of it.
+  assert hlo.estimate_cycles(_MODULE) == {
+    'predictor_backward': 1200,
+    'optimizer': 30,
+  }
+
+
+def test_collectives_are_weighed_and_halves_counted_once():
+  counts = hlo.count_collectives(_MODULE)
+  assert counts == {
+    'all-gather:bf16': {'count': 1, 'mib': 0.0},
+    'all-reduce:bf16': {'count': 12, 'mib': 0.01},
+    'all-reduce:f32': {'count': 12, 'mib': 0.0},
+  }
+
+
+def test_scatters_inside_fusions_are_counted():
+  assert hlo.count_scatters(_MODULE) == 1
+
+
+@pytest.mark.parametrize(
+  'scope,part',
+  [
+    ('jit(step)/jvp(target_encoder)/Encoder/dot', 'target_encoder'),
+    ('jit(step)/jvp(context_encoder)/Encoder/dot', 'context_encoder'),
+    (
+      'jit(step)/transpose(jvp(context_encoder))/Encoder/dot',
+      'context_encoder_backward',
+    ),
+    ('jit(step)/ema/add', 'ema'),
+    ('', 'other'),
+  ],
+)
+def test_scopes_name_the_part_of_the_step(scope, part):
+  assert hlo.get_part(scope) == part
+
+
+def test_collectives_of_a_real_program():
+  mesh = make_mesh(1, jax.devices()[:4])
+  rows, whole = shard_batch(mesh), replicate(mesh)
+
+  def step(w, x):
+    def body(x, _):
+      # One sum over the devices in each of five trips.
+      return x + (x.sum(axis=0) @ w), None
+
+    return jax.lax.scan(body, x, None, length=5)[0]
+
+  w = jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=whole)
+  x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=rows)
+  compiled = jax.jit(step, out_shardings=rows).lower(w, x).compile()
+  counts = hlo.count_collectives(compiled.as_text())
+  assert counts['all-reduce:f32']['count'] == 5
+
+
+def test_flops_of_loops_branches_and_gradients():
+  x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+  product = 2 * 4 * 8 * 8
+
+  def repeat(x, w):
+    return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=3)[0]
+
+  def count(f, *args):
+    return flops.count_flops(jax.jit(f).trace(*args).jaxpr)
+
+  assert count(repeat, x, w) == (3 * product, 0)
+  # Forward, and backward two products each.
+  assert count(jax.grad(lambda w: repeat(x, w).sum()), w) == (9 * product, 0)
+  branch = jax.lax.cond
+  assert count(lambda x, w: branch(True, lambda: x @ w, lambda: x), x, w) == (
+    product,
+    0,
+  )
+
+
+@pytest.mark.parametrize('target_view', ['clip', 'targets'])
+def test_minimum_is_what_the_step_multiplies_without_remat(target_view):
+  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8))
+  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=3)
+  goal = Objective(encoder, predictor, ('a', 'b'), target_view=target_view)
+
+  def ids(n):
+    return jax.ShapeDtypeStruct((3, n), jnp.int32)
+
+  batch = {
+    'video': jax.ShapeDtypeStruct((3, 8, 32, 32, 3), jnp.uint8),
+    'masks': (
+      {'context': ids(20), 'target': ids(30)},
+      {'context': ids(10), 'target': ids(40)},
+    ),
+  }
+  params = {
+    'encoder': jax.eval_shape(
+      encoder.init, jax.random.key(0), batch['video'], ids(4)
+    )['params']
+  }
+  features = jax.ShapeDtypeStruct((3, 4, encoder.width), jnp.float32)
+  params['predictor'] = jax.eval_shape(
+    lambda *a: predictor.init(jax.random.key(0), *a, (4, 4, 4)),
+    features,
+    ids(4),
+    ids(4),
+  )['params']
+  step = jax.jit(
+    lambda p, t, b: jax.value_and_grad(compute_loss, has_aux=True)(
+      p, goal, t, b
+    )
+  )
+  traced = step.trace(params, params['encoder'], batch)
+  counted, kernels = flops.count_flops(traced.jaxpr)
+  assert kernels == 0
+  np.testing.assert_allclose(
+    flops.count_minimum(goal, batch), counted, rtol=1e-9
+  )
+
+
+def test_flops_of_kernels_are_counted_by_their_grid():
+  from vjepa_jax.models.tpu_attention import attend_lanes
+
+  qkv = jax.ShapeDtypeStruct((2, 32, 3 * 256), jnp.float32)
+  bias = jax.ShapeDtypeStruct((1, 3 * 256), jnp.float32)
+  traced = jax.jit(lambda *a: attend_lanes(*a, (32,), 64, 0.125)).trace(
+    qkv, bias
+  )
+  # Two products for each head, all 128 lanes wide.
+  assert flops.count_flops(traced.jaxpr) == (0, 2 * 4 * 2 * 2 * 32 * 32 * 128)

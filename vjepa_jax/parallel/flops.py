@@ -1,0 +1,117 @@
+"""Counts the matmuls of a program, and the fewest that an objective needs."""
+
+import math
+from typing import Any
+
+from jax.interpreters import partial_eval
+
+# Multiply and add.
+_FLOPS = 2
+
+
+def count_flops(jaxpr: Any) -> tuple[float, float]:
+  """Counts the FLOPs of all matmuls that a traced program holds.
+
+  Loops count as often as they run and kernels as often as their grid has
+  programs, zero lanes included: what the hardware multiplies.
+
+  Args:
+    jaxpr: Of `jax.jit(f).trace(...).jaxpr`, open or closed.
+
+  Returns:
+    FLOPs of all devices: outside of Pallas kernels, and in them.
+  """
+  jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
+  # Gradients that nobody asks for, of pixels, are traced but never compiled.
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(needed)
+
+
+def _count(jaxpr) -> tuple[float, float]:
+  outside = inside = 0.0
+  for equation in jaxpr.eqns:
+    name, parameters = equation.primitive.name, equation.params
+    if name == 'dot_general':
+      outside += _count_dot(equation)
+      continue
+    if name == 'cond':
+      counts = [_count(branch.jaxpr) for branch in parameters['branches']]
+      dots, kernels = max(counts, key=sum)
+    else:
+      bodies = _find_jaxprs(parameters)
+      dots = sum(_count(body)[0] for body in bodies)
+      kernels = sum(_count(body)[1] for body in bodies)
+    if name == 'pallas_call':
+      grid = math.prod(parameters['grid_mapping'].grid)
+      dots, kernels = 0.0, grid * (dots + kernels)
+    elif name == 'scan':
+      dots, kernels = (parameters['length'] * n for n in (dots, kernels))
+    elif name == 'shard_map':
+      size = math.prod(parameters['mesh'].shape.values())
+      dots, kernels = size * dots, size * kernels
+    outside, inside = outside + dots, inside + kernels
+  return outside, inside
+
+
+def _find_jaxprs(parameters):
+  """Finds the programs that an equation runs once each."""
+  found = []
+  for value in parameters.values():
+    values = value if isinstance(value, (tuple, list)) else [value]
+    for candidate in values:
+      candidate = getattr(candidate, 'jaxpr', candidate)
+      if hasattr(candidate, 'eqns'):
+        found.append(candidate)
+  return found
+
+
+def _count_dot(equation) -> float:
+  (contracted, _), _ = equation.params['dimension_numbers']
+  left = equation.invars[0].aval.shape
+  out = equation.outvars[0].aval.shape
+  return float(_FLOPS * math.prod(out) * math.prod(left[i] for i in contracted))
+
+
+def count_minimum(objective: Any, batch: Any) -> float:
+  """Counts the matmul FLOPs that one step cannot do without.
+
+  One forward pass of the target encoder, forward and backward of the context
+  encoder and of the predictor, no recomputation, no padding.
+
+  Args:
+    objective: The objective, see training/objective.py.
+    batch: Shapes of a batch.
+
+  Returns:
+    FLOPs of the whole batch.
+  """
+  encoder, predictor = objective.encoder, objective.predictor
+  video = batch['video'].shape
+  tubelet_size = math.prod(encoder.tubelet) * video[-1]
+  num_tokens = math.prod(video[1:]) // tubelet_size
+  context = [mask['context'].shape[1] for mask in batch['masks']]
+  target = [mask['target'].shape[1] for mask in batch['masks']]
+
+  def encode(lengths, passes):
+    # The pixels need no gradient.
+    embed = min(passes, 2) * sum(lengths) * tubelet_size * encoder.width
+    return _FLOPS * embed + passes * _count_blocks(
+      lengths, encoder.width, encoder.depth, encoder.mlp_dim
+    )
+
+  seen = target if objective.target_view == 'targets' else [num_tokens]
+  ends = predictor.out_width * predictor.width
+  predict = _FLOPS * ends * (sum(context) + sum(target)) + _count_blocks(
+    [c + t for c, t in zip(context, target, strict=True)],
+    predictor.width,
+    predictor.depth,
+    4 * predictor.width,
+  )
+  return video[0] * (encode(seen, 1) + encode(context, 3) + 3 * predict)
+
+
+def _count_blocks(lengths, width: int, depth: int, mlp_dim: int) -> float:
+  """Counts one forward pass of transformer blocks over several sequences."""
+  linear = sum(lengths) * width * (4 * width + 2 * mlp_dim)
+  attention = sum(2 * n * n * width for n in lengths)
+  return float(_FLOPS * depth * (linear + attention))
