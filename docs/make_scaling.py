@@ -130,6 +130,22 @@ def format_recipes():
   return format_table(header, rows)
 
 
+def format_history():
+  """Formats the table of what changed one recipe, commit by commit."""
+  rows = [
+    [
+      change['change'],
+      f'`{change["commit"]}`',
+      f'{change["hbm_gib"]:.2f}',
+      f'{change["estimated_mcycles"]:.0f}',
+      f'{change["all_reduce_mib"]:.0f}',
+    ]
+    for change in json.loads((_PLANS / 'history.json').read_text())
+  ]
+  header = ['change', 'commit', 'GiB', 'Mcycles', 'MiB reduced']
+  return format_table(header, rows)
+
+
 def format_tuning():
   """Formats the table of variants of one recipe."""
   rows = []
@@ -163,12 +179,13 @@ def main():
   text = page.read_text()
   for marker, table in (
     ('recipes', format_recipes()),
+    ('history', format_history()),
     ('tuning', format_tuning()),
   ):
-    start, end = f'<!-- {marker} -->\n', f'\n<!-- end {marker} -->'
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    text = before + start + table + end + after
+    start, end = f'<!-- {marker} -->', f'<!-- end {marker} -->'
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    text = f'{before}{start}\n{table}\n{end}{after}'
   page.write_text(text)
 
 
