@@ -1,5 +1,6 @@
 """Encoder and predictor: shapes, positions, equivalences users rely on."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,34 @@ def test_gelu_is_exact():
   x = jnp.linspace(-6, 6, 101)
   expected = jax.nn.gelu(x, approximate=False)
   np.testing.assert_allclose(transformer.gelu(x), expected, atol=1e-6)
+  slope = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
+  np.testing.assert_allclose(
+    jax.vmap(jax.grad(transformer.gelu))(x), slope, atol=1e-6
+  )
+
+
+def test_layer_norm_and_its_gradient_are_flax_s():
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(3.0, 2.0, (2, 5, 16)), jnp.float32)
+  params = {
+    'scale': jnp.asarray(rng.normal(size=16), jnp.float32),
+    'bias': jnp.asarray(rng.normal(size=16), jnp.float32),
+  }
+  reference = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
+
+  def loss(module):
+    return lambda p, x: jnp.sum(jnp.sin(module.apply({'params': p}, x)))
+
+  np.testing.assert_allclose(
+    transformer.LayerNorm().apply({'params': params}, x),
+    reference.apply({'params': params}, x),
+    atol=1e-6,
+  )
+  actual = jax.grad(loss(transformer.LayerNorm()), (0, 1))(params, x)
+  expected = jax.grad(loss(reference), (0, 1))(params, x)
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual, expected
+  )
 
 
 @pytest.mark.parametrize('kind', encoder_lib.POSITIONS)

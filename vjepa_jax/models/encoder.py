@@ -123,5 +123,5 @@ class Encoder(nn.Module):
       self.dtype,
       name='transformer',
     )(x, rope, lengths)
-    x = transformer.layer_norm(self.dtype, 'norm')(x)
+    x = transformer.LayerNorm(self.dtype, name='norm')(x)
     return tub.unpack(x, lengths) if isinstance(ids, tuple) else x

@@ -104,6 +104,6 @@ class Predictor(nn.Module):
       name='transformer',
     )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
     x, sizes = tub.pack(tub.unpack(x, tuple(parts))[1::2])
-    x = transformer.layer_norm(self.dtype, 'norm')(x)
+    x = transformer.LayerNorm(self.dtype, name='norm')(x)
     x = Dense(self.out_width, dtype=self.dtype, name='proj')(x)
     return tub.unpack(x, sizes)

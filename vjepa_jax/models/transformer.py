@@ -1,5 +1,8 @@
 """Pre-norm transformer blocks, scanned over depth."""
 
+import functools
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,22 +14,81 @@ from vjepa_jax.parallel.sharding import constrain_batch
 REMAT_POLICIES = ('none', 'attention', 'dots', 'full')
 
 
+@jax.custom_vjp
 def gelu(x: jnp.ndarray) -> jnp.ndarray:
-  """Exact GELU, by erf in float32.
+  """Exact GELU, by erf in float32; the backward pass keeps its input only.
 
   `jax.nn.gelu(approximate=False)` goes through erfc, which XLA:TPU compiles to
   a slower program with extra intermediates.
   """
   y = x.astype(jnp.float32)
-  return (0.5 * y * (1.0 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+  return (y * _normal_cdf(y)).astype(x.dtype)
 
 
-def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-  """Makes a LayerNorm as published: epsilon 1e-6, float32 statistics."""
-  # The fast variance, E[x^2] - E[x]^2, costs digits.
-  return nn.LayerNorm(
-    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+def _gelu_forward(x):
+  return gelu(x), x
+
+
+def _gelu_backward(x, gradient):
+  y = x.astype(jnp.float32)
+  density = (2 * math.pi) ** -0.5 * jnp.exp(-0.5 * jnp.square(y))
+  slope = _normal_cdf(y) + y * density
+  return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _normal_cdf(x):
+  return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm as published: epsilon 1e-6, float32 statistics of two passes.
+
+  The backward pass keeps the input and two numbers a token; the parameters are
+  those of `nn.LayerNorm`, whose gradient would keep the normalised input too.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+    """Normalises `[B, N, D]` over its features."""
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    return _normalize(x, scale, bias, self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x, scale, bias, dtype):
+  return _normalize_forward(x, scale, bias, dtype)[0]
+
+
+def _normalize_forward(x, scale, bias, dtype):
+  y = x.astype(jnp.float32)
+  mean = y.mean(axis=-1, keepdims=True)
+  # E[x^2] - E[x]^2, in one pass, costs digits.
+  variance = jnp.square(y - mean).mean(axis=-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + 1e-6)
+  out = (y - mean) * inverse * scale + bias
+  return out.astype(dtype), (x, scale, mean, inverse)
+
+
+def _normalize_backward(dtype, saved, gradient):
+  x, scale, mean, inverse = saved
+  g = gradient.astype(jnp.float32)
+  normal = (x.astype(jnp.float32) - mean) * inverse
+  h = g * scale
+  d_x = inverse * (
+    h
+    - h.mean(axis=-1, keepdims=True)
+    - normal * (h * normal).mean(axis=-1, keepdims=True)
   )
+  return d_x.astype(x.dtype), (g * normal).sum((0, 1)), g.sum((0, 1))
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Mlp(nn.Module):
@@ -72,11 +134,11 @@ class Block(nn.Module):
         kernel *= (2.0 * (layer + 1)) ** -0.5
       return kernel
 
-    y = layer_norm(self.dtype, 'norm1')(x)
+    y = LayerNorm(self.dtype, name='norm1')(x)
     x = x + Attention(
       self.num_heads, out_init, self.attention, self.dtype, name='attention'
     )(y, rope, lengths)
-    y = layer_norm(self.dtype, 'norm2')(x)
+    y = LayerNorm(self.dtype, name='norm2')(x)
     return x + Mlp(self.mlp_dim, out_init, self.dtype, name='mlp')(y)
 
 
