@@ -232,8 +232,11 @@ def test_blank_payload_does_not_decode(videos):
   content = bytearray(videos('faststart.mp4').read_bytes())
   payload = content.index(b'mdat') + 4
   content[payload:] = bytes(len(content) - payload)
-  with pytest.raises(decode.DecodeError, match='no frame decodes'):
-    decode.open_video(bytes(content))
+  with decode.open_video(bytes(content)) as video:
+    with pytest.raises(decode.DecodeError, match=r'0\.000 s does not decode'):
+      video.read([0, 5], *_whole(video))
+    with pytest.raises(decode.DecodeError, match='no frame decodes'):
+      list(video.play([0]))
 
 
 def test_missing_frames_are_not_replaced_by_others(videos):
@@ -270,3 +273,36 @@ def test_random_damage_gives_frames_or_a_reason(videos, name):
           pass
     except decode.DecodeError as e:
       assert '\n' not in str(e)
+
+
+@pytest.mark.parametrize(
+    'name', ['short_gop.mp4', 'open_gop.mp4', 'h264.mkv', 'h264.ts',
+             'hevc.mp4', 'odd.webm', 'mpeg4.avi'],
+)  # fmt: skip
+@pytest.mark.parametrize('step', [3, 13, 29])
+def test_gaps_between_wanted_frames_change_nothing(videos, name, step):
+  frames = _decode_sequentially(videos(name))
+  with decode.open_video(str(videos(name))) as video:
+    box, size = _whole(video)
+    for start in range(0, 30, 4):
+      indices = np.arange(start, video.num_frames, step)
+      clip = video.read(indices, box, size)
+      for image, i in zip(clip, indices, strict=True):
+        expected = video._convert(frames[i], box, size)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
+  sent = []
+  send = decode.EncodedVideo._send
+
+  def count(self, packet):
+    sent.append(packet)
+    return send(self, packet)
+
+  monkeypatch.setattr(decode.EncodedVideo, '_send', count)
+  with decode.open_video(str(videos('short_gop.mp4'))) as video:
+    assert not sent
+    # Frame 0 of each of three groups of 12: a packet each, and the drains.
+    video.read([0, 12, 36], (0, 0, 16, 16), (16, 16))
+  assert [p is not None for p in sent] == [True, False] * 3

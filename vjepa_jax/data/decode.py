@@ -1,8 +1,9 @@
 """Reads the frames of a clip out of an encoded video, and nothing else.
 
-A video is indexed once from its packets, without decoding. A clip is then read
-by seeking to the keyframe before its first frame and decoding up to its last
-one; only the pixels inside the crop are ever resized and converted to RGB.
+A video is indexed once, without decoding: from the header of an MP4 file, else
+from its packets. A clip is then read by seeking to the keyframe before its
+first frame and decoding what its frames need; only the pixels inside the crop
+are ever resized and converted to RGB.
 
 Wherever the container lies about its timestamps or cannot be seeked, the clip
 is decoded from the start of the file instead, so what comes back is the frame
@@ -19,7 +20,7 @@ import av
 import cv2
 import numpy as np
 
-from vjepa_jax.data import pixels
+from vjepa_jax.data import mp4, pixels
 from vjepa_jax.data.pixels import Box
 from vjepa_jax.data.video import (
   CLOCK_SLACK,
@@ -40,6 +41,10 @@ _EXACT_WHEN_SKIPPING = frozenset(['h264', 'hevc', 'mpeg4', 'vp8', 'vp9'])
 # Text-art and playlist demuxers accept nearly anything, and a playlist could
 # open other files.
 _NOT_VIDEO_FORMATS = frozenset(['tty', 'concat', 'hls', 'sdp', 'dash', 'lrc'])
+# Containers that describe their streams in the header; in others libav decodes
+# packets to find out.
+_COMPLETE_HEADERS = {'mp4': (4, b'ftyp'), 'matroska': (0, b'\x1a\x45\xdf\xa3')}
+_TRUST_HEADER = {'skip_frame': 'all', 'probesize': '32'}
 # A packet may legally produce no picture (a hidden reference, a leading frame
 # of an open GOP). The picture on screen at that time stands in for it, but only
 # over a gap shorter than this.
@@ -61,8 +66,8 @@ def open_video(video: str | bytes | np.ndarray) -> Video:
     The open video.
 
   Raises:
-    DecodeError: if the file is missing, empty, truncated, not a video, or has
-      no frame that decodes.
+    DecodeError: if the file is missing, empty, truncated or not a video. That
+      no frame of it decodes may show only when one is read.
   """
   if isinstance(video, np.ndarray):
     return ArrayVideo(video)
@@ -86,15 +91,14 @@ class EncodedVideo(Video):
     self._container = None
     try:
       self._reopen()
-      first = self._index_frames() or self._decode_first()
+      if not self._index_header():
+        self._index_packets()
     except (av.FFmpegError, OSError, cv2.error) as e:
       self.close()
       raise DecodeError(describe_error(e)) from e
     except DecodeError:
       self.close()
       raise
-    self._coded_size = first.height, first.width
-    self._quarter_turns = round(first.rotation / 90) % 4
     height, width = self._coded_size
     if self._quarter_turns % 2:
       height, width = width, height
@@ -170,7 +174,11 @@ class EncodedVideo(Video):
     source = self._source
     # With the protocol spelled out, a colon in a file name is just a colon.
     file = f'file:{source}' if isinstance(source, str) else io.BytesIO(source)
-    self._container = av.open(file, metadata_errors='replace')
+    self._container = av.open(
+      file,
+      metadata_errors='replace',
+      options=_TRUST_HEADER if _has_complete_header(source) else {},
+    )
     if self._container.format.name in _NOT_VIDEO_FORMATS:
       raise DecodeError(f'not a video: {self._container.format.long_name}')
     streams = [
@@ -183,20 +191,42 @@ class EncodedVideo(Video):
     self._stream = streams[0]
     if self._stream.codec_context is None:
       raise DecodeError('no decoder for the codec of the video stream')
+    self._stream.codec_context.skip_frame = 'DEFAULT'
     # One thread a decoder is faster in total than frame threads, and the only
     # setting that exactness was checked with.
     self._stream.codec_context.thread_count = 1
 
-  def _index_frames(self) -> av.VideoFrame | None:
+  def _index_header(self) -> bool:
+    """Takes timestamps and size from the header of a plain MP4 file.
+
+    Nothing is read or decoded then but what a clip needs. Sets what
+    `_index_packets` sets.
+
+    Returns:
+      Whether the file is that plain; if not, it stands at its start again.
+    """
+    codec = self._stream.codec_context
+    if 'mp4' not in self._container.format.name or codec.name == 'vp8':
+      return False
+    first = next(self._demux([self._stream]), None)
+    if first is not None and codec.height and codec.width:
+      table = mp4.read_frame_table(self._source, self._stream, first)
+      if table is not None:
+        self._pts = np.unique(table.pts)
+        self._key_pts = np.unique(table.pts[table.is_key])
+        self._by_ordinal = False
+        self._coded_size, self._quarter_turns = (codec.height, codec.width), 0
+        return True
+    self._reopen()
+    return False
+
+  def _index_packets(self) -> None:
     """Lists the frames' timestamps, from the packets where they can be trusted.
 
     Sets `_pts`, int64 [N] in units of the stream's time base; `_key_pts`, those
-    that can be seeked to; and `_by_ordinal`, whether frames are identified by
-    their number from the start because timestamps do not do.
-
-    Returns:
-      The picture in the first packet, if it has one: only frames carry the
-      rotation and the true size.
+    that can be seeked to; `_by_ordinal`, whether frames are identified by their
+    number from the start because timestamps do not do; `_coded_size` and
+    `_quarter_turns`, how frames are stored, which only a frame tells.
     """
     is_matroska = 'matroska' in self._container.format.name
     streams = self._container.streams if is_matroska else [self._stream]
@@ -233,7 +263,9 @@ class EncodedVideo(Video):
     else:
       self._pts = np.unique(np.asarray(pts, np.int64))
     self._key_pts = np.unique(np.asarray(keys, np.int64))
-    return first
+    first = first or self._decode_first()
+    self._coded_size = first.height, first.width
+    self._quarter_turns = round(first.rotation / 90) % 4
 
   def _check_complete(self, num_packets: int, end: float) -> None:
     """Raises DecodeError if the header promises more than was read.
@@ -287,34 +319,73 @@ class EncodedVideo(Video):
       return frame
     raise DecodeError('no frame decodes')
 
-  def _decode(
-    self, wanted: frozenset[int] = frozenset()
-  ) -> Iterator[av.VideoFrame]:
-    """Yields frames in presentation order from where the file stands.
+  def _decode(self) -> Iterator[av.VideoFrame]:
+    """Yields all frames in presentation order from where the file stands.
 
-    Args:
-      wanted: timestamps; where the codec allows it, frames that are neither
-        wanted nor needed to decode others are left out. Empty to get all.
-
-    Yields:
-      Frames. A packet that fails sets `_damaged` and does not end the video.
+    A packet that fails sets `_damaged` and does not end the video.
     """
     codec = self._stream.codec_context
-    may_skip = bool(wanted) and codec.name in _EXACT_WHEN_SKIPPING
-    skipping = False
     codec.skip_frame = 'DEFAULT'
     for packet in self._demux([self._stream]):
-      if may_skip and skipping != (packet.pts not in wanted):
-        skipping = not skipping
-        codec.skip_frame = 'NONREF' if skipping else 'DEFAULT'
-      try:
-        yield from codec.decode(packet)
-      except av.FFmpegError:
-        self._damaged = True
+      yield from self._send(packet)
+    yield from self._send(None)
+
+  def _send(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+    """Decodes one packet, None for what is left; an error sets `_damaged`."""
     try:
-      yield from codec.decode(None)
+      return self._stream.codec_context.decode(packet)
     except av.FFmpegError:
       self._damaged = True
+      return []
+
+  def _decode_wanted(self, pts: list[int]) -> Iterator[av.VideoFrame]:
+    """Seeks, and decodes no more than what increasing timestamps need.
+
+    Where the codec allows it, frames that are neither wanted nor needed to
+    decode others are left out, and so is what lies between the last wanted
+    frame of a group of pictures and the keyframe that the next one needs.
+
+    Args:
+      pts: timestamps of the wanted frames.
+
+    Yields:
+      Frames in presentation order, the wanted ones among them.
+    """
+    codec = self._stream.codec_context
+    may_skip = codec.name in _EXACT_WHEN_SKIPPING
+    numbers = np.searchsorted(self._key_pts, pts, side='right') - 1
+    keys = [
+      int(self._key_pts[n]) if n >= 0 else int(self._pts[0]) for n in numbers
+    ]
+    unsent, position = set(pts), 0
+    self._container.seek(keys[0], stream=self._stream)
+    codec.skip_frame, skipping = 'DEFAULT', False
+    last_key, resume_at = keys[0], None
+    for packet in self._demux([self._stream]):
+      if resume_at is not None and packet.pts != resume_at:
+        continue
+      resume_at = None
+      is_wanted = packet.pts in unsent
+      if may_skip and skipping == is_wanted:
+        skipping = not is_wanted
+        codec.skip_frame = 'NONREF' if skipping else 'DEFAULT'
+      if packet.is_keyframe and packet.pts is not None:
+        last_key = max(last_key, packet.pts)
+      yield from self._send(packet)
+      if not (may_skip and is_wanted):
+        continue
+      unsent.discard(packet.pts)
+      while position < len(pts) and pts[position] not in unsent:
+        position += 1
+      if position == len(pts):
+        break
+      if keys[position] > last_key:
+        # As after a seek: what is held back comes out, and the decoder starts
+        # afresh at the keyframe.
+        yield from self._send(None)
+        codec.flush_buffers()
+        resume_at = keys[position]
+    yield from self._send(None)
 
   def _demux(self, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
     """Yields the non-empty packets from where the file stands.
@@ -364,25 +435,22 @@ class EncodedVideo(Video):
     Gives up at the first frame that should have come and did not.
     """
     done = np.zeros(len(pts), bool)
-    key = np.searchsorted(self._key_pts, pts[0], side='right') - 1
-    try:
-      target = self._key_pts[key] if key >= 0 else self._pts[0]
-      self._container.seek(int(target), stream=self._stream)
-    except (av.FFmpegError, OSError):
-      return done
     position = 0
-    for frame in self._decode(frozenset(pts)):
-      if frame.pts is None or frame.pts > pts[position]:
-        return done
-      if frame.pts < pts[position]:
-        continue
-      if frame.is_corrupt:
-        return done
-      result[position] = self._convert(frame, box, size)
-      done[position] = True
-      position += 1
-      if position == len(pts):
-        return done
+    try:
+      for frame in self._decode_wanted(pts):
+        if frame.pts is None or frame.pts > pts[position]:
+          break
+        if frame.pts < pts[position]:
+          continue
+        if frame.is_corrupt:
+          break
+        result[position] = self._convert(frame, box, size)
+        done[position] = True
+        position += 1
+        if position == len(pts):
+          break
+    except (av.FFmpegError, OSError):
+      pass  # It cannot be seeked in.
     return done
 
   def _read_from_start(
@@ -457,6 +525,16 @@ class EncodedVideo(Video):
       image = frame.to_ndarray(format='rgb24')
       image = pixels.resize(pixels.crop(image, box), coded_size)
     return np.rot90(image, turns) if turns else image
+
+
+def _has_complete_header(source: str | bytes) -> bool:
+  """Tells by the first bytes whether the container describes its streams."""
+  if isinstance(source, bytes):
+    start = source[:8]
+  else:
+    with open(source, 'rb') as f:
+      start = f.read(8)
+  return any(start[at:].startswith(m) for at, m in _COMPLETE_HEADERS.values())
 
 
 def _check_file(path: str) -> str | bytes:

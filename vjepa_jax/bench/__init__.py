@@ -1,0 +1,1 @@
+"""Benchmarks: what is ours beside what others do, as ratios."""

@@ -1,0 +1,54 @@
+"""Compares this package with others on the machine at hand.
+
+python -m vjepa_jax.bench step|data|masks|compile [--rounds=N] [--json=FILE]
+
+Times of the same work are taken in turn; what is printed last is the ratio,
+ours over theirs: under 1 is faster.
+"""
+
+import argparse
+import importlib
+import sys
+
+from vjepa_jax.bench.measure import BenchError, write_result
+
+# Sub-command: (module, help). Nothing heavy is imported here: decoding workers
+# import this file again.
+_COMMANDS = {
+  'step': ('step', 'a training step on the CPU, against torch'),
+  'data': ('data', 'decoding and batches, against decord and torchcodec'),
+  'masks': ('masks', 'mask sampling, against the decoding of a clip'),
+  'compile': ('compilation', 'time to the first step, cold and cached'),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one sub-command; what is wrong is one line, without a traceback."""
+  parser = argparse.ArgumentParser(
+    prog='python -m vjepa_jax.bench', description=__doc__.splitlines()[0]
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+  for command, (module, text) in _COMMANDS.items():
+    options = commands.add_parser(command, help=text, description=text)
+    options.add_argument('--rounds', type=int, help='timed rounds')
+    options.add_argument('--json', metavar='FILE', help='where to write')
+    options.add_argument(
+      '--quick', action='store_true', help='toy sizes: does it run at all?'
+    )
+    benchmark = importlib.import_module(f'vjepa_jax.bench.{module}')
+    benchmark.add_options(options)
+    options.set_defaults(run=benchmark.run)
+  arguments = parser.parse_args(argv)
+  try:
+    if arguments.rounds is not None and arguments.rounds < 1:
+      raise BenchError(f'--rounds={arguments.rounds} is not positive')
+    result = arguments.run(arguments)
+    write_result(arguments.json, result)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

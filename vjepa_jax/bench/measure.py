@@ -1,0 +1,143 @@
+"""Alternating runs, their medians and ratios, and how they are written."""
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+from pathlib import Path
+import platform
+import time
+from typing import Any
+
+import numpy as np
+
+from vjepa_jax.progress import make_bar
+
+Times = dict[str, list[float]]
+
+OURS = 'ours'
+
+
+class BenchError(ValueError):
+  """What keeps a benchmark from running; the message is one line."""
+
+
+def alternate(
+  runs: Mapping[str, Callable[[int], Any]],
+  rounds: int,
+  *,
+  warmup: int = 1,
+  clock: Callable[[], float] = time.perf_counter,
+  label: str = '',
+) -> Times:
+  """Times functions in turn, so that a busy machine slows all of them alike.
+
+  Each round starts with another function: none always runs after the same one.
+
+  Args:
+    runs: by name, functions of the round, which is the same for all.
+    rounds: how often each is timed.
+    warmup: rounds before, untimed.
+    clock: returns seconds.
+    label: of the progress bar.
+
+  Returns:
+    Seconds of each round, by name.
+  """
+  names = list(runs)
+  times = {name: [] for name in names}
+  for i in make_bar(range(warmup + rounds), desc=label, leave=False):
+    start = i % len(names)
+    for name in names[start:] + names[:start]:
+      begin = clock()
+      runs[name](max(i - warmup, 0))
+      if i >= warmup:
+        times[name].append(clock() - begin)
+  return times
+
+
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
+  """Returns median, minimum and quartiles."""
+  first, median, third = np.percentile(seconds, [25, 50, 75])
+  return {
+    'median': float(median),
+    'min': float(np.min(seconds)),
+    'quartile_1': float(first),
+    'quartile_3': float(third),
+  }
+
+
+def compare(times: Times) -> dict[str, Any]:
+  """Compares our times with those of each peer.
+
+  Args:
+    times: seconds of each round, by name, `OURS` among them.
+
+  Returns:
+    'ratio': for each peer the median over rounds of ours / peer, under 1 is
+    faster; 'ours': see `summarize`; 'peer': the same for each peer; 'rounds'.
+  """
+  peers = {name: values for name, values in times.items() if name != OURS}
+  ours = np.asarray(times[OURS])
+  return {
+    'ratio': {
+      name: float(np.median(ours / values)) for name, values in peers.items()
+    },
+    'ours': summarize(ours),
+    'peer': {name: summarize(values) for name, values in peers.items()},
+    'rounds': len(ours),
+  }
+
+
+def join_ratios(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Takes the geometric mean over cases of each peer's ratio."""
+  peers = {peer for case in cases for peer in case['ratio']}
+  return {
+    peer: float(
+      np.exp(
+        np.mean([np.log(c['ratio'][peer]) for c in cases if peer in c['ratio']])
+      )
+    )
+    for peer in sorted(peers)
+  }
+
+
+def describe_machine() -> dict[str, Any]:
+  """Returns what a number depends on: cores, load, versions."""
+  import jax  # noqa: PLC0415 - decoding workers import this package too
+
+  return {
+    'cores': len(os.sched_getaffinity(0)),
+    'load': round(os.getloadavg()[0], 2),
+    'machine': platform.machine(),
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+  }
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  """Prints rows in columns; numbers to three digits."""
+  cells = [list(header)]
+  for row in rows:
+    cells.append([f'{c:.3g}' if isinstance(c, float) else str(c) for c in row])
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  for row in cells:
+    line = [row[0].ljust(widths[0])]
+    line += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+    print('  '.join(line).rstrip())
+
+
+def write_result(path: str | None, result: Mapping[str, Any]) -> None:
+  """Writes a result with the facts of the machine as JSON, if asked to."""
+  if path:
+    text = json.dumps({**result, 'machine': describe_machine()}, indent=2)
+    Path(path).write_text(text + '\n')
+
+
+def check_extra(module: str, extra: str) -> None:
+  """Raises BenchError, naming the extra, unless a module can be imported."""
+  try:
+    __import__(module)
+  except ImportError as error:
+    raise BenchError(
+      f"{module} is missing: pip install -e '.[{extra}]'"
+    ) from error

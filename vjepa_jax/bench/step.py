@@ -1,0 +1,164 @@
+"""`bench step`: our training step on the CPU against the same one in torch."""
+
+import argparse
+import time
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from vjepa_jax.bench import measure
+from vjepa_jax.interop import layout
+from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.tasks.program import Program, build_program, get_grid
+
+_AIM = 0.8
+# Near the published shares of context and target of 8 x 7 x 7 tubelets.
+_SHORT, _LONG = (96, 192), (24, 288)
+_CONSTANTS = {'learning_rate': 1e-4, 'weight_decay': 0.04, 'ema': 0.998}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of this sub-command."""
+  parser.add_argument(
+    '--batch_size', type=int, default=4, help='clips a step (4)'
+  )
+  parser.add_argument(
+    '--cpu_time',
+    action='store_true',
+    help='count CPU seconds: on a busy machine, pinned to one core (taskset)',
+  )
+
+
+def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
+  """Takes V-JEPA 1 at ViT-Tiny and 16 x 112 px; `quick` is a toy."""
+  from configs import base, vjepa1  # noqa: PLC0415 - not in the package
+
+  config = vjepa1.get_config('l16')
+  config.encoder.size = 'nano' if quick else 'tiny'
+  config.clip.resolution = 112
+  config.data.batch_size = batch_size
+  config.compute_dtype = 'float32'
+  config.remat = 'none'
+  config.clip_norm = None
+  if quick:
+    config.predictor.update(width=48, depth=2)
+  base.set_published_masks(config, _SHORT, _LONG)
+  for name, value in _CONSTANTS.items():
+    config[name] = {**config[name].to_dict(), 'kind': 'constant'}
+    config[name].update(value=value, final=None)
+  config.learning_rate.update(start=None, warmup_steps=None)
+  return config
+
+
+def make_batch(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Makes a batch of noise with masks of the config, as numpy arrays."""
+  rng = np.random.default_rng(0)
+  clip, size = config.clip, config.data.batch_size
+  masks = []
+  for name in config.mask_names:
+    options = config.masks[name].to_dict()
+    sampler = build_mask_sampler(get_grid(config), options.pop('kind'), options)
+    draws = [sampler(rng) for _ in range(size)]
+    context, target = (np.stack(ids) for ids in zip(*draws, strict=True))
+    masks.append({'context': context, 'target': target})
+  shape = (size, clip.frames, clip.resolution, clip.resolution, 3)
+  video = rng.integers(0, 256, shape, dtype=np.uint8)
+  return {'video': video, 'masks': tuple(masks)}
+
+
+class JaxStep:
+  """Our program with its state, advanced by one step a call."""
+
+  def __init__(self, config: config_dict.ConfigDict):
+    """Builds and initialises the program on one CPU device."""
+    self.mesh = make_mesh(devices=jax.devices('cpu')[:1])
+    self.program: Program = build_program(config, self.mesh, 1000, 100)
+    init = jax.jit(self.program.init, out_shardings=self.program.shardings)
+    self.state = init(jax.random.key(0))
+
+  def __call__(self, batch: dict[str, Any]) -> float:
+    """Takes one step; returns its loss, when all of the step is done."""
+    with jax.set_mesh(self.mesh):
+      batch = jax.device_put(batch, self.program.batch_sharding)
+      self.state, metrics = self.program.train_step(self.state, batch)
+      jax.block_until_ready(self.state)
+    return float(metrics['loss'])
+
+
+def build_steps(config: config_dict.ConfigDict) -> tuple[Any, Any]:
+  """Builds our step and torch's, with the same weights."""
+  measure.check_extra('torch', 'parity')
+  from vjepa_jax.bench.torch_step import TorchStep  # noqa: PLC0415
+
+  ours = JaxStep(config)
+  objective = ours.program.objective
+  weights = {
+    'encoder': layout.export_encoder(
+      ours.state.params['encoder'], tubelet=objective.encoder.tubelet
+    ),
+    'predictor': layout.export_predictor(ours.state.params['predictor']),
+  }
+  theirs = TorchStep(
+    objective.encoder,
+    objective.predictor,
+    get_grid(config),
+    weights,
+    _CONSTANTS,
+  )
+  return ours, theirs
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Times both steps in turn and prints the ratio."""
+  if arguments.batch_size < 1:
+    raise measure.BenchError(f'--batch_size={arguments.batch_size} is too few')
+  try:
+    config = make_config(arguments.batch_size, arguments.quick)
+  except ImportError as error:
+    raise measure.BenchError(
+      'the recipes in configs/ are needed: run in the root of the repository'
+    ) from error
+  ours, theirs = build_steps(config)
+  batch = make_batch(config)
+  losses = {measure.OURS: [], 'torch': []}
+  times = measure.alternate(
+    {
+      measure.OURS: lambda _: losses[measure.OURS].append(ours(batch)),
+      'torch': lambda _: losses['torch'].append(
+        theirs(batch['video'], batch['masks'])
+      ),
+    },
+    arguments.rounds or (2 if arguments.quick else 10),
+    clock=time.process_time if arguments.cpu_time else time.perf_counter,
+    label='step',
+  )
+  result = measure.compare(times)
+  # The same work must give the same numbers, or the times mean nothing.
+  drift = np.abs(np.divide(losses[measure.OURS], losses['torch']) - 1).max()
+  result.update(
+    unit='s', losses=losses, largest_relative_loss_difference=float(drift)
+  )
+  clip = config.clip
+  print(
+    f'training step, ViT-{config.encoder.size}, float32, {clip.frames} x '
+    f'{clip.resolution} px, batch {arguments.batch_size}; losses agree to '
+    f'{drift:.1e}'
+  )
+  rows = [
+    [
+      name,
+      1e3 * s['median'],
+      1e3 * s['min'],
+      arguments.batch_size / s['median'],
+    ]
+    for name, s in (
+      (measure.OURS, result['ours']),
+      ('torch', result['peer']['torch']),
+    )
+  ]
+  measure.print_table(['', 'median ms', 'min ms', 'clips/s'], rows)
+  print(f'ours / torch: {result["ratio"]["torch"]:.2f} (aim: {_AIM} or less)')
+  return result

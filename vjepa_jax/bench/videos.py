@@ -1,0 +1,125 @@
+"""Video files for the benchmarks: the same footage in several encodings."""
+
+from collections.abc import Sequence
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import cv2
+import numpy as np
+
+from vjepa_jax.bench.measure import BenchError
+from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.package_videos import fetch_package_videos
+from vjepa_jax.data.synthetic import write_toy_videos
+from vjepa_jax.progress import make_bar
+
+_FPS = 30
+
+
+class Encoding(NamedTuple):
+  """How the footage of a case is encoded.
+
+  Attributes:
+    width: Pixels.
+    height: Pixels.
+    gop: Largest distance of keyframes, frames.
+  """
+
+  width: int
+  height: int
+  gop: int
+
+  def __str__(self) -> str:
+    return f'{self.width}x{self.height} GOP {self.gop}'
+
+
+ENCODINGS = tuple(
+  Encoding(width, height, gop)
+  for width, height in ((320, 240), (1280, 720))
+  for gop in (12, 250)
+)
+TOY_ENCODINGS = (Encoding(96, 64, 12), Encoding(96, 64, 250))
+
+
+def find_videos(pattern: str) -> list[str]:
+  """Lists the files that a glob matches.
+
+  Raises:
+    BenchError: there are none.
+  """
+  paths = sorted(p for p in glob.glob(pattern, recursive=True))
+  if not paths:
+    raise BenchError(f'--videos={pattern} matches no file')
+  return paths
+
+
+def encode_cases(
+  folder: Path, encodings: Sequence[Encoding], *, frames: int, toy: bool
+) -> dict[str, list[str]]:
+  """Encodes real footage in each way; what is there already is kept.
+
+  Args:
+    folder: Where the footage and the files go.
+    encodings: One case each.
+    frames: Frames of a file; footage that is shorter plays back and forth.
+    toy: Take rendered textures instead of real footage, which is downloaded.
+
+  Returns:
+    The files of each case, by its name.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  cases = {str(encoding): [] for encoding in encodings}
+  missing = []
+  footage = _get_footage(folder, toy)
+  for source in footage:
+    for encoding in encodings:
+      path = folder / f'{source.stem}_{encoding.height}_g{encoding.gop}.mp4'
+      cases[str(encoding)].append(str(path))
+      if not path.exists():
+        missing.append((source, encoding, path))
+  for source, encoding, path in make_bar(
+    missing, desc='encoding', disable=not missing, leave=False
+  ):
+    _encode(source, encoding, frames, path)
+  return cases
+
+
+def _get_footage(folder: Path, toy: bool) -> list[Path]:
+  """Returns the original videos."""
+  if toy:
+    manifest = write_toy_videos(folder / 'toy', 2)
+    return sorted(manifest.parent.glob('*.mp4'))
+  try:
+    # Beside the folder, where the quickstart keeps them too.
+    return fetch_package_videos(folder.parent / 'videos')
+  except RuntimeError as error:
+    reason = str(error).partition(': check')[0]
+    raise BenchError(f'{reason}: give --videos=GLOB') from error
+
+
+def _encode(source: Path, encoding: Encoding, frames: int, path: Path) -> None:
+  """Encodes one file as most videos of the web are: x264's medium preset."""
+  size = encoding.height, encoding.width
+  with open_video(str(source)) as video:
+    times = video.times[:frames]
+    footage = [
+      cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+      for image in video.play(times)
+    ]
+  # Back and forth without showing an end twice.
+  loop = np.concatenate([np.arange(len(footage)), np.arange(1, len(footage))])
+  loop[len(footage) :] = np.arange(len(footage) - 2, -1, -1)
+  partial = path.with_suffix('.tmp')
+  with av.open(str(partial), 'w', format='mp4') as container:
+    options = {'crf': '23', 'g': str(encoding.gop), 'bf': '3'}
+    stream = container.add_stream('libx264', rate=_FPS, options=options)
+    stream.height, stream.width = size
+    stream.pix_fmt = 'yuv420p'
+    for i in range(frames):
+      image = footage[loop[i % max(len(loop) - 1, 1)]]
+      frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  partial.rename(path)
