@@ -2,18 +2,24 @@
 #SBATCH --job-name=vjepa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=12
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
-# One task a GPU; sbatch flags override the lines above:
+# One task a GPU; sbatch flags override the lines above. The folder logs must
+# exist, and .venv: python3 -m venv .venv; .venv/bin/pip install -e '.[cuda]'
 #   sbatch --nodes=16 launch/slurm.sh --config=... --workdir=/shared/run
-# The job is told two minutes before its time is up, saves, and is requeued.
+# The job is told two minutes before its time is up, saves, and is requeued. It
+# is requeued after a failure too, RETRIES times, but not after a mistake.
 set -euo pipefail
+RETRIES="${RETRIES:-10}"
 cd "${SLURM_SUBMIT_DIR:-.}"
-command=(srun .venv/bin/python main.py --coordinator=auto "$@")
+# Each task sees all GPUs of its node, and jax takes the one of its number. A
+# task that ends must not end the others, who may still be saving.
+command=(srun --gpu-bind=none --kill-on-bad-exit=0 --label
+  .venv/bin/python main.py --coordinator=auto "$@")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"
   echo
@@ -21,6 +27,19 @@ if [ -n "${DRY_RUN:-}" ]; then
 fi
 code=0
 "${command[@]}" || code=$?
-# 75: saved and left because of the signal.
-[ "$code" = 75 ] && scontrol requeue "$SLURM_JOB_ID"
+failures="logs/$SLURM_JOB_ID.failures"
+case "$code" in
+  0 | 2) exit "$code" ;;
+  75) echo 'slurm.sh: saved and left, requeued' ;;
+  *)
+    echo "code $code" >> "$failures"
+    count="$(wc -l < "$failures")"
+    if [ "$count" -gt "$RETRIES" ]; then
+      echo "slurm.sh: failed with code $code after $RETRIES restarts" >&2
+      exit "$code"
+    fi
+    echo "slurm.sh: failed with code $code, restart $count of $RETRIES" >&2
+    ;;
+esac
+scontrol requeue "$SLURM_JOB_ID"
 exit "$code"

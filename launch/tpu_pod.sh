@@ -1,24 +1,66 @@
 #!/usr/bin/env bash
-# Trains on all workers of a TPU VM pod, restarting after a failure; every
-# restart resumes. A log a worker is in LOGS on that worker.
-#   TPU=name ZONE=us-east5-b launch/tpu_pod.sh --config=... --workdir=/mnt/...
-# The repository must lie at REPO on every worker. DRY_RUN=1 prints the command.
+# Trains on all workers of a TPU VM pod, and again after a failure; every
+# restart resumes.
+#   export TPU=name ZONE=us-east5-b
+#   launch/tpu_pod.sh --config=... --workdir=/mnt/...   starts and follows
+#   launch/tpu_pod.sh logs                              follows a run
+#   launch/tpu_pod.sh stop                              saves and ends it
+# The repository lies at REPO, from the home directory, on every worker. Each
+# worker goes on when this shell ends, and writes LOGS/HOST.log; what is
+# followed is worker 0, and warnings and errors of the others. RETRIES and PAUSE
+# are those of restart.sh. DRY_RUN=1 prints the command.
 set -euo pipefail
 : "${TPU:?name of the TPU VM}" "${ZONE:?its zone}"
-REPO="${REPO:-vjepa_jax}"
-LOGS="${LOGS:-logs}"
-RETRIES="${RETRIES:-10}"
-printf -v flags '%q ' "$@"
+printf -v settings '%q ' "REPO=${REPO:-vjepa_jax}" "LOGS=${LOGS:-logs}" \
+  "RETRIES=${RETRIES:-10}" "PAUSE=${PAUSE:-30}"
 
-read -r -d '' remote <<REMOTE || true
-cd $REPO && mkdir -p $LOGS && source launch/environment.sh tpu &&
-for attempt in \$(seq $RETRIES); do
-  python main.py --coordinator=auto $flags 2>&1 |
-    tee -a $LOGS/\$(hostname).log
-  [ \${PIPESTATUS[0]} = 0 ] && exit 0
-  echo "attempt \$attempt failed, restarting" >&2; sleep 30
-done; exit 1
-REMOTE
+# What follows runs on the workers, hence the single quotes.
+# shellcheck disable=SC2016
+prepare='cd "$REPO" && mkdir -p "$LOGS" || exit 2
+log="$LOGS/$(hostname).log" pid_file="$LOGS/$(hostname).pid"
+pid="$(cat "$pid_file" 2>/dev/null || true)"
+is_running() { [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; }
+pick() {
+  case "$(hostname)" in
+    *-w-[1-9]*) grep --line-buffered -E "^[WEF][0-9]|rror: |^restart.sh: " ;;
+    *) cat ;;
+  esac
+}
+follow() {
+  tail --pid="$pid" -n "$1" -F "$log" | pick | sed -u "s/^/$(hostname): /"
+}'
+# shellcheck disable=SC2016
+start='if is_running; then
+  echo "$(hostname): runs already; stop ends it, logs follows it" >&2
+  exit 2
+fi
+source launch/environment.sh tpu || exit 2
+touch "$log"
+lines="$(wc -l < "$log")"
+setsid nohup bash launch/restart.sh python main.py --coordinator=auto "$@" \
+  >> "$log" 2>&1 < /dev/null &
+pid=$!
+echo "$pid" > "$pid_file"
+follow "+$((lines + 1))"
+wait "$pid"'
+# shellcheck disable=SC2016
+logs='is_running || echo "$(hostname): no run" >&2
+follow 50'
+# shellcheck disable=SC2016
+stop='is_running || exit 0
+kill -TERM "$pid"
+follow 1'
+
+case "${1:-}" in
+  logs) action="$logs" arguments='' ;;
+  stop) action="$stop" arguments='' ;;
+  --*) action="$start" && printf -v arguments ' %q' "$@" ;;
+  *) echo "usage: $0 --config=... --workdir=... | logs | stop" >&2 && exit 2 ;;
+esac
+remote="export $settings
+set --$arguments
+$prepare
+$action"
 
 command=(gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all
   --command="$remote")

@@ -1,5 +1,10 @@
 """Mesh and sharding rule."""
 
+import difflib
+import math
+
+import dump_shardings
+from dump_shardings import RECIPES
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -80,3 +85,55 @@ def test_global_batch_keeps_the_order_of_rows():
   array = sharding.make_global(batch, rows)['video']
   np.testing.assert_array_equal(array, batch['video'])
   assert array.addressable_shards[0].data.shape == (2, 3)
+
+
+@pytest.fixture(scope='module')
+def states():
+  return {n: dump_shardings.build_abstract_state(n) for n in RECIPES}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_layout_of_every_recipe_is_as_written_down(recipe, states):
+  text = dump_shardings.describe_shardings(states[recipe])
+  golden = dump_shardings.GOLDEN / f'{recipe}.txt'
+  difference = '\n'.join(
+    difflib.unified_diff(
+      golden.read_text().splitlines(),
+      text.splitlines(),
+      f'written in {golden.name}',
+      'computed now',
+      lineterm='',
+      n=0,
+    )
+  )
+  assert not difference, (
+    f'{difference}\n\nif it shall be so: python tests/parallel/'
+    'dump_shardings.py'
+  )
+
+
+@pytest.mark.parametrize('fsdp', dump_shardings.FSDP)
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_every_recipe_is_sufficiently_sharded(recipe, fsdp, states):
+  mesh, state = dump_shardings.make_abstract_mesh(fsdp), states[recipe]
+  shardings = sharding.shard_tree(state, mesh)
+  sharding.check_sufficiently_sharded(state, shardings, mesh)
+  # Moments and target lie where their parameters do.
+  for tree in (shardings.opt_state.mu, shardings.opt_state.nu):
+    assert tree == shardings.params
+  assert shardings.target == shardings.params['encoder']
+  # The same in other words: what one device holds, of the whole.
+  leaves, places = jax.tree.leaves(state), jax.tree.leaves(shardings)
+  whole = sum(x.size for x in leaves)
+  held = sum(
+    math.prod(place.shard_shape(x.shape))
+    for x, place in zip(leaves, places, strict=True)
+  )
+  assert held < whole / fsdp + 0.02 * whole
+
+
+def test_guard_is_for_sizes_that_matter():
+  mesh = dump_shardings.make_abstract_mesh(8)
+  tree = {'bad': jax.ShapeDtypeStruct((1001, 1111), jnp.bfloat16)}
+  shardings = sharding.shard_tree(tree, mesh)
+  sharding.check_sufficiently_sharded(tree, shardings, mesh)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 # Sharding something smaller costs more in collectives than it saves.
-MIN_SHARDED_ELEMENTS = 2**14
+MIN_SHARDED_ELEMENTS = 2**13
 # Parameters under these names are stacked over depth by a scan.
 _SCANNED = re.compile(r'(^|/)blocks/')
 _MAX_UNSHARDED = 0.02

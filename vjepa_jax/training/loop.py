@@ -153,11 +153,16 @@ def train(
       break
     batch = next(feed)
     _profile(cadence, step, telemetry.workdir)
-    with jax.profiler.StepTraceAnnotation('train', step_num=step):
-      state, step_metrics = train_step(state, batch)
     statistics = None
-    if cadence.diagnoses(step + 1):
-      statistics = diagnose(state.target, batch['video'])
+    # Whatever the step reads is on the devices already: a transfer would be a
+    # mistake, and a slow one.
+    with (
+      jax.profiler.StepTraceAnnotation('train', step_num=step),
+      jax.transfer_guard('disallow'),
+    ):
+      state, step_metrics = train_step(state, batch)
+      if cadence.diagnoses(step + 1):
+        statistics = diagnose(state.target, batch['video'])
     metrics.put(step + 1, step_metrics, statistics)
     telemetry.advance(feed.wait_seconds)
   checkpoints.wait()

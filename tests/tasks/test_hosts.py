@@ -1,0 +1,195 @@
+"""Several processes: the numbers of one, and one end for all."""
+
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+from processes import finish, finish_all, read_losses, wait_for_step
+import pytest
+import tiny
+
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.tasks.program import build_program
+from vjepa_jax.training.checkpoint import Checkpoints
+
+STEPS = 8
+# Without collapse statistics, which would be one more program to compile.
+FLAGS = (
+  f'--config.total_steps={STEPS}',
+  '--config.diagnose_every_steps=0',
+  '--config.checkpoint.keep=9',
+)
+# Long, but with the schedules of the short run: the same program, from cache.
+ENDLESS = (
+  *FLAGS,
+  '--config.total_steps=100000',
+  f'--config.schedule_scale={1.25 * STEPS / 100000}',
+)
+
+
+def _read_checkpoint(workdir, step, toy_videos, size='nano'):
+  """Reads a whole checkpoint onto one device; returns it and the position."""
+  mesh = mesh_lib.make_mesh(1, jax.devices()[:1])
+  config = tiny.get_config(str(toy_videos))
+  config.encoder.size = size
+  program = build_program(config, mesh, 8, 3)
+  checkpoints = Checkpoints(workdir, every_steps=4, keep=9)
+  try:
+    assert checkpoints.latest_step() == step
+    state, position = checkpoints.restore(program.abstract, program.shardings)
+  finally:
+    checkpoints.close()
+  return jax.device_get(state), position
+
+
+@pytest.fixture(scope='module')
+def run(launcher, tmp_path_factory):
+  """Runs once on so many processes with so many devices; gives the workdir."""
+  workdirs = {}
+
+  def run(processes, devices, fsdp=1, size='nano'):
+    key = processes, devices, fsdp, size
+    if key not in workdirs:
+      workdir = tmp_path_factory.mktemp(f'run_{processes}x{devices}')
+      flags = (
+        *FLAGS,
+        f'--config.fsdp={fsdp}',
+        f'--config.encoder.size={size}',
+      )
+      if processes == 1:
+        finish(launcher.start(workdir, *flags, devices=devices))
+      else:
+        two = launcher.start_two(workdir, *flags, devices=devices)
+        assert '2 hosts' in finish_all(two)[0]
+      workdirs[key] = workdir
+    return workdirs[key]
+
+  return run
+
+
+def test_two_processes_do_what_one_does_bit_for_bit(run, toy_videos):
+  # Two summands: whoever adds them, the sum is the same.
+  one, two = run(1, 2), run(2, 1)
+  assert list(read_losses(one)) == list(range(1, STEPS + 1))
+  assert read_losses(two) == read_losses(one)
+  expected, position = _read_checkpoint(one, STEPS, toy_videos)
+  state, other_position = _read_checkpoint(two, STEPS, toy_videos)
+  assert other_position == position == STEPS * 8
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.parametrize('before,after', [((1, 2), (2, 1)), ((2, 1), (1, 2))])
+def test_another_number_of_processes_resumes(
+  run, launcher, tmp_path, toy_videos, before, after
+):
+  whole = run(*before)
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / str(STEPS))
+  if after[0] == 1:
+    outputs = [finish(launcher.start(tmp_path, *FLAGS, devices=after[1]))]
+  else:
+    outputs = finish_all(launcher.start_two(tmp_path, *FLAGS, devices=after[1]))
+  assert all('resumed from step 4' in output for output in outputs)
+  assert read_losses(tmp_path) == read_losses(whole)
+  expected, position = _read_checkpoint(whole, STEPS, toy_videos)
+  state, other_position = _read_checkpoint(tmp_path, STEPS, toy_videos)
+  assert other_position == position
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def _assert_close(run, toy_videos, runs, size):
+  """Compares the first of some runs, (processes, devices, fsdp), with others.
+
+  Not bit for bit: four summands are added in another order by gloo, by one
+  process for its devices, and by one device over its rows. Measured: losses
+  differ by 1e-6 of themselves, parameters by 3e-6 and the rest by 1e-7.
+  """
+  workdirs = [run(*shape, size) for shape in runs]
+  two, *others = (
+    (
+      list(read_losses(workdir).values()),
+      *_read_checkpoint(workdir, STEPS, toy_videos, size),
+    )
+    for workdir in workdirs
+  )
+  for losses, state, position in others:
+    np.testing.assert_allclose(two[0], losses, rtol=3e-6)
+    assert two[1].step == state.step == STEPS
+    assert two[2] == position == STEPS * 8
+    for name, limit in (
+      ('params', 1e-5),
+      ('target', 1e-6),
+      ('opt_state', 1e-6),
+    ):
+      jax.tree.map(
+        lambda a, b, limit=limit: np.testing.assert_allclose(a, b, atol=limit),
+        getattr(two[1], name),
+        getattr(state, name),
+      )
+
+
+def test_four_devices_on_two_processes_with_fsdp(run, toy_videos):
+  # Wide enough to be split.
+  _assert_close(run, toy_videos, [(2, 2, 2), (1, 4, 2)], 'micro')
+
+
+@pytest.mark.slow
+def test_four_devices_do_what_one_does(run, toy_videos):
+  _assert_close(run, toy_videos, [(2, 2, 2), (1, 1, 1)], 'micro')
+  _assert_close(run, toy_videos, [(2, 2, 1), (1, 4, 1), (1, 1, 1)], 'nano')
+
+
+def test_hosts_agree_on_when_to_leave(launcher, tmp_path):
+  two = launcher.start_two(tmp_path, *ENDLESS)
+  wait_for_step(tmp_path, 4)
+  two[1].send_signal(signal.SIGTERM)
+  outputs = finish_all(two, code=75)
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert all(f'preempted: saved step {saved};' in out for out in outputs)
+
+
+@pytest.mark.parametrize('victim', [0, 1], ids=['coordinator', 'other'])
+def test_when_a_process_is_killed_the_other_says_so_and_ends(
+  launcher, tmp_path, victim
+):
+  two = launcher.start_two(tmp_path, *ENDLESS)
+  wait_for_step(tmp_path, 4)
+  two[victim].send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  output = finish(two[1 - victim], code=69)
+  assert time.monotonic() - killed < 20  # measured: 0.1 s
+  lines = [line for line in output.splitlines() if ' is gone' in line]
+  assert len(lines) == 1 and f'] process {victim} on ' in lines[0]
+  assert 'the same command resumes' in lines[0]
+  assert 'Traceback' not in output and 'Fatal Python error' not in output
+
+
+@pytest.mark.slow  # It takes as long as a silence is borne.
+def test_when_a_process_freezes_the_other_says_so_and_ends(launcher, tmp_path):
+  two = launcher.start_two(tmp_path, *ENDLESS)
+  wait_for_step(tmp_path, 4)
+  two[1].send_signal(signal.SIGSTOP)
+  stopped = time.monotonic()
+  output = finish(two[0], code=69)
+  assert time.monotonic() - stopped < 60
+  assert 'has not answered for 40 s; the same command resumes' in output
+
+
+def test_a_mistake_on_one_host_ends_all(launcher, tmp_path):
+  mistake = ('--profile_steps=5:99',)
+  two = launcher.start_two(tmp_path, only_second=mistake)
+  message = 'profile_steps 5:99 must lie within the 12 steps'
+  for process in two:
+    assert message in finish(process, code=2).strip().splitlines()[-1]
+
+
+def test_processes_that_differ_do_not_start(launcher, tmp_path):
+  two = launcher.start_two(
+    tmp_path, only_second=('--config.data.batch_size=16',)
+  )
+  for process in two:
+    line = finish(process, code=2).strip().splitlines()[-1]
+    assert line.startswith('error: process 1 has config.data.batch_size 16, ')
+  assert not (tmp_path / 'checkpoints').exists()
