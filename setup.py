@@ -48,6 +48,7 @@ setup(
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
     'test': _TEST,
     'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
+    'bench': ['decord==0.6.0', 'torch==2.13.0', 'torchcodec==0.12.0'],
     'profile': ['xprof>=2.20', 'tensorboard>=2.18'],
   },
 )
