@@ -171,3 +171,20 @@ def test_flops_of_kernels_are_counted_by_their_grid():
   )
   # Two products for each head, all 128 lanes wide.
   assert flops.count_flops(traced.jaxpr) == (0, 2 * 4 * 2 * 2 * 32 * 32 * 128)
+
+
+def test_flops_of_cudnn_attention_are_counted():
+  # Its primitives cannot be traced without the library.
+  from types import SimpleNamespace
+
+  q = SimpleNamespace(aval=jax.ShapeDtypeStruct((2, 32, 4, 16), jnp.bfloat16))
+  equations = [
+    SimpleNamespace(
+      primitive=SimpleNamespace(name=f'dot_product_attention_{way}_wrapper'),
+      params={},
+      invars=[q, q, q],
+    )
+    for way in ('fwd', 'bwd')
+  ]
+  count = flops._count(SimpleNamespace(eqns=equations))
+  assert count == (0, (2 + 5) * 2 * 2 * 4 * 32 * 32 * 16)

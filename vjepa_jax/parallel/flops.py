@@ -7,6 +7,11 @@ from jax.interpreters import partial_eval
 
 # Multiply and add.
 _FLOPS = 2
+# Products of queries with keys, or of their size, in each cuDNN kernel.
+_CUDNN_PRODUCTS = {
+  'dot_product_attention_fwd_wrapper': 2,
+  'dot_product_attention_bwd_wrapper': 5,
+}
 
 
 def count_flops(jaxpr: Any) -> tuple[float, float]:
@@ -19,7 +24,7 @@ def count_flops(jaxpr: Any) -> tuple[float, float]:
     jaxpr: Of `jax.jit(f).trace(...).jaxpr`, open or closed.
 
   Returns:
-    FLOPs of all devices: outside of Pallas kernels, and in them.
+    FLOPs of all devices: outside of kernels (Pallas, cuDNN), and in them.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   # Gradients that nobody asks for, of pixels, are traced but never compiled.
@@ -33,6 +38,10 @@ def _count(jaxpr) -> tuple[float, float]:
     name, parameters = equation.primitive.name, equation.params
     if name == 'dot_general':
       outside += _count_dot(equation)
+      continue
+    if name in _CUDNN_PRODUCTS:
+      q, k = (v.aval.shape for v in equation.invars[:2])  # [B, N, heads, d]
+      inside += _FLOPS * _CUDNN_PRODUCTS[name] * math.prod(q) * k[1]
       continue
     if name == 'cond':
       counts = [_count(branch.jaxpr) for branch in parameters['branches']]
