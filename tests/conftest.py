@@ -1,6 +1,13 @@
 """Devices, flags and toy videos for all tests."""
 
+import os
+
 from absl import flags
+
+# Most of a test is compilation; programs that tests start inherit this. Before
+# jax is imported.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
 import jax
 import pytest
 
@@ -26,3 +33,12 @@ def compilation_cache(tmp_path_factory):
   jax.config.update('jax_compilation_cache_dir', str(cache))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   return cache
+
+
+@pytest.fixture(scope='module')
+def optimized():
+  """Compiles as users do, for tests of what comes out of the compiler."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  before = os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1'
+  jax.config.update('jax_disable_most_optimizations', before)

@@ -14,6 +14,8 @@ from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.parallel.sharding import replicate, shard_batch
 from vjepa_jax.training.objective import Objective, compute_loss
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 _MODULE = """HloModule jit_step
 
 %body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {

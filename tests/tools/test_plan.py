@@ -13,6 +13,8 @@ from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tools import plan
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 tpu_aot = pytest.mark.tpu_aot
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,

@@ -17,6 +17,8 @@ from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
 from vjepa_jax.training.telemetry import Telemetry, read_metrics
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 RECIPES = {'vjepa1': vjepa1, 'vjepa2': vjepa2}
 
 
