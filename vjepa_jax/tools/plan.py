@@ -13,6 +13,7 @@ is run, and attached accelerators are left alone.
 """
 
 import json
+import math
 from pathlib import Path
 import re
 import sys
@@ -119,7 +120,7 @@ def _measure_state(program) -> dict[str, float]:
   def measure(tree, shardings):
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return sum(
-      leaf.dtype.itemsize * _product(sharding.shard_shape(leaf.shape))
+      leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape))
       for leaf, sharding in leaves
     )
 
@@ -132,13 +133,6 @@ def _measure_state(program) -> dict[str, float]:
       ('target', 'target'),
     )
   }
-
-
-def _product(shape):
-  total = 1
-  for n in shape:
-    total *= n
-  return total
 
 
 def _read_needed_gib(error: Exception) -> float:
