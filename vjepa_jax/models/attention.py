@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vjepa_jax.models import tpu_attention
 from vjepa_jax.models.linear import add_bias, einsum
 from vjepa_jax.models.positions import rotate
+from vjepa_jax.models.tubelets import unpack
 from vjepa_jax.parallel.sharding import map_rows
 
 Rope = tuple[jax.Array, jax.Array]
@@ -185,8 +186,7 @@ class Attention(nn.Module):
       q, k = rotate(q, rope), rotate(k, rope)
     if len(lengths) == 1:
       return attend(q, k, v, self.implementation)
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
-    parts = zip(*(jnp.split(a, ends, axis=2) for a in (q, k, v)), strict=True)
+    parts = zip(*(unpack(a, lengths, axis=2) for a in (q, k, v)), strict=True)
     return jnp.concatenate(
       [attend(*part, self.implementation) for part in parts], axis=2
     )

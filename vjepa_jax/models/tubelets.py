@@ -84,10 +84,12 @@ def pack(
   return jnp.concatenate(sequences, axis=1), lengths
 
 
-def unpack(x: jnp.ndarray, lengths: tuple[int, ...]) -> tuple[jnp.ndarray, ...]:
-  """Inverts `pack`."""
+def unpack(
+  x: jnp.ndarray, lengths: tuple[int, ...], axis: int = 1
+) -> tuple[jnp.ndarray, ...]:
+  """Inverts `pack`, also where the tokens lie along another axis."""
   ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
-  return tuple(jnp.split(x, ends, axis=1))
+  return tuple(jnp.split(x, ends, axis=axis))
 
 
 def normalize_pixels(tubelets: jnp.ndarray) -> jnp.ndarray:

@@ -112,9 +112,11 @@ def compute_loss(
       {'params': params['predictor']}, context, context_ids, target_ids, grid
     )
   losses, sizes, stds, cosines = {}, {}, [], []
-  for i, name in enumerate(objective.mask_names):
+  for i, (name, features) in enumerate(
+    zip(objective.mask_names, predictions, strict=True)
+  ):
     with jax.named_scope('loss'):
-      predicted = predictions[i].astype(jnp.float32)
+      predicted = features.astype(jnp.float32)
       error = jnp.abs(predicted - targets[i])
       p = objective.loss_exp
       losses[name] = jnp.mean(error if p == 1 else error**p) / p

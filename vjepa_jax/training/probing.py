@@ -125,7 +125,10 @@ def make_extract(
       # One shape, one program.
       full = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
       local = sharding.make_global(full[first : first + per_host], rows)
-      features.append(np.asarray(encode(params, local))[: len(batch)])
+      # A Pallas kernel is split over the devices by the mesh that is set.
+      with jax.set_mesh(mesh):
+        encoded = encode(params, local)
+      features.append(np.asarray(encoded)[: len(batch)])
     return np.concatenate(features)
 
   return extract
