@@ -83,6 +83,8 @@ def get_config() -> config_dict.ConfigDict:
     size='large',
     tubelet=(2, 16, 16),
     positions='sincos',
+    pixel_norm='imagenet',
+    init_std=0.02,
     scale_init_by_depth=False,
   )
   config.predictor = dict(
@@ -120,7 +122,12 @@ def get_config() -> config_dict.ConfigDict:
   config.masks = config_dict.ConfigDict()
   config.mask_names = ()
 
-  config.objective = dict(loss_exp=1.0, target_view='clip', variance_weight=0.0)
+  config.objective = dict(
+    loss_exp=1.0,
+    target_view='clip',
+    target_norm='layer',
+    variance_weight=0.0,
+  )
 
   # Schedules; their curves are `schedule_scale` times as long as the run
   # ("ipe_scale"), so that published runs stop before the curves end.

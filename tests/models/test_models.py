@@ -108,6 +108,29 @@ def test_embedding_is_the_published_strided_convolution():
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+def test_clips_normalised_by_themselves_ignore_brightness_and_contrast():
+  video = _video((2, 4, 16, 16, 3))
+  dimmed = (video // 2 + np.array([10, 30, 5])).astype(np.uint8)
+  doubled = (video // 2 * 2).astype(np.uint8)
+  encoder = _encoder(pixel_norm='clip')
+  params = encoder.init(jax.random.key(0), video)['params']
+  features = [
+    encoder.apply({'params': params}, x) for x in (doubled, dimmed, video)
+  ]
+  published = _encoder(pixel_norm='imagenet')
+  bright, dark = (
+    published.apply({'params': params}, x) for x in (doubled, dimmed)
+  )
+  change = np.abs(features[0] - features[1]).mean()
+  assert change < 0.05 * np.abs(bright - dark).mean()
+  # Floats are taken as they are.
+  pixels = tubelets.normalize_clips(jnp.asarray(video))
+  np.testing.assert_allclose(pixels.mean((1, 2, 3)), 0.0, atol=1e-5)
+  np.testing.assert_allclose(
+    encoder.apply({'params': params}, pixels), features[2], atol=1e-5
+  )
+
+
 def test_sincos_table_is_the_published_one():
   dim, grid = 20, (2, 3, 4)  # 2 * ceil(20 / 6) = 8 features an axis
   table = positions.make_sincos_table(grid, dim)
@@ -256,8 +279,10 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_initialisation_of_v1_and_v2():
-  for scaled in (False, True):
-    encoder = zoo.build_encoder('micro', scale_init_by_depth=scaled)
+  for scaled, std in ((False, 0.02), (True, 0.02), (True, 0.08)):
+    encoder = zoo.build_encoder(
+      'micro', scale_init_by_depth=scaled, init_std=std
+    )
     video = np.zeros((1, 2, 16, 16, 3), np.uint8)
     blocks = encoder.init(jax.random.key(0), video)['params']['transformer'][
       'blocks'
@@ -267,10 +292,10 @@ def test_initialisation_of_v1_and_v2():
       blocks['attention']['out_kernel'],
     ):
       for layer in range(encoder.depth):
-        std = 0.02 / (np.sqrt(2 * (layer + 1)) if scaled else 1)
-        assert float(kernel[layer].std()) == pytest.approx(std, rel=0.03)
+        expected = std / (np.sqrt(2 * (layer + 1)) if scaled else 1)
+        assert float(kernel[layer].std()) == pytest.approx(expected, rel=0.03)
     query = blocks['attention']['query']
-    assert float(query['kernel'].std()) == pytest.approx(0.02, rel=0.03)
+    assert float(query['kernel'].std()) == pytest.approx(std, rel=0.03)
     assert not query['bias'].any()
     # Layers differ from each other.
     assert (query['kernel'][0] != query['kernel'][1]).all()
@@ -341,6 +366,7 @@ def test_attentive_probe_attends_to_all_tokens():
   [
     (lambda: zoo.build_encoder('enormous'), "'enormous' is not one of"),
     (lambda: _encoder(positions='learned'), "positions 'learned' is not one"),
+    (lambda: _encoder(pixel_norm='x'), "pixel_norm 'x' is not one of"),
     (lambda: _init(_encoder(remat='some')), "remat 'some' is not one of"),
     (lambda: _init(_encoder(attention='flash')), "'flash' is not one of"),
     (

@@ -166,6 +166,30 @@ def test_variance_term_is_optional(initial):
   assert float(weighted[0]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_targets_by_position_have_nothing_that_clips_share(initial):
+  batch = _batch(3)
+  batch['masks'] = tuple(
+    {k: np.broadcast_to(ids[:1], ids.shape) for k, ids in mask.items()}
+    for mask in batch['masks']
+  )
+  by_position = _objective(target_norm='position')
+  targets = objective.encode_targets(by_position, initial.target, batch)
+  encoder = by_position.encoder
+  features = np.asarray(
+    encoder.apply({'params': initial.target}, batch['video']), np.float32
+  )
+  expected = (features - features.mean(0)) / (features.std(0) + 0.05)
+  for target, mask in zip(targets, batch['masks'], strict=True):
+    np.testing.assert_allclose(target.mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(
+      target, expected[:, mask['target'][0]], atol=1e-4
+    )
+  with pytest.raises(ValueError, match="needs target_view 'clip'"):
+    objective.check_objective(
+      _objective(target_norm='position', target_view='targets')
+    )
+
+
 def test_target_of_targets_cannot_see_the_context(initial):
   batch = _batch(0)
   seen = objective.encode_targets(

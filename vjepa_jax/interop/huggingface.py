@@ -312,6 +312,11 @@ def _make_config(
         f'the {name} has positions {model.positions!r}; transformers has '
         "'rope_tiled' only"
       )
+  if encoder.pixel_norm != 'imagenet':
+    raise WeightsError(
+      f'the encoder normalises pixels by {encoder.pixel_norm!r}; the processor '
+      "of transformers does by 'imagenet' only"
+    )
   time, patch, other = encoder.tubelet
   if patch != other or resolution % patch or frames % time:
     raise WeightsError(

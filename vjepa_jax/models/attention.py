@@ -125,6 +125,7 @@ class Attention(nn.Module):
 
   Attributes:
     num_heads: Attention heads; they divide the width.
+    kernel_init: Initialiser of the kernels of query, key and value.
     out_init: Initialiser of the output projection's kernel.
     implementation: Kernel, see `attend`. 'pallas' uses `attend_lanes` for all
       sequences that it takes.
@@ -132,6 +133,7 @@ class Attention(nn.Module):
   """
 
   num_heads: int
+  kernel_init: Callable = nn.initializers.normal(0.02)
   out_init: Callable = nn.initializers.normal(0.02)
   implementation: str = 'xla'
   dtype: jnp.dtype = jnp.float32
@@ -157,7 +159,14 @@ class Attention(nn.Module):
     head_dim = width // self.num_heads
     lengths = lengths or (x.shape[1],)
     projections = [
-      _HeadProjection(width, self.num_heads, head_dim, self.dtype, name=name)
+      _HeadProjection(
+        width,
+        self.num_heads,
+        head_dim,
+        self.kernel_init,
+        self.dtype,
+        name=name,
+      )
       for name in ('query', 'key', 'value')
     ]
     kernel = self.param(
@@ -230,12 +239,13 @@ class _HeadProjection(nn.Module):
   width: int
   num_heads: int
   head_dim: int
+  kernel_init: Callable
   dtype: jnp.dtype
 
   def setup(self):
     self.kernel = self.param(
       'kernel',
-      nn.initializers.normal(0.02),
+      self.kernel_init,
       (self.width, self.num_heads, self.head_dim),
     )
     self.bias = self.param(

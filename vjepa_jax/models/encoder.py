@@ -44,6 +44,14 @@ def encode_positions(
   return x, pos.make_rope_tables(ids, grid, head_dim, style)
 
 
+def check_pixel_norm(pixel_norm: str) -> None:
+  """Raises ValueError unless `pixel_norm` names a known normalisation."""
+  if pixel_norm not in tub.PIXEL_NORMS:
+    raise ValueError(
+      f'pixel_norm {pixel_norm!r} is not one of {tub.PIXEL_NORMS}'
+    )
+
+
 class Encoder(nn.Module):
   """Vision transformer over the tubelets of a clip.
 
@@ -55,7 +63,8 @@ class Encoder(nn.Module):
     tubelet: Tubelet size in (frames, pixels, pixels).
     positions: 'sincos' (V-JEPA 1), 'rope_tiled' (V-JEPA 2 as released) or
       'rope_interleaved' (the exact rotation).
-    scale_init_by_depth: See `transformer.Block`.
+    pixel_norm: How uint8 pixels are normalised, see `tubelets`.
+    init_std, scale_init_by_depth: See `transformer.Block`.
     remat: See `transformer.Transformer`.
     attention: Attention kernel, see `attention.attend`.
     dtype: Compute dtype; parameters are float32.
@@ -67,6 +76,8 @@ class Encoder(nn.Module):
   mlp_dim: int
   tubelet: tuple[int, int, int] = (2, 16, 16)
   positions: str = 'sincos'
+  pixel_norm: str = 'imagenet'
+  init_std: float = 0.02
   scale_init_by_depth: bool = False
   remat: str = 'none'
   attention: str = 'xla'
@@ -100,6 +111,9 @@ class Encoder(nn.Module):
     if video.shape[1] == 1:
       video = jnp.repeat(video, self.tubelet[0], axis=1)
     grid = tub.compute_grid(video.shape, self.tubelet)
+    check_pixel_norm(self.pixel_norm)
+    if self.pixel_norm == 'clip' and video.dtype == jnp.uint8:
+      video = tub.normalize_clips(video)
     x = tub.patchify(video, self.tubelet)  # [B, N, P]
     lengths = (x.shape[1],)
     if ids is None:
@@ -109,7 +123,7 @@ class Encoder(nn.Module):
       # Raw tubelets are gathered before their embedding: only the visible ones
       # cost anything, and the backward pass needs no scatter.
       x = tub.gather_tokens(x, packed_ids)
-    x = tub.TubeletEmbed(self.width, self.dtype, name='embed')(x)
+    x = tub.TubeletEmbed(self.width, self.init_std, self.dtype, name='embed')(x)
     x, rope = encode_positions(
       x, packed_ids, grid, self.positions, self.width // self.num_heads
     )
@@ -117,6 +131,7 @@ class Encoder(nn.Module):
       self.depth,
       self.num_heads,
       self.mlp_dim,
+      self.init_std,
       self.scale_init_by_depth,
       self.remat,
       self.attention,

@@ -26,7 +26,8 @@ class Predictor(nn.Module):
       has 12.
     num_mask_tokens: Learned mask tokens: one a mask spec in V-JEPA 1; in
       V-JEPA 2 all specs share the first, so one is enough.
-    positions, scale_init_by_depth, remat, attention, dtype: See `Encoder`.
+    positions, init_std, scale_init_by_depth, remat, attention, dtype: See
+      `Encoder`.
   """
 
   out_width: int
@@ -35,6 +36,7 @@ class Predictor(nn.Module):
   num_heads: int = 12
   num_mask_tokens: int = 1
   positions: str = 'sincos'
+  init_std: float = 0.02
   scale_init_by_depth: bool = False
   remat: str = 'none'
   attention: str = 'xla'
@@ -73,7 +75,8 @@ class Predictor(nn.Module):
 
   def _predict(self, context, context_ids, target_ids, grid, mask_index):
     x, sizes = tub.pack(context)
-    x = Dense(self.width, dtype=self.dtype, name='embed')(x)
+    init = nn.initializers.normal(self.init_std)
+    x = Dense(self.width, init, self.dtype, name='embed')(x)
     # Zero at first, as in every published config.
     mask_tokens = self.param(
       'mask_tokens', nn.initializers.zeros, (self.num_mask_tokens, self.width)
@@ -97,6 +100,7 @@ class Predictor(nn.Module):
       self.depth,
       self.num_heads,
       4 * self.width,
+      self.init_std,
       self.scale_init_by_depth,
       self.remat,
       self.attention,
@@ -105,5 +109,5 @@ class Predictor(nn.Module):
     )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
     x, sizes = tub.pack(tub.unpack(x, tuple(parts))[1::2])
     x = transformer.LayerNorm(self.dtype, name='norm')(x)
-    x = Dense(self.out_width, dtype=self.dtype, name='proj')(x)
+    x = Dense(self.out_width, init, self.dtype, name='proj')(x)
     return tub.unpack(x, sizes)

@@ -95,13 +95,14 @@ class Mlp(nn.Module):
   """Two-layer perceptron with GELU, `[B, N, D]` -> `[B, N, D]`."""
 
   hidden: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   out_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
     width = x.shape[-1]
-    x = Dense(self.hidden, dtype=self.dtype, name='fc1')(x)
+    x = Dense(self.hidden, self.kernel_init, self.dtype, name='fc1')(x)
     return Dense(width, self.out_init, self.dtype, name='fc2')(gelu(x))
 
 
@@ -111,6 +112,9 @@ class Block(nn.Module):
   Attributes:
     num_heads: Attention heads.
     mlp_dim: Hidden features of the perceptron.
+    init_std: Standard deviation of the kernels at initialisation. The
+      published .02 is about 1 / sqrt(width) of the large models; a narrow one
+      needs more, or its blocks hardly change what goes through them.
     scale_init_by_depth: Scale the kernels that write to the residual stream by
       `1 / sqrt(2 (layer + 1))` at initialisation (V-JEPA 2; in V-JEPA 1 the
       rescale is overwritten and has no effect).
@@ -120,6 +124,7 @@ class Block(nn.Module):
 
   num_heads: int
   mlp_dim: int
+  init_std: float = 0.02
   scale_init_by_depth: bool = False
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
@@ -128,18 +133,26 @@ class Block(nn.Module):
   def __call__(self, x, layer, rope, lengths):
     """Maps `x` `[B, N, D]` to the same; `layer` is the block's index, int."""
 
+    kernel_init = nn.initializers.normal(self.init_std)
+
     def out_init(key, shape, dtype=jnp.float32):
-      kernel = nn.initializers.normal(0.02)(key, shape, dtype)
+      kernel = kernel_init(key, shape, dtype)
       if self.scale_init_by_depth:
         kernel *= (2.0 * (layer + 1)) ** -0.5
       return kernel
 
     y = LayerNorm(self.dtype, name='norm1')(x)
     x = x + Attention(
-      self.num_heads, out_init, self.attention, self.dtype, name='attention'
+      self.num_heads,
+      kernel_init,
+      out_init,
+      self.attention,
+      self.dtype,
+      name='attention',
     )(y, rope, lengths)
     y = LayerNorm(self.dtype, name='norm2')(x)
-    return x + Mlp(self.mlp_dim, out_init, self.dtype, name='mlp')(y)
+    mlp = Mlp(self.mlp_dim, kernel_init, out_init, self.dtype, name='mlp')
+    return x + mlp(y)
 
 
 class Transformer(nn.Module):
@@ -160,6 +173,7 @@ class Transformer(nn.Module):
   depth: int
   num_heads: int
   mlp_dim: int
+  init_std: float = 0.02
   scale_init_by_depth: bool = False
   remat: str = 'none'
   attention: str = 'xla'
@@ -207,6 +221,7 @@ class Transformer(nn.Module):
     block = Block(
       self.num_heads,
       self.mlp_dim,
+      self.init_std,
       self.scale_init_by_depth,
       self.attention,
       self.dtype,

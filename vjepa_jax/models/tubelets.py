@@ -10,6 +10,9 @@ from vjepa_jax.models.linear import Dense
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.parallel.sharding import constrain_batch
 
+# How uint8 pixels are normalised: by the statistics of ImageNet, as in every
+# published config, or of each clip.
+PIXEL_NORMS = ('imagenet', 'clip')
 # Statistics of ImageNet, in units of 0..255, as in every published config.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -100,6 +103,25 @@ def normalize_pixels(tubelets: jnp.ndarray) -> jnp.ndarray:
   return (tubelets.astype(jnp.float32) - mean) / std
 
 
+def normalize_clips(video: jnp.ndarray) -> jnp.ndarray:
+  """Normalises each clip by its own mean and deviation, a colour each.
+
+  Brightness and tint are what neighbouring tubelets share most, hence what is
+  predicted first and for little: without them a small encoder starts on shapes
+  and motion. Hidden tubelets count too: six numbers of them are seen.
+
+  Args:
+    video: uint8 `[B, frames, height, width, 3]`.
+
+  Returns:
+    float32 of the same shape, mean 0 and deviation about 1 a colour.
+  """
+  x = video.astype(jnp.float32) / 255.0
+  axes = (1, 2, 3)
+  x = x - x.mean(axes, keepdims=True)
+  return x / (jnp.sqrt(jnp.square(x).mean(axes, keepdims=True)) + 0.02)
+
+
 class TubeletEmbed(nn.Module):
   """Linear embedding of flattened tubelets, `[B, K, P]` -> `[B, K, width]`.
 
@@ -109,10 +131,12 @@ class TubeletEmbed(nn.Module):
 
   Attributes:
     width: Features of a token.
+    init_std: Standard deviation of the kernel at initialisation.
     dtype: Compute dtype.
   """
 
   width: int
+  init_std: float = 0.02
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -120,4 +144,5 @@ class TubeletEmbed(nn.Module):
     if tubelets.dtype == jnp.uint8:
       tubelets = normalize_pixels(tubelets)
     tubelets = constrain_batch(tubelets)
-    return Dense(self.width, dtype=self.dtype, name='proj')(tubelets)
+    init = nn.initializers.normal(self.init_std)
+    return Dense(self.width, init, self.dtype, name='proj')(tubelets)

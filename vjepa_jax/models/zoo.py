@@ -2,7 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from vjepa_jax.models.encoder import Encoder, check_positions
+from vjepa_jax.models.encoder import (
+  Encoder,
+  check_pixel_norm,
+  check_positions,
+)
 from vjepa_jax.models.predictor import Predictor
 
 
@@ -15,10 +19,11 @@ class Size(NamedTuple):
   mlp_dim: int
 
 
-# The published ViTs, and two small ones for tests and for one machine.
+# The published ViTs, and three small ones for tests and for one machine.
 # 'giant' is the ViT-g of V-JEPA 2, whose heads are 64 wide.
 SIZES = {
   'nano': Size(48, 2, 2, 192),
+  'mini': Size(128, 4, 2, 512),
   'micro': Size(192, 6, 3, 768),
   'tiny': Size(192, 12, 3, 768),
   'small': Size(384, 12, 6, 1536),
@@ -45,6 +50,7 @@ def build_encoder(size: str, **fields: Any) -> Encoder:
   """Builds the encoder of a named size; `fields` are those of `Encoder`."""
   encoder = Encoder(**get_size(size)._asdict(), **fields)
   check_positions(encoder.positions)
+  check_pixel_norm(encoder.pixel_norm)
   return encoder
 
 
@@ -66,6 +72,7 @@ def build_predictor(
     out_width=encoder.width,
     num_heads=num_heads,
     positions=encoder.positions,
+    init_std=encoder.init_std,
     scale_init_by_depth=encoder.scale_init_by_depth,
     remat=encoder.remat,
     attention=encoder.attention,

@@ -216,7 +216,7 @@ def describe(module: Encoder | Predictor) -> dict[str, Any]:
   """Returns the fields of a model as JSON, for whoever loads it later."""
   return {
     name: getattr(module, name)
-    if isinstance(getattr(module, name), (int, str, bool, tuple))
+    if isinstance(getattr(module, name), (int, float, str, bool, tuple))
     else jnp.dtype(getattr(module, name)).name
     for name in module.__dataclass_fields__
     if name not in ('parent', 'name')

@@ -10,6 +10,7 @@ from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.tubelets import compute_grid, gather_tokens
 
 TARGET_VIEWS = ('clip', 'targets')
+TARGET_NORMS = ('layer', 'position')
 
 Batch = dict[str, Any]
 
@@ -24,6 +25,10 @@ class Objective(NamedTuple):
     loss_exp: Power of the error; 1 in every published config.
     target_view: What the target encoder sees: the whole 'clip' (the paper) or
       only the 'targets' tubelets, which cannot look at the context.
+    target_norm: How targets are normalised: each token by itself ('layer', the
+      paper), or each feature over the clips of the batch at each 'position'.
+      The second takes away what clips have in common, so that neither a
+      position nor a constant can be predicted for gain.
     variance_weight: Weight of the variance term, 0 in every published config.
   """
 
@@ -32,14 +37,25 @@ class Objective(NamedTuple):
   mask_names: tuple[str, ...]
   loss_exp: float = 1.0
   target_view: str = 'clip'
+  target_norm: str = 'layer'
   variance_weight: float = 0.0
 
 
 def check_objective(objective: Objective) -> None:
-  """Raises ValueError unless the target view is known."""
+  """Raises ValueError unless the options are known and go together."""
   if objective.target_view not in TARGET_VIEWS:
     raise ValueError(
       f'target_view {objective.target_view!r} is not one of {TARGET_VIEWS}'
+    )
+
+  if objective.target_norm not in TARGET_NORMS:
+    raise ValueError(
+      f'target_norm {objective.target_norm!r} is not one of {TARGET_NORMS}'
+    )
+  if (objective.target_norm, objective.target_view) == ('position', 'targets'):
+    raise ValueError(
+      "target_norm 'position' compares clips at the same places: it needs "
+      "target_view 'clip'"
     )
 
 
@@ -49,6 +65,21 @@ def normalize_features(features: jax.Array) -> jax.Array:
   mean = x.mean(axis=-1, keepdims=True)
   variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
   return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+
+
+def normalize_over_clips(features: jax.Array) -> jax.Array:
+  """Standardises each feature over clips at each position, in float32.
+
+  Args:
+    features: `[B, N, D]` of all tokens, so that row n is one position.
+
+  Returns:
+    float32 `[B, N, D]` with mean 0 over B. A feature that does not vary is not
+    blown up: .05 is added to its deviation.
+  """
+  x = features.astype(jnp.float32)
+  x = x - x.mean(axis=0)
+  return x / (jnp.sqrt(jnp.square(x).mean(axis=0)) + 0.05)
 
 
 def encode_targets(
@@ -74,7 +105,11 @@ def encode_targets(
         for x in encoder.apply({'params': target}, video, tuple(target_ids))
       ]
     else:
-      clip = normalize_features(encoder.apply({'params': target}, video))
+      clip = encoder.apply({'params': target}, video)
+      if objective.target_norm == 'position':
+        clip = normalize_over_clips(clip)
+      else:
+        clip = normalize_features(clip)
       features = [gather_tokens(clip, ids) for ids in target_ids]
   return jax.lax.stop_gradient(features)
 

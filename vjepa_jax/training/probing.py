@@ -166,6 +166,15 @@ def score_linear(
   return float(classifier.score(test, test_labels))
 
 
+def _standardize(
+  train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Standardises features `[N, tokens, D]` by those of the training clips."""
+  mean = train.mean(axis=(0, 1))
+  std = train.std(axis=(0, 1)) + 1e-6
+  return (train - mean) / std, (test - mean) / std
+
+
 def score_attentive(
   train: np.ndarray,
   train_labels: np.ndarray,
@@ -182,7 +191,10 @@ def score_attentive(
   """Trains an attentive probe on frozen features and scores it.
 
   The protocol of V-JEPA 1 (AdamW, cosine to 0 without warm-up, clipping at 1)
-  without its augmentations: the features are fixed.
+  without its augmentations: the features are fixed. Each feature is brought to
+  mean 0 and deviation 1 over the training tokens first, as for linear probes:
+  a probe would otherwise spend its few steps on finding the scale of content
+  beside that of a constant.
 
   Args:
     train: float32 `[N, tokens, D]`.
@@ -199,6 +211,7 @@ def score_attentive(
   Returns:
     Share of test clips that are classified right.
   """
+  train, test = _standardize(train, test)
   num_classes = int(max(train_labels.max(), test_labels.max())) + 1
   probe = AttentiveProbe(num_classes, num_heads)
   batch_size = min(batch_size, len(train))
