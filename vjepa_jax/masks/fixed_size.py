@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.masks.multiblock import MultiBlock
+from vjepa_jax.masks.random import RandomTube, RandomTubelets
 from vjepa_jax.masks.temporal import DIRECTIONS, Temporal
-from vjepa_jax.masks.tube import RandomTube
 
 Grid = tuple[int, int, int]
 
 SUBSETS = ('random', 'first')
 COMPLEMENTS = ('none', 'target', 'context')
-KINDS = ('multiblock', 'tube', *DIRECTIONS)
+KINDS = ('multiblock', 'tube', 'random', *DIRECTIONS)
 
 _MAX_DRAWS = 1000
 _MIN_ACCEPTANCE = 0.2
@@ -47,7 +47,7 @@ class MaskSampler:
       ("predictor complement"). 'none': neither, some tokens are unused.
   """
 
-  pattern: MultiBlock | RandomTube | Temporal
+  pattern: MultiBlock | RandomTube | RandomTubelets | Temporal
   grid: Grid
   context_tokens: int
   target_tokens: int
@@ -180,12 +180,15 @@ def build_mask_sampler(
   """
   if kind not in KINDS:
     raise ValueError(f'mask kind {kind!r} is not one of {KINDS}')
-  if kind == 'multiblock':
-    make_pattern, known = MultiBlock, MultiBlock.__dataclass_fields__
-  elif kind == 'tube':
-    make_pattern, known = RandomTube, RandomTube.__dataclass_fields__
-  else:
+  if kind in DIRECTIONS:
     make_pattern, known = Temporal, {'context_ratio'}
+  else:
+    make_pattern = {
+      'multiblock': MultiBlock,
+      'tube': RandomTube,
+      'random': RandomTubelets,
+    }[kind]
+    known = make_pattern.__dataclass_fields__
   rule = set(MaskSampler.__dataclass_fields__) - {'pattern', 'grid'}
   unknown = set(options) - rule - set(known)
   if unknown:
