@@ -26,6 +26,7 @@ def finished(tmp_path_factory):
     num_test=16,
     max_clips=40,
     few_clips=16,
+    supervised_steps=2,
   )
   config.probe.every_steps = 2
   config.total_steps = 2

@@ -6,13 +6,21 @@ from configs import quickstart
 def get_config(arg):
   config = quickstart.get_config()
   config.task = 'pretrain'
-  config.encoder.size = 'nano'
+  config.encoder.update(
+    size='nano', tubelet=(2, 8, 8), positions='rope_interleaved'
+  )
   config.predictor.update(width=48, depth=1, num_heads=2)
   config.data.sources = dict(toy=dict(path=arg, weight=1.0))
   config.data.update(batch_size=8, num_threads=1)
   config.clip.update(resolution=32, frames=4)
   config.mask_names = ('short',)
-  config.masks.short.update(context_tokens=6, target_tokens=10)
+  config.masks.short = dict(
+    kind='multiblock',
+    num_blocks=8,
+    spatial_scale=(0.15, 0.15),
+    context_tokens=6,
+    target_tokens=10,
+  )
   config.total_steps = 12
   config.learning_rate.warmup_steps = 4
   config.checkpoint.every_steps = 4

@@ -16,7 +16,7 @@ from vjepa_jax.models.tubelets import compute_grid, patchify
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import build_models, get_grid
-from vjepa_jax.training import pictures, probing
+from vjepa_jax.training import pictures, probing, supervised
 from vjepa_jax.training.telemetry import read_metrics
 
 # Accuracies of the table; few: of an attentive probe with fewer labels.
@@ -27,6 +27,7 @@ METHODS = {
   'knn_top1': 'kNN',
 }
 _ENCODERS = {
+  'supervised': 'trained with labels',
   'random_init': 'random init',
   'pretrained': 'pretrained',
   'pixels': 'raw pixels',
@@ -82,6 +83,8 @@ def quickstart(
         few,
       ),
     }
+    if config.motion.supervised_steps:
+      scores['supervised'] = _score_supervised(config, encoder, test)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'baselines.json').write_text(json.dumps(scores, indent=2))
   print(format_table(scores))
@@ -255,6 +258,23 @@ def _score_differences(
     'linear_top1': probing.score_linear(*small),
     'knn_top1': probing.score_knn(*small),
   }
+
+
+def _score_supervised(
+  config: config_dict.ConfigDict,
+  encoder: Encoder,
+  test: probing.LabelledClips,
+) -> dict[str, float]:
+  """Scores the same encoder and probe trained on all labels from scratch."""
+  train = probing.load_labelled_clips(
+    sources.open_source(config.probe.train),
+    pipeline.ClipOptions(**config.clip),
+  )
+  curve = supervised.score_supervised(
+    encoder, train, test, steps=config.motion.supervised_steps
+  )
+  logging.info('trained with labels: %s', curve)
+  return {'attentive_top1': curve[-1][1]}
 
 
 def format_table(scores: dict[str, dict[str, float]]) -> str:

@@ -1,6 +1,7 @@
 """Pictures of masks, features and curves."""
 
 from collections.abc import Mapping, Sequence
+import textwrap
 from typing import Any
 
 from etils import epath
@@ -96,6 +97,36 @@ _CURVES = (
     {'probe_knn': 'kNN', 'probe_linear': 'linear'},
   ),
 )
+_MORE_CURVES = (
+  (
+    'gradient norm',
+    {
+      'gradient_norm_encoder': 'encoder',
+      'gradient_norm_predictor': 'predictor',
+    },
+  ),
+  ('learning rate', {'learning_rate': 'learning rate'}),
+  ('EMA momentum', {'ema': 'momentum'}),
+  (
+    'seconds',
+    {'seconds_per_step': 'a step', 'data_wait_seconds': 'waiting for data'},
+  ),
+)
+
+
+def draw_curves(
+  path: epath.PathLike, metrics: Sequence[Mapping[str, Any]], title: str
+) -> None:
+  """Draws the curves of a run to a PNG, under a title."""
+  fig = figure.Figure(figsize=(14, 6.4), layout='constrained')
+  fig.suptitle('\n'.join(textwrap.wrap(title, 150)), fontsize=10)
+  for axis, (name, names) in zip(
+    fig.subplots(2, 4).flat, _CURVES + _MORE_CURVES, strict=True
+  ):
+    axis.set_title(name, fontsize=10)
+    _plot(axis, metrics, names)
+  with epath.Path(path).open('wb') as file:
+    fig.savefig(file, format='png', dpi=90)
 
 
 def draw_report(

@@ -1,4 +1,4 @@
-"""Metrics to JSON lines and TensorBoard, and a progress bar."""
+"""Metrics to JSON lines and TensorBoard, a progress bar, and warnings."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ import jax
 import tensorboardX
 
 from vjepa_jax.progress import make_bar
+from vjepa_jax.training import health
 
 _FLUSH_SECONDS = 5.0
 
@@ -57,11 +58,11 @@ class Telemetry:
     if not self._active:
       return
     workdir.mkdir(parents=True, exist_ok=True)
-    self._lines = [
-      json.dumps(line)
-      for line in read_metrics(workdir)
-      if line['step'] <= start_step
+    self._metrics = [
+      line for line in read_metrics(workdir) if line['step'] <= start_step
     ]
+    self._lines = [json.dumps(line) for line in self._metrics]
+    self._reported = set()
     self._flushed = time.perf_counter()
     self._writer = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1
@@ -100,7 +101,8 @@ class Telemetry:
     """Writes one line of metrics, floats, for a number of steps done."""
     if not self._active:
       return
-    self._lines.append(json.dumps({'step': step, **metrics}))
+    self._metrics.append({'step': step, **metrics})
+    self._lines.append(json.dumps(self._metrics[-1]))
     for name, value in metrics.items():
       self._writer.add_scalar(name, value, step)
     if 'loss' in metrics:
@@ -110,8 +112,21 @@ class Telemetry:
         f'waits {metrics.get("data_wait_seconds", 0):.2f} s for data',
         refresh=False,
       )
+    if 'effective_rank' in metrics:
+      self._warn(step)
     if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
       self.flush()
+
+  def _warn(self, step: int) -> None:
+    """Logs what the health rules find, each state when it begins."""
+    findings = [f for f in health.find(self._metrics) if f.severity != 'fine']
+    for finding in findings:
+      if finding.state not in self._reported:
+        logging.warning('step %d: %s', step, finding)
+    ended = self._reported - {f.state for f in findings}
+    if ended:
+      logging.info('step %d: no longer %s', step, ', '.join(sorted(ended)))
+    self._reported = {f.state for f in findings}
 
   def flush(self) -> None:
     """Brings everything written so far to disk, whole."""
@@ -131,3 +146,4 @@ class Telemetry:
       self._writer.close()
       self._bar.close()
       logging.info('metrics are in %s', self._path)
+      logging.info('%s', health.format_findings(health.find(self._metrics)))
