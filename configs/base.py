@@ -124,10 +124,22 @@ def get_config() -> config_dict.ConfigDict:
 
   config.objective = dict(
     loss_exp=1.0,
+    targets='ema',
     target_view='clip',
     target_norm='layer',
     variance_weight=0.0,
+    # VICReg (arXiv 2105.04906) and SIGReg (LeJEPA, arXiv 2511.08544).
+    feature_variance_weight=0.0,
+    covariance_weight=0.0,
+    sigreg_weight=0.0,
+    # V-JEPA 2.1 has .5, risen from 0 between steps 15 000 and 30 000.
+    context_weight=0.0,
+    context_warmup_steps=(0, 0),
+    context_distance=True,
   )
+  # Workdir whose target encoder, of the same size, is the teacher of
+  # objective.targets='frozen' (SALT, arXiv 2509.24317).
+  config.teacher = ''
 
   # Schedules; their curves are `schedule_scale` times as long as the run
   # ("ipe_scale"), so that published runs stop before the curves end.

@@ -41,12 +41,18 @@ RUNS = {
       'spatial_scale': (0.35, 0.5),
       'context_tokens': 16,
       'target_tokens': 32,
-    }
+    },
+    'total_steps': 400,
   },
   'no_ema': _PUBLISHED
   | {'ema.value': 0.0, 'ema.final': 0.0, 'learning_rate.value': 5e-3},
   'low_ema': {'ema.value': 0.5, 'ema.final': 0.5, 'learning_rate.value': 5e-3},
   'high_rate': {'learning_rate.value': 0.3, 'clip_norm': None},
+  'diverged': {
+    'learning_rate.value': 100.0,
+    'clip_norm': None,
+    'objective.loss_exp': 2.0,
+  },
   'low_rate': {'learning_rate.value': 1e-8, 'learning_rate.final': 1e-8},
   'starved': {'total_steps': 60},
 }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -367,3 +368,104 @@ def test_eight_devices_give_the_losses_of_one():
     kernel = tree['transformer']['blocks']['mlp']['fc1']['kernel']
     assert kernel.sharding.spec == jax.P(None, None, 'fsdp')
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
+
+
+def test_distance_is_that_to_the_nearest_target():
+  grid = (3, 4, 5)
+  rng = np.random.default_rng(0)
+  ids = np.stack([rng.permutation(60) for _ in range(3)]).astype(np.int32)
+  context, target = ids[:, :20], ids[:, 20:27]
+  measured = objective.measure_distance(context, target, grid)
+  for i in range(3):
+    hidden = np.ones(grid)
+    hidden.reshape(-1)[target[i]] = 0
+    expected = ndimage.distance_transform_edt(hidden).reshape(-1)[context[i]]
+    np.testing.assert_allclose(measured[i], expected, atol=1e-5)
+
+
+def _loss(state, batch, fields, step=0):
+  described = _objective(**fields)
+  encoder = described.encoder
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=2,
+    width=24,
+    depth=1,
+    num_mask_tokens=2,
+    out_width=384 if fields.get('targets') == 'pixels' else None,
+    predict_context=fields.get('context_weight', 0) > 0,
+  )
+  described = described._replace(predictor=predictor)
+  ids = batch['masks'][0]
+  context = jnp.zeros((BATCH, ids['context'].shape[1], encoder.width))
+  params = {
+    'encoder': state.params['encoder'],
+    'predictor': predictor.init(
+      jax.random.key(1), context, ids['context'], ids['target'], GRID
+    )['params'],
+  }
+  (loss, metrics), grads = jax.value_and_grad(
+    objective.compute_loss, has_aux=True
+  )(params, described, state.target, batch, step)
+  return float(loss), metrics, grads
+
+
+def test_context_loss_rises_with_the_steps_and_trains_its_own_head(initial):
+  batch = _batch(5)
+  fields = {'context_weight': 0.5, 'context_warmup_steps': (10, 30)}
+  losses = {s: _loss(initial, batch, fields, s) for s in (0, 20, 100)}
+  prediction = float(losses[0][1]['loss_prediction'])
+  term = float(losses[0][1]['loss_context'])
+  for done, weight in ((0, 0.0), (20, 0.25), (100, 0.5)):
+    expected = prediction + weight * term
+    assert losses[done][0] == pytest.approx(expected, rel=1e-5)
+  head = losses[100][2]['predictor']['proj_context']['kernel']
+  assert float(jnp.abs(head).max()) > 0
+  assert not losses[0][2]['predictor']['proj_context']['kernel'].any()
+  near = _loss(initial, batch, fields | {'context_distance': False})
+  assert float(near[1]['loss_context']) > term
+
+
+@pytest.mark.parametrize(
+  'weight', ['feature_variance_weight', 'covariance_weight', 'sigreg_weight']
+)
+def test_terms_on_features_reach_the_encoder_alone(initial, weight):
+  batch = _batch(6)
+  plain, without, _ = _loss(initial, batch, {})
+  loss, metrics, grads = _loss(initial, batch, {weight: 2.0}, 3)
+  name = f'loss_{weight.removesuffix("_weight")}'
+  assert name not in without
+  assert loss == pytest.approx(plain + 2 * float(metrics[name]), rel=1e-5)
+  base = _loss(initial, batch, {}, 3)[2]
+  for module, moved in (('encoder', True), ('predictor', False)):
+    same = jax.tree.map(
+      lambda a, b: np.allclose(a, b, atol=1e-7), grads[module], base[module]
+    )
+    assert all(jax.tree.leaves(same)) != moved
+
+
+def test_pixel_targets_are_tubelets_and_need_no_target_encoder(initial):
+  batch = _batch(7)
+  broken = initial.replace(
+    target=jax.tree.map(lambda x: x * jnp.nan, initial.target)
+  )
+  loss, metrics, _ = _loss(broken, batch, {'targets': 'pixels'})
+  assert np.isfinite(loss) and 0.8 < float(metrics['target_std']) < 1.1
+  pixels = objective.encode_targets(_objective(targets='pixels'), None, batch)[
+    0
+  ]
+  assert pixels.shape == (BATCH, 16, 384)
+  means = np.asarray(pixels).reshape(BATCH, 16, -1, 3).mean(axis=2)
+  np.testing.assert_allclose(means, 0.0, atol=1e-5)
+
+
+def test_a_frozen_teacher_does_not_move(initial):
+  frozen = jax.jit(
+    step.make_train_step(
+      _objective(targets='frozen'), optax.scale_by_adam(), _constants()
+    )
+  )
+  state, _ = frozen(initial, _batch(8))
+  jax.tree.map(np.testing.assert_array_equal, state.target, initial.target)
+  assert state_lib.get_learned(state, 'frozen') is state.params['encoder']
+  assert state_lib.get_learned(state, 'ema') is state.target

@@ -24,6 +24,8 @@ class Predictor(nn.Module):
     depth: Number of blocks.
     num_heads: Attention heads. V-JEPA 1 has as many as the encoder, V-JEPA 2
       has 12.
+    predict_context: Predict the features of the visible tokens too, through a
+      projection of their own (V-JEPA 2.1).
     num_mask_tokens: Learned mask tokens: one a mask spec in V-JEPA 1; in
       V-JEPA 2 all specs share the first, so one is enough.
     positions, init_std, scale_init_by_depth, remat, attention, dtype: See
@@ -35,6 +37,7 @@ class Predictor(nn.Module):
   depth: int = 12
   num_heads: int = 12
   num_mask_tokens: int = 1
+  predict_context: bool = False
   positions: str = 'sincos'
   init_std: float = 0.02
   scale_init_by_depth: bool = False
@@ -65,13 +68,17 @@ class Predictor(nn.Module):
         around, so that specs share tokens where there are fewer than specs.
 
     Returns:
-      `[B, Kt, out_width]` in the compute dtype.
+      `[B, Kt, out_width]` in the compute dtype. With `predict_context` a
+      pair: that, and `[B, Kc, out_width]` of the visible tokens.
     """
-    if not isinstance(context, tuple):
-      return self._predict(
-        (context,), (context_ids,), (target_ids,), grid, mask_index
-      )[0]
-    return self._predict(context, context_ids, target_ids, grid, mask_index)
+    several = isinstance(context, tuple)
+    sequences = context, context_ids, target_ids
+    if not several:
+      sequences = tuple((x,) for x in sequences)
+    heads = self._predict(*sequences, grid, mask_index)
+    if not several:
+      heads = tuple(predictions[0] for predictions in heads)
+    return heads if self.predict_context else heads[0]
 
   def _predict(self, context, context_ids, target_ids, grid, mask_index):
     x, sizes = tub.pack(context)
@@ -107,7 +114,14 @@ class Predictor(nn.Module):
       self.dtype,
       name='transformer',
     )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
-    x, sizes = tub.pack(tub.unpack(x, tuple(parts))[1::2])
-    x = transformer.LayerNorm(self.dtype, name='norm')(x)
-    x = Dense(self.out_width, init, self.dtype, name='proj')(x)
-    return tub.unpack(x, sizes)
+    norm = transformer.LayerNorm(self.dtype, name='norm')
+
+    def project(first, name):
+      tokens, sizes = tub.pack(tub.unpack(x, tuple(parts))[first::2])
+      head = Dense(self.out_width, init, self.dtype, name=name)
+      return tub.unpack(head(norm(tokens)), sizes)
+
+    hidden = project(1, 'proj')
+    if not self.predict_context:
+      return (hidden,)
+    return hidden, project(0, 'proj_context')

@@ -55,13 +55,18 @@ def build_encoder(size: str, **fields: Any) -> Encoder:
 
 
 def build_predictor(
-  encoder: Encoder, *, num_heads: int | None, **fields: Any
+  encoder: Encoder,
+  *,
+  num_heads: int | None,
+  out_width: int | None = None,
+  **fields: Any,
 ) -> Predictor:
   """Builds the predictor that goes with an encoder.
 
   Args:
     encoder: Decides width, positions, initialisation, kernels and dtype.
     num_heads: Attention heads; None for as many as the encoder (V-JEPA 1).
+    out_width: What is predicted of a token; None for the encoder's features.
     **fields: width, depth and num_mask_tokens of `Predictor`.
 
   Raises:
@@ -69,7 +74,7 @@ def build_predictor(
   """
   num_heads = num_heads or encoder.num_heads
   predictor = Predictor(
-    out_width=encoder.width,
+    out_width=out_width or encoder.width,
     num_heads=num_heads,
     positions=encoder.positions,
     init_std=encoder.init_std,

@@ -1,6 +1,7 @@
 """Pretraining: from a config to a trained encoder."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from absl import logging
@@ -22,11 +23,12 @@ from vjepa_jax.training import loop, probing
 from vjepa_jax.training.checkpoint import (
   Checkpoints,
   load_initial,
+  load_target,
   write_config,
 )
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.state import TrainState, get_learned
 from vjepa_jax.training.telemetry import Telemetry
 
 
@@ -51,6 +53,11 @@ def pretrain(
   workdir = epath.Path(workdir)
   if config.smoke:
     config = shrink(config, workdir)
+  if (config.objective.targets == 'frozen') != bool(config.teacher):
+    raise ValueError(
+      "objective.targets='frozen' and config.teacher, the workdir of the "
+      'teacher, go together: set both or none'
+    )
   write_config(workdir, config)
 
   # Devices and data.
@@ -93,6 +100,9 @@ def pretrain(
       ),
       0,
     )
+  if restored is None and config.teacher:
+    teacher = load_target(config.teacher, abstract.target, shardings.target)
+    state = state.replace(target=teacher)
   start_step = int(state.step)
   if start_step > total_steps:
     raise ValueError(
@@ -141,6 +151,9 @@ def pretrain(
         checkpoints=checkpoints,
         telemetry=telemetry,
         diagnose=diagnose,
+        get_learned=functools.partial(
+          get_learned, targets=config.objective.targets
+        ),
         evaluate=evaluate,
       )
   finally:

@@ -5,6 +5,7 @@ compiled for devices that are attached and for those that are not.
 """
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -155,7 +156,15 @@ def build_models(
   encoder = zoo.build_encoder(
     **config.encoder, dtype=dtype, remat=config.remat, attention=attention
   )
-  return encoder, zoo.build_predictor(encoder, **config.predictor)
+  out_width = None
+  if config.objective.targets == 'pixels':
+    out_width = 3 * math.prod(encoder.tubelet)
+  return encoder, zoo.build_predictor(
+    encoder,
+    out_width=out_width,
+    predict_context=config.objective.context_weight > 0,
+    **config.predictor,
+  )
 
 
 def make_schedules(

@@ -17,6 +17,7 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.training import pictures, probing, supervised
+from vjepa_jax.training.state import get_learned
 from vjepa_jax.training.telemetry import read_metrics
 
 # Accuracies of the table; few: of an attentive probe with fewer labels.
@@ -95,9 +96,10 @@ def quickstart(
     return None
   train_seconds = time.perf_counter() - train_start
 
-  features = extract(state.target, test.videos)
+  learned = get_learned(state, config.objective.targets)
+  features = extract(learned, test.videos)
   scores['pretrained'] = _score(
-    extract(state.target, train.videos),
+    extract(learned, train.videos),
     features,
     train.labels,
     test.labels,

@@ -21,7 +21,7 @@ class TrainState(struct.PyTreeNode):
     step: int32 scalar, number of steps done.
     params: {'encoder', 'predictor'}, learned by gradient.
     target: The EMA of params['encoder'], float32: in bfloat16 an average with
-      momentum .99925 would not move at all.
+      momentum .99925 would not move at all. With a frozen teacher, that.
     opt_state: State of the optimizer.
   """
 
@@ -67,6 +67,15 @@ def init_state(
     target=jax.tree.map(jnp.copy, params['encoder']),
     opt_state=tx.init(params),
   )
+
+
+def get_learned(state: TrainState, targets: str) -> Any:
+  """Returns the encoder that a run is judged by.
+
+  It is the moving average, or, where the targets are those of a 'frozen'
+  teacher, its student: the context encoder.
+  """
+  return state.params['encoder'] if targets == 'frozen' else state.target
 
 
 def update_target(target: Any, params: Any, momentum: jax.Array) -> Any:

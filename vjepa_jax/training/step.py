@@ -66,8 +66,10 @@ def make_train_step(
       )
       params = _keep_if(finite, params, state.params)
       opt_state = _keep_if(finite, opt_state, state.opt_state)
-    with jax.named_scope('ema'):
-      target = update_target(state.target, params['encoder'], now['ema'])
+    target = state.target
+    if objective.targets != 'frozen':
+      with jax.named_scope('ema'):
+        target = update_target(target, params['encoder'], now['ema'])
     metrics |= {f'gradient_norm_{name}': n for name, n in norms.items()}
     metrics |= now
     metrics['skipped'] = 1.0 - finite
@@ -84,7 +86,7 @@ def _accumulate(
 
   def differentiate(part):
     (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
-      state.params, objective, state.target, part
+      state.params, objective, state.target, part, state.step
     )
     return metrics, grads
 

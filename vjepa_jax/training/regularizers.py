@@ -1,0 +1,99 @@
+"""Terms that keep features from losing dimensions.
+
+A falling loss with a healthy standard deviation can hide that the features use
+ever fewer directions. These terms look at a matrix of features `[N, D]`, whose
+rows are clips or tokens, and are small only if all D directions vary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_FREQUENCIES = 17
+_LARGEST_FREQUENCY = 3.0
+
+
+def compute_variance_term(features: jax.Array) -> jax.Array:
+  """Computes the hinge on standard deviations (VICReg, equation 1).
+
+  `mean_d max(0, 1 - sqrt(Var_n z_nd + 1e-4))`, Bardes et al. 2022.
+
+  Args:
+    features: `[N, D]`.
+
+  Returns:
+    A float32 scalar between 0 and 1.
+  """
+  variance = jnp.var(features.astype(jnp.float32), axis=0)
+  return jnp.mean(jax.nn.relu(1.0 - jnp.sqrt(variance + 1e-4)))
+
+
+def compute_covariance_term(features: jax.Array) -> jax.Array:
+  """Computes the sum of squared covariances (VICReg, equations 3 and 4).
+
+  `1 / D sum_{i != j} C_ij^2` with the unbiased covariance C.
+
+  Args:
+    features: `[N, D]`, N at least 2.
+
+  Returns:
+    A float32 scalar.
+  """
+  x = features.astype(jnp.float32)
+  x = x - x.mean(axis=0)
+  covariance = x.T @ x / (x.shape[0] - 1)  # [D, D]
+  off_diagonal = jnp.sum(covariance**2) - jnp.sum(jnp.diag(covariance) ** 2)
+  return off_diagonal / x.shape[1]
+
+
+def compute_sigreg(
+  features: jax.Array, key: jax.Array, num_directions: int = 256
+) -> jax.Array:
+  """Computes how far features are from N(0, I) (LeJEPA, SIGReg).
+
+  The mean over random unit directions a of the Epps-Pulley statistic
+  `N int |1/N sum_n exp(i t a.z_n) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt`, by the
+  trapezoid rule over [-3, 3]; Balestriero and LeCun 2025, arXiv 2511.08544.
+
+  Args:
+    features: `[N, D]`.
+    key: Draws the directions; the same on every host.
+    num_directions: How many.
+
+  Returns:
+    A float32 scalar.
+  """
+  x = features.astype(jnp.float32)
+  directions = jax.random.normal(key, (x.shape[1], num_directions))
+  directions /= jnp.linalg.norm(directions, axis=0)
+  # The integrand is even: twice the positive half.
+  t = jnp.linspace(0.0, _LARGEST_FREQUENCY, _FREQUENCIES)
+  angle = (x @ directions)[..., None] * t  # [N, directions, frequencies]
+  gaussian = jnp.exp(-0.5 * t**2)
+  distance = (jnp.cos(angle).mean(axis=0) - gaussian) ** 2
+  distance += jnp.sin(angle).mean(axis=0) ** 2
+  statistic = 2.0 * jnp.trapezoid(distance * gaussian, t, axis=-1)
+  return x.shape[0] * statistic.mean()
+
+
+def center_by_position(
+  features: jax.Array, ids: jax.Array, num_tokens: int
+) -> jax.Array:
+  """Subtracts the mean over clips at each position.
+
+  What is left is content: features that tell positions apart and nothing else
+  vary as much over tokens, and would satisfy the terms above.
+
+  Args:
+    features: `[B, K, D]`.
+    ids: Their token ids, int32 `[B, K]`.
+    num_tokens: Tokens of the whole grid.
+
+  Returns:
+    float32 `[B, K, D]`; a position that one clip alone shows becomes 0.
+  """
+  x = features.astype(jnp.float32)
+  flat, rows = ids.reshape(-1), x.reshape(-1, x.shape[-1])
+  total = jax.ops.segment_sum(rows, flat, num_tokens)
+  count = jax.ops.segment_sum(jnp.ones(flat.shape), flat, num_tokens)
+  mean = total / jnp.maximum(count, 1.0)[:, None]
+  return x - mean[ids]
