@@ -2,8 +2,8 @@
 
   python main.py --config=configs/small.py --workdir=runs/small
 
-The motion set, its baselines, pretraining, probes, a table and a picture; the
-quickstart is the start of it. docs/learning.md tells what was tried on the way
+The motion set, its baselines, pretraining, probes, a table and a picture, in
+about ten minutes: it is the quickstart. docs/learning.md tells what was tried on the way
 here. Departures from V-JEPA 1, beside the sizes, each because the published
 choice failed at this scale:
   - pixels normalised by clip, targets normalised by position: without them
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None):
   )
   config.objective.target_norm = 'position'
 
-  config.total_steps = 1500
+  config.total_steps = 600
   config.learning_rate.update(
     kind='cosine', value=1e-3, final=1e-5, warmup_steps=50
   )
@@ -72,5 +72,5 @@ def get_config(arg: str | None = None):
   config.log_every_steps = 5
   config.diagnose_every_steps = 25
   # The paths are those of the motion set.
-  config.probe.update(every_steps=250, max_clips=800, batch_size=64)
+  config.probe.update(every_steps=200, max_clips=800, batch_size=64)
   return config

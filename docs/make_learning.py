@@ -1,0 +1,176 @@
+"""Makes the table and the pictures of learning.md.
+
+python docs/make_learning.py --run  # three seeds of configs/small.py first
+python docs/make_learning.py        # from docs/learning/*.json
+
+A run takes about ten minutes on two CPU cores; --workdir keeps it, so that an
+interrupted one goes on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import statistics
+import subprocess
+import sys
+
+from matplotlib import figure
+
+_HERE = Path(__file__).parent
+_RESULTS = _HERE / 'learning'
+_RECORDED = _HERE.parent / 'tests' / 'training' / 'runs'
+_SEEDS = (0, 1, 2)
+_ROWS = {
+  'pretrained': 'pretrained',
+  'random_init': 'random init',
+  'pixels': 'raw pixels',
+  'differences': 'frame differences',
+  'supervised': 'trained with all labels',
+}
+_COLUMNS = {
+  'attentive_top1': 'attentive',
+  'attentive_few_top1': 'attentive, 400 labels',
+  'linear_top1': 'linear',
+  'knn_top1': 'kNN',
+}
+_CURVES = {
+  'loss': 'prediction loss',
+  'content_std': 'std over clips at a place',
+  'effective_rank': 'effective rank of tokens',
+  'probe_linear': 'linear probe on means',
+}
+
+
+def run(seed: int, workdir: Path, options: list[str]) -> None:
+  """Pretrains one seed; the first also trains with labels."""
+  command = [
+    sys.executable,
+    'main.py',
+    '--config=configs/small.py',
+    f'--config.seed={seed}',
+    f'--workdir={workdir}',
+    *options,
+  ]
+  if seed == _SEEDS[0]:
+    command.append('--config.motion.supervised_steps=1500')
+  subprocess.run(command, cwd=_HERE.parent, check=True)
+
+
+def collect(seed: int, workdir: Path) -> None:
+  """Writes what the page needs of a run to docs/learning."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  kept = []
+  for line in map(json.loads, lines):
+    if 'effective_rank' in line or 'probe_linear' in line:
+      kept.append(
+        {
+          name: float(f'{line[name]:.4g}')
+          for name in ('step', *_CURVES, 'probe_knn', 'effective_rank_clips')
+          if name in line
+        }
+      )
+  _RESULTS.mkdir(exist_ok=True)
+  record = {
+    'results': json.loads((workdir / 'results.json').read_text()),
+    'baselines': json.loads((workdir / 'baselines.json').read_text()),
+    'curves': kept,
+  }
+  (_RESULTS / f'small_{seed}.json').write_text(json.dumps(record) + '\n')
+
+
+def draw_seeds(records: dict[int, dict]) -> None:
+  """Draws the curves of the seeds."""
+  fig = figure.Figure(figsize=(14, 3.4), layout='constrained')
+  for axis, (name, title) in zip(
+    fig.subplots(1, len(_CURVES)), _CURVES.items(), strict=True
+  ):
+    for seed, record in records.items():
+      points = [(m['step'], m[name]) for m in record['curves'] if name in m]
+      axis.plot(*zip(*points, strict=True), label=f'seed {seed}', linewidth=1)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3)
+  axis.legend(fontsize=8)
+  fig.savefig(_RESULTS / 'seeds.png', dpi=90)
+
+
+def draw_recorded() -> None:
+  """Draws the runs that the health rules are tested against."""
+  fig = figure.Figure(figsize=(14, 4), layout='constrained')
+  axes = fig.subplots(1, 3)
+  for path in sorted(_RECORDED.glob('*.jsonl')):
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    for axis, name in zip(axes, list(_CURVES)[:3], strict=True):
+      points = [(m['step'], m[name]) for m in lines if 'effective_rank' in m]
+      axis.plot(*zip(*points, strict=True), label=path.stem, linewidth=1)
+      axis.set_title(_CURVES[name], fontsize=10)
+      axis.set_xlabel('step')
+      axis.grid(alpha=0.3)
+  axes[0].set_ylim(0, 1.2)  # the diverged run leaves
+  axes[2].legend(fontsize=8)
+  fig.savefig(_RESULTS / 'recorded.png', dpi=90)
+
+
+def make_table(records: dict[int, dict]) -> str:
+  """Formats accuracies, mean and spread over seeds."""
+  lines = [
+    '| held-out accuracy | ' + ' | '.join(_COLUMNS.values()) + ' |',
+    '|---' * (len(_COLUMNS) + 1) + '|',
+  ]
+  for row, title in _ROWS.items():
+    cells = []
+    for column in _COLUMNS:
+      values = []
+      for record in records.values():
+        if row == 'pretrained':
+          values.append(record['results'][column][row])
+        elif column in record['baselines'].get(row, ()):
+          values.append(record['baselines'][row][column])
+      cells.append(_format(values))
+    lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+  seconds = [r['results']['seconds']['train'] for r in records.values()]
+  lines += [
+    '',
+    f'Mean over {len(records)} seeds ± standard deviation; training took '
+    f'{statistics.mean(seconds) / 60:.0f} minutes.',
+  ]
+  return '\n'.join(lines)
+
+
+def _format(values: list[float]) -> str:
+  if not values:
+    return ''
+  if len(values) == 1:
+    return f'{values[0]:.3f}'
+  return f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}'
+
+
+def main() -> None:
+  """Runs what is asked for, then writes pictures and table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--run', action='store_true')
+  parser.add_argument('--workdir', type=Path, default=Path('runs'))
+  arguments, options = parser.parse_known_args()
+  if arguments.run:
+    for seed in _SEEDS:
+      workdir = arguments.workdir.absolute() / f'small_{seed}'
+      run(seed, workdir, options)
+      collect(seed, workdir)
+  records = {
+    seed: json.loads((_RESULTS / f'small_{seed}.json').read_text())
+    for seed in _SEEDS
+    if (_RESULTS / f'small_{seed}.json').exists()
+  }
+  draw_seeds(records)
+  draw_recorded()
+  page = _HERE / 'learning.md'
+  before, rest = page.read_text().split('<!-- table -->\n', 1)
+  _, after = rest.split('<!-- end of table -->', 1)
+  page.write_text(
+    f'{before}<!-- table -->\n{make_table(records)}\n'
+    f'<!-- end of table -->{after}'
+  )
+
+
+if __name__ == '__main__':
+  main()
