@@ -3,12 +3,11 @@
   python main.py --config=configs/small.py --workdir=runs/small
 
 The motion set, its baselines, pretraining, probes, a table and a picture, in
-about ten minutes: it is the quickstart. docs/learning.md tells what was tried on the way
-here. Departures from V-JEPA 1, beside the sizes, each because the published
-choice failed at this scale:
+about ten minutes: it is the quickstart. docs/learning.md tells what was tried
+on the way here. Departures from V-JEPA 1, beside the sizes:
   - pixels normalised by clip, targets normalised by position: without them
     brightness and a constant are predicted first, and features shrink to that;
-  - weights initialised at 1 / sqrt(width), as .02 is for the large models;
+  - weights initialised near 1 / sqrt(width), as .02 is for the large models;
   - random tubelets are hidden, not tubes: what fills a tube for the whole clip
     is never seen;
   - an EMA momentum and a learning rate for hundreds of steps, not 90 000.

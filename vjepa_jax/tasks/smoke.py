@@ -56,7 +56,9 @@ def shrink(
   config.probe.update(
     train=manifest, test=manifest, every_steps=_STEPS, batch_size=8
   )
-  config.init_from = ''
+  config.init_from = config.teacher = ''
+  if config.objective.targets == 'frozen':
+    config.objective.targets = 'ema'  # there is no teacher of toy size
   return config
 
 
