@@ -84,7 +84,7 @@ def get_config() -> config_dict.ConfigDict:
     tubelet=(2, 16, 16),
     positions='sincos',
     pixel_norm='imagenet',
-    init_std=0.02,
+    init_std=0.02,  # 0: 1 / sqrt(inputs) of each kernel
     scale_init_by_depth=False,
   )
   config.predictor = dict(

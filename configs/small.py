@@ -7,7 +7,8 @@ about ten minutes: it is the quickstart. docs/learning.md tells what was tried
 on the way here. Departures from V-JEPA 1, beside the sizes:
   - pixels normalised by clip, targets normalised by position: without them
     brightness and a constant are predicted first, and features shrink to that;
-  - weights initialised near 1 / sqrt(width), as .02 is for the large models;
+  - weights initialised at 1 / sqrt(inputs), which .02 nearly is in the large
+    models;
   - random tubelets are hidden, not tubes: what fills a tube for the whole clip
     is never seen;
   - an EMA momentum and a learning rate for hundreds of steps, not 90 000.
@@ -25,7 +26,7 @@ def get_config(arg: str | None = None):
     size='mini',
     tubelet=(4, 8, 8),
     pixel_norm='clip',
-    init_std=0.08,
+    init_std=0.0,  # by the inputs of each kernel
     scale_init_by_depth=True,
   )
   config.predictor.update(width=64, depth=2, num_heads=2)
@@ -64,7 +65,7 @@ def get_config(arg: str | None = None):
     kind='cosine', value=1e-3, final=1e-5, warmup_steps=50
   )
   config.weight_decay.update(kind='constant', value=0.04)
-  config.ema.update(kind='linear', value=0.99, final=1.0)
+  config.ema.update(kind='constant', value=0.99)
   config.clip_norm = 10.0
 
   config.checkpoint.update(every_steps=100, keep=2)

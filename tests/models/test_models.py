@@ -279,7 +279,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_initialisation_of_v1_and_v2():
-  for scaled, std in ((False, 0.02), (True, 0.02), (True, 0.08)):
+  for scaled, std in ((False, 0.02), (True, 0.02), (True, 0.08), (True, 0)):
     encoder = zoo.build_encoder(
       'micro', scale_init_by_depth=scaled, init_std=std
     )
@@ -292,10 +292,13 @@ def test_initialisation_of_v1_and_v2():
       blocks['attention']['out_kernel'],
     ):
       for layer in range(encoder.depth):
-        expected = std / (np.sqrt(2 * (layer + 1)) if scaled else 1)
+        expected = std or np.prod(kernel.shape[1:-1]) ** -0.5
+        expected /= np.sqrt(2 * (layer + 1)) if scaled else 1
         assert float(kernel[layer].std()) == pytest.approx(expected, rel=0.03)
     query = blocks['attention']['query']
-    assert float(query['kernel'].std()) == pytest.approx(std, rel=0.03)
+    assert float(query['kernel'].std()) == pytest.approx(
+      std or encoder.width**-0.5, rel=0.03
+    )
     assert not query['bias'].any()
     # Layers differ from each other.
     assert (query['kernel'][0] != query['kernel'][1]).all()

@@ -10,7 +10,7 @@ from scipy import ndimage
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.training import objective, optimizer, step
+from vjepa_jax.training import context_loss, objective, optimizer, step
 from vjepa_jax.training import state as state_lib
 
 GRID = (2, 4, 4)
@@ -174,7 +174,7 @@ def test_targets_by_position_have_nothing_that_clips_share(initial):
     for mask in batch['masks']
   )
   by_position = _objective(target_norm='position')
-  targets = objective.encode_targets(by_position, initial.target, batch)
+  targets, _ = objective.encode_targets(by_position, initial.target, batch)
   encoder = by_position.encoder
   features = np.asarray(
     encoder.apply({'params': initial.target}, batch['video']), np.float32
@@ -193,7 +193,7 @@ def test_targets_by_position_have_nothing_that_clips_share(initial):
 
 def test_target_of_targets_cannot_see_the_context(initial):
   batch = _batch(0)
-  seen = objective.encode_targets(
+  seen, _ = objective.encode_targets(
     _objective(target_view='targets'), initial.target, batch
   )
   other = dict(batch, video=batch['video'].copy())
@@ -201,12 +201,12 @@ def test_target_of_targets_cannot_see_the_context(initial):
   # from the first mask's targets.
   rows = [r for r in range(BATCH) if 0 not in batch['masks'][0]['target'][r]]
   other['video'][rows, :2, :8, :8] = 0
-  again = objective.encode_targets(
+  again, _ = objective.encode_targets(
     _objective(target_view='targets'), initial.target, other
   )
   np.testing.assert_allclose(again[0], seen[0], atol=1e-6)
   whole = [
-    objective.encode_targets(_objective(), initial.target, b)[0]
+    objective.encode_targets(_objective(), initial.target, b)[0][0]
     for b in (batch, other)
   ]
   assert np.abs(whole[0] - whole[1])[rows].max() > 1e-4
@@ -346,7 +346,7 @@ def test_masks_in_one_pass_give_the_losses_of_separate_passes(initial):
       GRID,
       i,
     )
-    target = objective.encode_targets(goal, initial.target, batch)[i]
+    target = objective.encode_targets(goal, initial.target, batch)[0][i]
     np.testing.assert_allclose(
       metrics[f'loss_{name}'],
       np.abs(predicted - target).mean(),
@@ -375,7 +375,7 @@ def test_distance_is_that_to_the_nearest_target():
   rng = np.random.default_rng(0)
   ids = np.stack([rng.permutation(60) for _ in range(3)]).astype(np.int32)
   context, target = ids[:, :20], ids[:, 20:27]
-  measured = objective.measure_distance(context, target, grid)
+  measured = context_loss.measure_distance(context, target, grid)
   for i in range(3):
     hidden = np.ones(grid)
     hidden.reshape(-1)[target[i]] = 0
@@ -451,9 +451,10 @@ def test_pixel_targets_are_tubelets_and_need_no_target_encoder(initial):
   )
   loss, metrics, _ = _loss(broken, batch, {'targets': 'pixels'})
   assert np.isfinite(loss) and 0.8 < float(metrics['target_std']) < 1.1
-  pixels = objective.encode_targets(_objective(targets='pixels'), None, batch)[
-    0
-  ]
+  (pixels, _), visible = objective.encode_targets(
+    _objective(targets='pixels'), None, batch
+  )
+  assert visible is None
   assert pixels.shape == (BATCH, 16, 384)
   means = np.asarray(pixels).reshape(BATCH, 16, -1, 3).mean(axis=2)
   np.testing.assert_allclose(means, 0.0, atol=1e-5)

@@ -13,6 +13,20 @@ import jax
 import jax.numpy as jnp
 
 
+def make_initializer(
+  std: float, num_inputs: int
+) -> nn.initializers.Initializer:
+  """Makes the initialiser of a kernel.
+
+  Args:
+    std: Standard deviation; 0 for `1 / sqrt(num_inputs)`, with which a layer
+      keeps the size of what goes through it. The published .02 is about that
+      at the width of the large models and too little for a narrow one.
+    num_inputs: Inputs that are summed up.
+  """
+  return nn.initializers.normal(std or num_inputs**-0.5)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Contracts activations with a parameter, in the dtype of the activations.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from vjepa_jax.models import transformer
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import encode_positions
-from vjepa_jax.models.linear import Dense
+from vjepa_jax.models.linear import Dense, make_initializer
 from vjepa_jax.models.positions import Grid
 
 Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
@@ -82,7 +82,7 @@ class Predictor(nn.Module):
 
   def _predict(self, context, context_ids, target_ids, grid, mask_index):
     x, sizes = tub.pack(context)
-    init = nn.initializers.normal(self.init_std)
+    init = make_initializer(self.init_std, x.shape[-1])
     x = Dense(self.width, init, self.dtype, name='embed')(x)
     # Zero at first, as in every published config.
     mask_tokens = self.param(
@@ -118,6 +118,7 @@ class Predictor(nn.Module):
 
     def project(first, name):
       tokens, sizes = tub.pack(tub.unpack(x, tuple(parts))[first::2])
+      init = make_initializer(self.init_std, self.width)
       head = Dense(self.out_width, init, self.dtype, name=name)
       return tub.unpack(head(norm(tokens)), sizes)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.models.attention import Attention, uses_lanes, widen_tables
-from vjepa_jax.models.linear import Dense
+from vjepa_jax.models.linear import Dense, make_initializer
 from vjepa_jax.parallel.sharding import constrain_batch
 
 REMAT_POLICIES = ('none', 'attention', 'dots', 'full')
@@ -112,9 +112,8 @@ class Block(nn.Module):
   Attributes:
     num_heads: Attention heads.
     mlp_dim: Hidden features of the perceptron.
-    init_std: Standard deviation of the kernels at initialisation. The
-      published .02 is about 1 / sqrt(width) of the large models; a narrow one
-      needs more, or its blocks hardly change what goes through them.
+    init_std: Standard deviation of the kernels at initialisation, see
+      `linear.make_initializer`.
     scale_init_by_depth: Scale the kernels that write to the residual stream by
       `1 / sqrt(2 (layer + 1))` at initialisation (V-JEPA 2; in V-JEPA 1 the
       rescale is overwritten and has no effect).
@@ -133,10 +132,12 @@ class Block(nn.Module):
   def __call__(self, x, layer, rope, lengths):
     """Maps `x` `[B, N, D]` to the same; `layer` is the block's index, int."""
 
-    kernel_init = nn.initializers.normal(self.init_std)
+    width = x.shape[-1]
+    kernel_init = make_initializer(self.init_std, width)
 
     def out_init(key, shape, dtype=jnp.float32):
-      kernel = kernel_init(key, shape, dtype)
+      num_inputs = math.prod(shape[:-1])
+      kernel = make_initializer(self.init_std, num_inputs)(key, shape, dtype)
       if self.scale_init_by_depth:
         kernel *= (2.0 * (layer + 1)) ** -0.5
       return kernel

@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.models.linear import Dense
+from vjepa_jax.models.linear import Dense, make_initializer
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.parallel.sharding import constrain_batch
 
@@ -131,7 +131,7 @@ class TubeletEmbed(nn.Module):
 
   Attributes:
     width: Features of a token.
-    init_std: Standard deviation of the kernel at initialisation.
+    init_std: See `linear.make_initializer`.
     dtype: Compute dtype.
   """
 
@@ -144,5 +144,5 @@ class TubeletEmbed(nn.Module):
     if tubelets.dtype == jnp.uint8:
       tubelets = normalize_pixels(tubelets)
     tubelets = constrain_batch(tubelets)
-    init = nn.initializers.normal(self.init_std)
+    init = make_initializer(self.init_std, tubelets.shape[-1])
     return Dense(self.width, init, self.dtype, name='proj')(tubelets)

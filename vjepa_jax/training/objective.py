@@ -12,6 +12,12 @@ from vjepa_jax.models.positions import Grid
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.tubelets import compute_grid, gather_tokens, patchify
 from vjepa_jax.training import regularizers
+from vjepa_jax.training.context_loss import compute_context_loss, ramp_weight
+from vjepa_jax.training.normalization import (
+  normalize_features,
+  normalize_over_clips,
+  normalize_tubelets,
+)
 
 TARGETS = ('ema', 'frozen', 'pixels')
 TARGET_VIEWS = ('clip', 'targets')
@@ -78,87 +84,56 @@ def check_objective(objective: Objective) -> None:
     raise ValueError(
       f'target_norm {objective.target_norm!r} is not one of {TARGET_NORMS}'
     )
-  if (objective.target_norm, objective.target_view) == ('position', 'targets'):
-    raise ValueError(
-      "target_norm 'position' compares clips at the same places: it needs "
-      "target_view 'clip'"
-    )
-
-
-def normalize_features(features: jax.Array) -> jax.Array:
-  """LayerNorm without parameters, epsilon 1e-5, in float32: `[..., D]`."""
-  x = features.astype(jnp.float32)
-  mean = x.mean(axis=-1, keepdims=True)
-  variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
-  return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-
-
-def normalize_over_clips(features: jax.Array) -> jax.Array:
-  """Standardises each feature over clips at each position, in float32.
-
-  Args:
-    features: `[B, N, D]` of all tokens, so that row n is one position.
-
-  Returns:
-    float32 `[B, N, D]` with mean 0 over B. A feature that does not vary is not
-    blown up: .05 is added to its deviation.
-  """
-  x = features.astype(jnp.float32)
-  x = x - x.mean(axis=0)
-  return x / (jnp.sqrt(jnp.square(x).mean(axis=0)) + 0.05)
-
-
-def normalize_tubelets(tubelets: jax.Array) -> jax.Array:
-  """Standardises each colour of each flattened tubelet (VideoMAE).
-
-  Args:
-    tubelets: Pixels `[..., t * p * p * 3]` as of `patchify`.
-
-  Returns:
-    float32 of the same shape. A hundredth of full scale is added to the
-    deviation, or flat tubelets would be nothing but noise.
-  """
-  shape = tubelets.shape
-  x = tubelets.astype(jnp.float32).reshape(*shape[:-1], -1, 3) / 255.0
-  x = x - x.mean(axis=-2, keepdims=True)
-  std = jnp.sqrt(jnp.square(x).mean(axis=-2, keepdims=True))
-  return (x / (std + 0.01)).reshape(shape)
+  if objective.target_view == 'targets':
+    if objective.target_norm == 'position':
+      raise ValueError(
+        "target_norm 'position' compares clips at the same places: it needs "
+        "target_view 'clip'"
+      )
+    if objective.context_weight:
+      raise ValueError(
+        'context_weight needs the features of visible tokens: it goes with '
+        "target_view 'clip'"
+      )
 
 
 def encode_targets(
-  objective: Objective, target: Any, batch: Batch, part: str = 'target'
-) -> list[jax.Array]:
+  objective: Objective, target: Any, batch: Batch
+) -> tuple[list[jax.Array], list[jax.Array] | None]:
   """Computes what is to be predicted, one array a mask spec.
 
   Args:
     objective: The objective.
     target: Parameters of the target encoder.
     batch: 'video' and 'masks', see `compute_loss`.
-    part: Of which tokens, 'target' or, for the loss on visible ones, 'context'.
 
   Returns:
-    Normalised features (or pixels) of these tokens, float32 `[B, K, D]`,
-    through which no gradient flows.
+    Normalised features (or pixels) of the target tokens, float32 `[B, Kt, D]`,
+    through which no gradient flows; and, where visible tokens are predicted
+    too, those of the context, `[B, Kc, D]`, else None.
   """
   encoder, video = objective.encoder, batch['video']
-  ids = [mask[part] for mask in batch['masks']]
-  if objective.targets == 'pixels':
-    clip = normalize_tubelets(patchify(video, encoder.tubelet))
-    return [gather_tokens(clip, i) for i in ids]
+
+  def gather(clip, part):
+    return [gather_tokens(clip, mask[part]) for mask in batch['masks']]
+
   with jax.named_scope('target_encoder'):
-    if objective.target_view == 'targets':
-      features = [
-        normalize_features(x)
-        for x in encoder.apply({'params': target}, video, tuple(ids))
-      ]
+    if objective.targets == 'pixels':
+      clip = normalize_tubelets(patchify(video, encoder.tubelet))
+    elif objective.target_view == 'targets':
+      ids = tuple(mask['target'] for mask in batch['masks'])
+      features = encoder.apply({'params': target}, video, ids)
+      features = [normalize_features(x) for x in features]
+      return jax.lax.stop_gradient(features), None
     else:
-      clip = encoder.apply({'params': target}, video)
-      if objective.target_norm == 'position':
-        clip = normalize_over_clips(clip)
-      else:
-        clip = normalize_features(clip)
-      features = [gather_tokens(clip, i) for i in ids]
-  return jax.lax.stop_gradient(features)
+      normalize = {
+        'layer': normalize_features,
+        'position': normalize_over_clips,
+      }[objective.target_norm]
+      clip = normalize(encoder.apply({'params': target}, video))
+  clip = jax.lax.stop_gradient(clip)
+  visible = gather(clip, 'context') if objective.context_weight else None
+  return gather(clip, 'target'), visible
 
 
 def compute_loss(
@@ -186,7 +161,7 @@ def compute_loss(
   """
   encoder, predictor = objective.encoder, objective.predictor
   grid = compute_grid(batch['video'].shape, encoder.tubelet)
-  targets = encode_targets(objective, target, batch)
+  targets, known = encode_targets(objective, target, batch)
   # All mask specs in one pass: one reduction of the gradients, one program.
   context_ids = tuple(mask['context'] for mask in batch['masks'])
   target_ids = tuple(mask['target'] for mask in batch['masks'])
@@ -199,7 +174,7 @@ def compute_loss(
       {'params': params['predictor']}, context, context_ids, target_ids, grid
     )
   visible = None
-  if predictor.predict_context:
+  if objective.context_weight:
     predictions, visible = predictions
   losses, sizes, stds, cosines = {}, {}, [], []
   for i, (name, features) in enumerate(
@@ -220,19 +195,22 @@ def compute_loss(
   variance_loss = jnp.mean(jax.nn.relu(1.0 - std))
   prediction_loss = sum(losses.values()) / len(losses)
   loss = prediction_loss + objective.variance_weight * variance_loss
-  extra = {}
-  if visible is not None:
-    known = encode_targets(objective, target, batch, 'context')
-    extra['loss_context'] = _compute_context_loss(
-      objective, visible, known, context_ids, target_ids, grid
+  terms = _regularize(objective, context, context_ids, grid, step)
+  if objective.context_weight:
+    context_loss = compute_context_loss(
+      visible,
+      known,
+      context_ids,
+      target_ids,
+      grid,
+      loss_exp=objective.loss_exp,
+      by_distance=objective.context_distance,
     )
-    loss += _ramp_context_weight(objective, step) * extra['loss_context']
-  with jax.named_scope('regularizers'):
-    for name, (weight, term) in _regularize(
-      objective, context, context_ids, grid, step
-    ).items():
-      extra[f'loss_{name}'] = term
-      loss += weight * term
+    weight = ramp_weight(
+      objective.context_weight, objective.context_warmup_steps, step
+    )
+    terms['context'] = weight, context_loss
+  loss += sum(weight * term for weight, term in terms.values())
   metrics = {
     'loss': loss,
     'loss_prediction': prediction_loss,
@@ -241,61 +219,10 @@ def compute_loss(
     'prediction_std': jnp.mean(std),
     'prediction_cosine': sum(cosines) / len(cosines),
     'target_std': sum(_token_std(t) for t in targets) / len(targets),
-    **extra,
+    **{f'loss_{name}': term for name, (_, term) in terms.items()},
     **{name: jnp.float32(size) for name, size in sizes.items()},
   }
   return loss, metrics
-
-
-def measure_distance(
-  context_ids: jax.Array, target_ids: jax.Array, grid: Grid
-) -> jax.Array:
-  """Measures how far visible tokens are from the nearest target.
-
-  Args:
-    context_ids: int32 `[B, Kc]`, raster order over (t, h, w).
-    target_ids: int32 `[B, Kt]`, raster order over (t, h, w).
-    grid: Tubelet grid.
-
-  Returns:
-    Euclidean distances in tokens, float32 `[B, Kc]`, at least 1.
-  """
-  places = jnp.stack(
-    jnp.unravel_index(jnp.arange(math.prod(grid)), grid), axis=-1
-  ).astype(jnp.float32)
-  apart = places[context_ids][:, :, None] - places[target_ids][:, None]
-  return jnp.sqrt(jnp.square(apart).sum(axis=-1).min(axis=-1))
-
-
-def _compute_context_loss(
-  objective: Objective,
-  visible: Sequence[jax.Array],
-  known: Sequence[jax.Array],
-  context_ids: Sequence[jax.Array],
-  target_ids: Sequence[jax.Array],
-  grid: Grid,
-) -> jax.Array:
-  """L1 on visible tokens, less the farther from a target (V-JEPA 2.1)."""
-  losses = []
-  for i, features in enumerate(visible):
-    p = objective.loss_exp
-    error = jnp.abs(features.astype(jnp.float32) - known[i]) ** p / p
-    if objective.context_distance:
-      distance = measure_distance(context_ids[i], target_ids[i], grid)
-      error *= jax.lax.rsqrt(distance)[..., None]
-    losses.append(jnp.mean(error))
-  return sum(losses) / len(losses)
-
-
-def _ramp_context_weight(
-  objective: Objective, step: jax.Array | int
-) -> jax.Array | float:
-  """The weight of the context loss, linear between two steps."""
-  start, end = objective.context_warmup_steps
-  if end <= start:
-    return objective.context_weight
-  progress = (jnp.asarray(step, jnp.float32) - start) / (end - start)
-  return objective.context_weight * jnp.clip(progress, 0.0, 1.0)
 
 
 def _regularize(
@@ -305,35 +232,18 @@ def _regularize(
   grid: Grid,
   step: jax.Array | int,
 ) -> dict[str, tuple[float, jax.Array]]:
-  """Weights and values of the terms that are on, means over the masks."""
+  """Weights and values of the terms on features that are switched on."""
+  weights = {
+    'feature_variance': objective.feature_variance_weight,
+    'covariance': objective.covariance_weight,
+    'sigreg': objective.sigreg_weight,
+  }
   key = jax.random.fold_in(jax.random.key(0), step)
-  terms = {
-    'feature_variance': (
-      objective.feature_variance_weight,
-      regularizers.compute_variance_term,
-    ),
-    'covariance': (
-      objective.covariance_weight,
-      regularizers.compute_covariance_term,
-    ),
-    'sigreg': (
-      objective.sigreg_weight,
-      lambda x: regularizers.compute_sigreg(x, key),
-    ),
-  }
-  terms = {name: term for name, term in terms.items() if term[0]}
-  if not terms:
-    return {}
-  num_tokens = math.prod(grid)
-  content = [
-    regularizers.center_by_position(features, ids, num_tokens)
-    for features, ids in zip(context, context_ids, strict=True)
-  ]
-  rows = [x.reshape(-1, x.shape[-1]) for x in content]
-  return {
-    name: (weight, sum(map(compute, rows)) / len(rows))
-    for name, (weight, compute) in terms.items()
-  }
+  with jax.named_scope('regularizers'):
+    terms = regularizers.compute_terms(
+      weights, context, context_ids, math.prod(grid), key
+    )
+  return {name: (weights[name], term) for name, term in terms.items()}
 
 
 def _mean_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
