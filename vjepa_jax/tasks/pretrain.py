@@ -89,6 +89,9 @@ def pretrain(
     **config.checkpoint,
   )
   restored = checkpoints.restore(abstract, shardings)
+  teacher = None
+  if restored is None and config.teacher:
+    teacher = load_target(config.teacher, abstract.target, shardings.target)
   if restored is not None:
     state, position = restored
   elif config.init_from:
@@ -100,8 +103,7 @@ def pretrain(
       ),
       0,
     )
-  if restored is None and config.teacher:
-    teacher = load_target(config.teacher, abstract.target, shardings.target)
+  if teacher is not None:
     state = state.replace(target=teacher)
   start_step = int(state.step)
   if start_step > total_steps:
