@@ -21,6 +21,7 @@ def get_config(arg):
     context_tokens=6,
     target_tokens=10,
   )
+  config.log_every_steps = 1
   config.total_steps = 12
   config.learning_rate.warmup_steps = 4
   config.checkpoint.every_steps = 4
