@@ -18,7 +18,7 @@ from matplotlib import figure
 
 _HERE = Path(__file__).parent
 _RESULTS = _HERE / 'learning'
-_RECORDED = _HERE.parent / 'tests' / 'training' / 'runs'
+_RECORDED = _HERE.parent / 'tests' / 'training' / 'recorded'
 _SEEDS = (0, 1, 2)
 _ROWS = {
   'pretrained': 'pretrained',

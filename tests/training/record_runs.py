@@ -3,7 +3,7 @@
 PYTHONPATH=. python tests/training/record_runs.py --folder=data/motion
 
 Pretrains on the motion set (written if missing), once as configs/small.py says
-and once for every way to make it fail, and writes runs/NAME.jsonl beside this
+and once for every way to make it fail, and writes recorded/NAME.jsonl beside this
 file: a line with the overrides, then metrics.jsonl. About a minute a run on two
 CPU cores; --only=NAME,NAME records some.
 """
@@ -124,7 +124,7 @@ def main(_):
   if not (folder / 'motion.json').exists():
     videos = package_videos.fetch_package_videos(folder.parent / 'videos')
     motion.write_motion_set(folder, videos, num_train=6000)
-  output = pathlib.Path(__file__).parent / 'runs'
+  output = pathlib.Path(__file__).parent / 'recorded'
   output.mkdir(exist_ok=True)
   for name in _ONLY.value or RUNS:
     record(name, folder, output)

@@ -7,7 +7,7 @@ import pytest
 
 from vjepa_jax.training import health
 
-RUNS = pathlib.Path(__file__).parent / 'runs'
+RUNS = pathlib.Path(__file__).parent / 'recorded'
 
 
 def _read(name):
