@@ -3,9 +3,9 @@
 PYTHONPATH=. python tests/training/record_runs.py --folder=data/motion
 
 Pretrains on the motion set (written if missing), once as configs/small.py says
-and once for every way to make it fail, and writes recorded/NAME.jsonl beside this
-file: a line with the overrides, then metrics.jsonl. About a minute a run on two
-CPU cores; --only=NAME,NAME records some.
+and once for every way to make it fail, and writes recorded/NAME.jsonl beside
+this file: a line with the overrides, then metrics.jsonl. About a minute a run
+on two CPU cores; --only=NAME,NAME records some.
 """
 
 import json
