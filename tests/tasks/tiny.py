@@ -7,7 +7,11 @@ def get_config(arg):
   config = quickstart.get_config()
   config.task = 'pretrain'
   config.encoder.update(
-    size='nano', tubelet=(2, 8, 8), positions='rope_interleaved'
+    size='nano',
+    tubelet=(2, 8, 8),
+    positions='rope_interleaved',
+    # With larger weights the comparisons would need larger limits.
+    init_std=0.02,
   )
   config.predictor.update(width=48, depth=1, num_heads=2)
   config.data.sources = dict(toy=dict(path=arg, weight=1.0))
