@@ -350,6 +350,32 @@ def test_predictor_sees_context_and_its_own_mask_token():
   np.testing.assert_array_equal(apply(context, 2), out)  # tokens wrap around
 
 
+def test_predictor_of_visible_tokens_has_a_head_more():
+  encoder = _encoder(positions='rope_tiled')
+  fields = dict(num_heads=2, width=24, depth=2)
+  plain = zoo.build_predictor(encoder, **fields)
+  dense = zoo.build_predictor(encoder, **fields, predict_context=True)
+  context = jax.random.normal(jax.random.key(1), (2, 5, 48))
+  ids = jnp.broadcast_to(jnp.arange(12), (2, 12))
+  args = (context, ids[:, :5], ids[:, 5:], GRID)
+  expected, params = (
+    model.init(jax.random.key(0), *args)['params'] for model in (plain, dense)
+  )
+  head = params.pop('proj_context')
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  params['proj_context'] = head
+  hidden, visible = dense.apply({'params': params}, *args)
+  assert hidden.shape == (2, 7, 48) and visible.shape == (2, 5, 48)
+  np.testing.assert_array_equal(
+    hidden, plain.apply({'params': expected}, *args)
+  )
+  # Given specs, a pair of tuples.
+  specs = [(x, x) for x in args[:3]]
+  both = dense.apply({'params': params}, *specs, GRID)
+  assert [len(head) for head in both] == [2, 2]
+  np.testing.assert_allclose(both[1][1], visible, atol=1e-5)
+
+
 def test_attentive_probe_attends_to_all_tokens():
   probe = AttentiveProbe(num_classes=5, num_heads=2)
   features = jax.random.normal(jax.random.key(0), (3, 9, 48))

@@ -122,11 +122,26 @@ def test_flops_of_loops_branches_and_gradients():
   )
 
 
-@pytest.mark.parametrize('target_view', ['clip', 'targets'])
-def test_minimum_is_what_the_step_multiplies_without_remat(target_view):
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'target_view': 'clip'},
+    {'target_view': 'targets'},
+    {'context_weight': 1.0},
+    {'targets': 'pixels'},
+  ],
+)
+def test_minimum_is_what_the_step_multiplies_without_remat(fields):
   encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8))
-  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=3)
-  goal = Objective(encoder, predictor, ('a', 'b'), target_view=target_view)
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=2,
+    width=24,
+    depth=3,
+    out_width=384 if 'targets' in fields else None,
+    predict_context='context_weight' in fields,
+  )
+  goal = Objective(encoder, predictor, ('a', 'b'), **fields)
 
   def ids(n):
     return jax.ShapeDtypeStruct((3, n), jnp.int32)

@@ -317,6 +317,11 @@ def _make_config(
       f'the encoder normalises pixels by {encoder.pixel_norm!r}; the processor '
       "of transformers does by 'imagenet' only"
     )
+  if predictor.predict_context or predictor.out_width != encoder.width:
+    raise WeightsError(
+      'the predictor of transformers predicts features of the encoder at '
+      'hidden tokens and nothing else, which this one does'
+    )
   time, patch, other = encoder.tubelet
   if patch != other or resolution % patch or frames % time:
     raise WeightsError(

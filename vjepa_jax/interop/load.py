@@ -175,7 +175,7 @@ def read_workdir(
     predictor, params = None, {}
     if 'predictor' in models:
       predictor = _rebuild(Predictor, models, 'predictor', directory)
-      abstract['predictor'] = _make_abstract(predictor)
+      abstract['predictor'] = _make_abstract(predictor, encoder.width)
     if which == 'encoder' or (with_predictor and predictor is not None):
       params = checkpointer.load_checkpointables(
         step, {'params': _place(abstract)}
@@ -260,13 +260,13 @@ def _rebuild(
     raise WeightsError(f'{path} is of another version: {error}') from None
 
 
-def _make_abstract(model: Encoder | Predictor) -> Any:
-  """Returns the shapes of a model's parameters."""
+def _make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
+  """Returns the shapes of a model's parameters; `width` is of its input."""
   key = jax.random.key(0)
   if isinstance(model, Encoder):
     video = jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8)
     return jax.eval_shape(model.init, key, video)['params']
-  features = jax.ShapeDtypeStruct((1, 1, model.out_width), jnp.float32)
+  features = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(
     lambda *arguments: model.init(*arguments, (1, 1, 2)),

@@ -84,8 +84,8 @@ def _count_dot(equation) -> float:
 def count_minimum(objective: Any, batch: Any) -> float:
   """Counts the matmul FLOPs that one step cannot do without.
 
-  One forward pass of the target encoder, forward and backward of the context
-  encoder and of the predictor, no recomputation, no padding.
+  One forward pass of the target encoder if there is one, forward and backward
+  of the context encoder and of the predictor, no recomputation, no padding.
 
   Args:
     objective: The objective, see training/objective.py.
@@ -109,14 +109,17 @@ def count_minimum(objective: Any, batch: Any) -> float:
     )
 
   seen = target if objective.target_view == 'targets' else [num_tokens]
-  ends = predictor.out_width * predictor.width
-  predict = _FLOPS * ends * (sum(context) + sum(target)) + _count_blocks(
+  ends = encoder.width * sum(context) + predictor.out_width * (
+    sum(target) + predictor.predict_context * sum(context)
+  )
+  predict = _FLOPS * ends * predictor.width + _count_blocks(
     [c + t for c, t in zip(context, target, strict=True)],
     predictor.width,
     predictor.depth,
     4 * predictor.width,
   )
-  return video[0] * (encode(seen, 1) + encode(context, 3) + 3 * predict)
+  targets = 0.0 if objective.targets == 'pixels' else encode(seen, 1)
+  return video[0] * (targets + encode(context, 3) + 3 * predict)
 
 
 def _count_blocks(lengths, width: int, depth: int, mlp_dim: int) -> float:
