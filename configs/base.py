@@ -137,8 +137,8 @@ def get_config() -> config_dict.ConfigDict:
     context_warmup_steps=(0, 0),
     context_distance=True,
   )
-  # Workdir whose target encoder, of the same size, is the teacher of
-  # objective.targets='frozen' (SALT, arXiv 2509.24317).
+  # Workdir whose target encoder is the teacher of objective.targets='frozen'
+  # (SALT, arXiv 2509.24317); of any size, on the same tubelets.
   config.teacher = ''
 
   # Schedules; their curves are `schedule_scale` times as long as the run

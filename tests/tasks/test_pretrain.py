@@ -113,34 +113,6 @@ def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
   assert int(second.opt_state.count) == 3  # the moments' goes on
 
 
-def test_a_student_learns_from_a_frozen_teacher_of_pixels(toy_videos, tmp_path):
-  teacher = pretraining.pretrain(
-    _tiny(toy_videos, **{'objective.targets': 'pixels'}), tmp_path / 'teacher'
-  )
-  assert teacher.params['predictor']['proj']['bias'].shape == (384,)
-  config = _tiny(
-    toy_videos,
-    **{'objective.targets': 'frozen', 'teacher': str(tmp_path / 'teacher')},
-  )
-  config.checkpoint.every_steps = 1
-  config.total_steps = 1
-  lost = config.copy_and_resolve_references()
-  lost.teacher = str(tmp_path / 'gone')
-  with pytest.raises(ValueError, match='gone holds no checkpoints'):
-    pretraining.pretrain(lost, tmp_path / 'lost')
-  pretraining.pretrain(config, tmp_path / 'student')
-  # Resumed, the teacher comes from the run's own checkpoint.
-  config.total_steps = 2
-  config.teacher = lost.teacher
-  student = pretraining.pretrain(config, tmp_path / 'student')
-  assert int(student.step) == 2
-  jax.tree.map(np.testing.assert_array_equal, student.target, teacher.target)
-  moved = jax.tree.map(
-    lambda a, b: bool((a != b).any()), student.params['encoder'], teacher.target
-  )
-  assert any(jax.tree.leaves(moved))
-
-
 def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):
   state = pretraining.pretrain(_tiny(toy_videos), tmp_path)
   abstract = jax.eval_shape(lambda x: x, state.target)

@@ -1,5 +1,7 @@
 """Objective and train step: the invariants of the method."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,13 @@ from scipy import ndimage
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.training import context_loss, objective, optimizer, step
+from vjepa_jax.training import (
+  context_loss,
+  normalization,
+  objective,
+  optimizer,
+  step,
+)
 from vjepa_jax.training import state as state_lib
 
 GRID = (2, 4, 4)
@@ -291,14 +299,16 @@ def test_a_non_finite_update_is_skipped_and_counted(initial, run_step):
   assert float(metrics['skipped']) == 0
 
 
-def _train(fsdp, devices, steps=5):
+def _train(fsdp, devices, steps=5, **fields):
   mesh = mesh_lib.make_mesh(fsdp, jax.devices()[:devices])
   state = _init()
   shardings = sharding.shard_tree(state, mesh, min_elements=256)
   state = jax.device_put(state, shardings)
   rows = sharding.shard_batch(mesh)
   train_step = jax.jit(
-    step.make_train_step(_objective(), optax.scale_by_adam(), _constants()),
+    step.make_train_step(
+      _objective(**fields), optax.scale_by_adam(), _constants()
+    ),
     donate_argnums=0,
     in_shardings=(shardings, rows),
     out_shardings=(shardings, sharding.replicate(mesh)),
@@ -460,13 +470,77 @@ def test_pixel_targets_are_tubelets_and_need_no_target_encoder(initial):
   np.testing.assert_allclose(means, 0.0, atol=1e-5)
 
 
-def test_a_frozen_teacher_does_not_move(initial):
-  frozen = jax.jit(
-    step.make_train_step(
-      _objective(targets='frozen'), optax.scale_by_adam(), _constants()
-    )
+def test_a_frozen_teacher_of_another_size_gives_the_targets(initial):
+  teacher = zoo.build_encoder('nano', tubelet=(2, 8, 8)).clone(
+    width=64, positions='rope_interleaved'
   )
-  state, _ = frozen(initial, _batch(8))
-  jax.tree.map(np.testing.assert_array_equal, state.target, initial.target)
-  assert state_lib.get_learned(state, 'frozen') is state.params['encoder']
-  assert state_lib.get_learned(state, 'ema') is state.target
+  batch = _batch(8)
+  encoder, predictor = _models()
+  goal = _objective(targets='frozen', teacher=teacher)._replace(
+    predictor=predictor.clone(out_width=64)
+  )
+  tx = optax.scale_by_adam()
+
+  @jax.jit
+  def init(key):
+    state = state_lib.init_state(key, encoder, goal.predictor, tx, GRID)
+    params = teacher.init(key, batch['video'])['params']
+    return state.replace(teacher=params)
+
+  state = init(jax.random.key(0))
+  frozen = jax.tree.map(np.array, state.teacher)
+  target = jax.tree.map(np.array, state.target)
+  places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.teacher)]
+  expected = normalization.normalize_features(
+    teacher.apply({'params': frozen}, batch['video'])
+  )
+  targets, _ = objective.encode_targets(goal, state.teacher, batch)
+  for found, mask in zip(targets, batch['masks'], strict=True):
+    rows = np.arange(BATCH)[:, None]
+    np.testing.assert_allclose(found, expected[rows, mask['target']], atol=1e-5)
+  gradient = jax.jit(
+    jax.grad(lambda p: objective.compute_loss(state.params, goal, p, batch)[0])
+  )(state.teacher)
+  assert all(not g.any() for g in jax.tree.leaves(gradient))
+
+  train_step = jax.jit(
+    step.make_train_step(goal, tx, _constants()), donate_argnums=0
+  )
+  for i in range(2):
+    state, metrics = train_step(state, _batch(i))
+    assert np.isfinite(metrics['loss'])
+  _assert_equal(state.teacher, frozen)
+  # Not even copied.
+  assert places == [
+    x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.teacher)
+  ]
+  # The average of the student goes on.
+  moved = state.target['embed']['proj']['kernel']
+  assert np.abs(moved - target['embed']['proj']['kernel']).max() > 0
+
+
+def test_directions_of_sigreg_come_from_seed_and_step(initial):
+  batch = _batch(6)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def compute(seed, step):
+    goal = _objective(seed=seed, sigreg_weight=0.1, covariance_weight=0.1)
+    _, metrics = objective.compute_loss(
+      initial.params, goal, initial.target, batch, step
+    )
+    return metrics['loss_sigreg'], metrics['loss_covariance']
+
+  runs = [compute(*run) for run in ((0, 0), (0, 0), (0, 1), (1, 0))]
+  sigreg, covariance = (
+    [float(x) for x in values] for values in zip(*runs, strict=True)
+  )
+  assert sigreg[0] == sigreg[1]
+  assert len(set(sigreg)) == 3
+  np.testing.assert_allclose(covariance, covariance[0], rtol=1e-5)
+
+
+def test_terms_on_features_are_those_of_the_whole_batch_on_any_mesh():
+  fields = dict(covariance_weight=0.1, sigreg_weight=0.01)
+  expected, _ = _train(fsdp=1, devices=1, steps=3, **fields)
+  losses, _ = _train(fsdp=2, devices=8, steps=3, **fields)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)

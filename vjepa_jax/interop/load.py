@@ -171,11 +171,11 @@ def read_workdir(
     metadata = checkpointer.checkpointables_metadata(step)
     models = (metadata.custom_metadata or {}).get('model') or {}
     encoder = _rebuild(Encoder, models, 'encoder', directory / str(step))
-    abstract = {'encoder': _make_abstract(encoder)}
+    abstract = {'encoder': make_abstract(encoder)}
     predictor, params = None, {}
     if 'predictor' in models:
       predictor = _rebuild(Predictor, models, 'predictor', directory)
-      abstract['predictor'] = _make_abstract(predictor, encoder.width)
+      abstract['predictor'] = make_abstract(predictor, encoder.width)
     if which == 'encoder' or (with_predictor and predictor is not None):
       params = checkpointer.load_checkpointables(
         step, {'params': _place(abstract)}
@@ -195,6 +195,20 @@ def read_workdir(
   return dataclasses.replace(
     weights, predictor=predictor, predictor_params=params['predictor']
   )
+
+
+def read_encoder(path: epath.PathLike) -> Encoder:
+  """Rebuilds the encoder of a pretraining run, without its parameters.
+
+  Args:
+    path: The workdir.
+
+  Raises:
+    WeightsError: The checkpoint does not say what model it is of.
+    CheckpointError: There is no checkpoint.
+  """
+  _, models = checkpoint.read_model(path)
+  return _rebuild(Encoder, models, 'encoder', epath.Path(path))
 
 
 def _make_encode(
@@ -260,7 +274,7 @@ def _rebuild(
     raise WeightsError(f'{path} is of another version: {error}') from None
 
 
-def _make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
+def make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
   """Returns the shapes of a model's parameters; `width` is of its input."""
   key = jax.random.key(0)
   if isinstance(model, Encoder):

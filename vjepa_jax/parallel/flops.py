@@ -101,11 +101,11 @@ def count_minimum(objective: Any, batch: Any) -> float:
   context = [mask['context'].shape[1] for mask in batch['masks']]
   target = [mask['target'].shape[1] for mask in batch['masks']]
 
-  def encode(lengths, passes):
+  def encode(model, lengths, passes):
     # The pixels need no gradient.
-    embed = min(passes, 2) * sum(lengths) * tubelet_size * encoder.width
+    embed = min(passes, 2) * sum(lengths) * tubelet_size * model.width
     return _FLOPS * embed + passes * _count_blocks(
-      lengths, encoder.width, encoder.depth, encoder.mlp_dim
+      lengths, model.width, model.depth, model.mlp_dim
     )
 
   seen = target if objective.target_view == 'targets' else [num_tokens]
@@ -118,8 +118,10 @@ def count_minimum(objective: Any, batch: Any) -> float:
     predictor.depth,
     4 * predictor.width,
   )
-  targets = 0.0 if objective.targets == 'pixels' else encode(seen, 1)
-  return video[0] * (targets + encode(context, 3) + 3 * predict)
+  targets = 0.0
+  if objective.targets != 'pixels':
+    targets = encode(objective.target_encoder, seen, 1)
+  return video[0] * (targets + encode(encoder, context, 3) + 3 * predict)
 
 
 def _count_blocks(lengths, width: int, depth: int, mlp_dim: int) -> float:

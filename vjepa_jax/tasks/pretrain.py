@@ -1,7 +1,6 @@
 """Pretraining: from a config to a trained encoder."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 from absl import logging
@@ -19,16 +18,16 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import build_program, get_grid, get_steps
 from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.tasks.teacher import load_teacher
 from vjepa_jax.training import loop, probing
 from vjepa_jax.training.checkpoint import (
   Checkpoints,
   load_initial,
-  load_target,
   write_config,
 )
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.state import TrainState, get_learned
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.telemetry import Telemetry
 
 
@@ -53,11 +52,6 @@ def pretrain(
   workdir = epath.Path(workdir)
   if config.smoke:
     config = shrink(config, workdir)
-  if (config.objective.targets == 'frozen') != bool(config.teacher):
-    raise ValueError(
-      "objective.targets='frozen' and config.teacher, the workdir of the "
-      'teacher, go together: set both or none'
-    )
   write_config(workdir, config)
 
   # Devices and data.
@@ -89,22 +83,26 @@ def pretrain(
     **config.checkpoint,
   )
   restored = checkpoints.restore(abstract, shardings)
-  teacher = None
-  if restored is None and config.teacher:
-    teacher = load_target(config.teacher, abstract.target, shardings.target)
   if restored is not None:
     state, position = restored
   elif config.init_from:
     state, position = load_initial(config.init_from, abstract, shardings), 0
   else:
     state, position = (
-      jax.jit(program.init, out_shardings=shardings)(
+      jax.jit(program.init, out_shardings=shardings.replace(teacher=None))(
         jax.random.key(config.seed)
       ),
       0,
     )
-  if teacher is not None:
-    state = state.replace(target=teacher)
+  if config.teacher:
+    teacher = load_teacher(
+      config.teacher,
+      workdir,
+      abstract.teacher,
+      shardings.teacher,
+      resumed=restored is not None,
+    )
+    state = state.replace(teacher=teacher)
   start_step = int(state.step)
   if start_step > total_steps:
     raise ValueError(
@@ -153,9 +151,6 @@ def pretrain(
         checkpoints=checkpoints,
         telemetry=telemetry,
         diagnose=diagnose,
-        get_learned=functools.partial(
-          get_learned, targets=config.objective.targets
-        ),
         evaluate=evaluate,
       )
   finally:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_dict
 import optax
 
+from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import Encoder
@@ -21,6 +22,7 @@ from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.tasks.teacher import read_teacher
 from vjepa_jax.training.objective import Batch, Objective, check_objective
 from vjepa_jax.training.schedules import Schedule, make_schedule
 from vjepa_jax.training.state import TrainState, init_state
@@ -32,7 +34,8 @@ class Program(NamedTuple):
 
   Attributes:
     objective: The models and what they are trained for.
-    init: From a random key to a state, to be jitted with `shardings`.
+    init: From a random key to a state, to be jitted with `shardings`. It has
+      no teacher, which only a checkpoint has.
     abstract: Shapes and dtypes of the state.
     shardings: Where each leaf of the state lives.
     batch_sharding: Where each leaf of a batch lives.
@@ -71,9 +74,17 @@ def build_program(
       f'{config.microbatches} microbatches: change config.data.batch_size or '
       'config.microbatches'
     )
-  encoder, predictor = build_models(config, mesh)
+  teacher = read_teacher(config.teacher, config.encoder.tubelet)
+  encoder, predictor = build_models(config, mesh, teacher)
+  if teacher is not None:
+    teacher = teacher.clone(dtype=encoder.dtype, attention=encoder.attention)
   objective = Objective(
-    encoder, predictor, tuple(config.mask_names), **config.objective
+    encoder,
+    predictor,
+    tuple(config.mask_names),
+    seed=config.seed,
+    teacher=teacher,
+    **config.objective,
   )
   check_objective(objective)
   tx = optax.scale_by_adam(**config.optimizer)
@@ -82,6 +93,8 @@ def build_program(
     return init_state(key, encoder, predictor, tx, get_grid(config))
 
   abstract = jax.eval_shape(init, jax.random.key(config.seed))
+  if teacher is not None:
+    abstract = abstract.replace(teacher=make_abstract(teacher))
   shardings = sharding.shard_tree(abstract, mesh)
   sharding.check_sufficiently_sharded(abstract, shardings, mesh)
   rows = sharding.shard_batch(mesh)
@@ -146,7 +159,7 @@ def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
 
 
 def build_models(
-  config: config_dict.ConfigDict, mesh: Mesh
+  config: config_dict.ConfigDict, mesh: Mesh, teacher: Encoder | None = None
 ) -> tuple[Encoder, Predictor]:
   """Builds encoder and predictor for the platform of the mesh."""
   dtype = jnp.dtype(config.compute_dtype)
@@ -156,7 +169,7 @@ def build_models(
   encoder = zoo.build_encoder(
     **config.encoder, dtype=dtype, remat=config.remat, attention=attention
   )
-  out_width = None
+  out_width = None if teacher is None else teacher.width
   if config.objective.targets == 'pixels':
     out_width = 3 * math.prod(encoder.tubelet)
   return encoder, zoo.build_predictor(

@@ -17,7 +17,6 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.training import pictures, probing, supervised
-from vjepa_jax.training.state import get_learned
 from vjepa_jax.training.telemetry import read_metrics
 
 # Accuracies of the table; few: of an attentive probe with fewer labels.
@@ -96,10 +95,9 @@ def quickstart(
     return None
   train_seconds = time.perf_counter() - train_start
 
-  learned = get_learned(state, config.objective.targets)
-  features = extract(learned, test.videos)
+  features = extract(state.target, test.videos)
   scores['pretrained'] = _score(
-    extract(learned, train.videos),
+    extract(state.target, train.videos),
     features,
     train.labels,
     test.labels,

@@ -131,7 +131,9 @@ def _measure_state(program) -> dict[str, float]:
       ('parameters', 'params'),
       ('moments', 'opt_state'),
       ('target', 'target'),
+      ('teacher', 'teacher'),
     )
+    if getattr(abstract, field) is not None
   }
 
 

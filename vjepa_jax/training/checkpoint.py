@@ -67,6 +67,24 @@ def _load(
   )
 
 
+def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
+  """Reads which model the newest checkpoint of a run is of.
+
+  Args:
+    path: The workdir.
+
+  Returns:
+    The step of the checkpoint, and what `Checkpoints` was given as `model`.
+
+  Raises:
+    CheckpointError: There is no checkpoint.
+  """
+  checkpointer, step = _open_latest(path)
+  with checkpointer:
+    metadata = checkpointer.checkpointables_metadata(step)
+  return step, (metadata.custom_metadata or {}).get('model') or {}
+
+
 def _open_latest(path: epath.PathLike) -> tuple[ocp.training.Checkpointer, int]:
   """Opens the checkpoints of another run to read its newest one."""
   directory = epath.Path(path).absolute() / 'checkpoints'
@@ -212,19 +230,29 @@ class Preemption:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def load_target(path: epath.PathLike, abstract: Any, shardings: Any) -> Any:
-  """Loads the EMA encoder of a workdir's newest checkpoint, nothing else.
+def load_target(
+  path: epath.PathLike, abstract: Any, shardings: Any, step: int | None = None
+) -> Any:
+  """Loads the EMA encoder of a workdir's checkpoint, nothing else.
 
   Args:
     path: The workdir.
     abstract: Shapes of the encoder's parameters.
     shardings: Where they shall go.
+    step: Which checkpoint; None for the newest.
 
   Raises:
-    CheckpointError: There is no checkpoint, or it is of another model.
+    CheckpointError: There is no such checkpoint, or it is of another model.
   """
-  checkpointer, step = _open_latest(path)
+  checkpointer, latest = _open_latest(path)
   with checkpointer:
+    found = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    step = latest if step is None else step
+    if step not in found:
+      raise CheckpointError(
+        f'{path} no longer holds step {step}, only {found}: keep it there by '
+        'config.checkpoint.keep_every_steps'
+      )
     target = _abstract(abstract, shardings)
     _check_model(checkpointer, step, 'target', target)
     return checkpointer.load_checkpointables(step, {'target': target})['target']

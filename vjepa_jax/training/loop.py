@@ -114,7 +114,6 @@ def train(
   checkpoints: Checkpoints,
   telemetry: Telemetry,
   diagnose: Callable[[Any, jax.Array], Any],
-  get_learned: Callable[[TrainState], Any] = lambda state: state.target,
   evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> TrainState | None:
   """Trains to the end, or until the platform wants the machine back.
@@ -127,9 +126,8 @@ def train(
     start_step: Steps done, more than 0 for a resumed run.
     checkpoints: Where states go.
     telemetry: Where metrics go.
-    diagnose: Jitted function of encoder and video, see `diagnostics`.
-    get_learned: Picks the encoder that is diagnosed and evaluated.
-    evaluate: Function of that encoder's parameters.
+    diagnose: Jitted function of target and video, see `diagnostics`.
+    evaluate: Function of the target's parameters.
 
   Returns:
     The state after the last step; None if preempted, its state saved.
@@ -147,7 +145,7 @@ def train(
       metrics.write()
     with telemetry.pause():
       if evaluates:
-        telemetry.write(step, evaluate(get_learned(state)))
+        telemetry.write(step, evaluate(state.target))
       if saves:
         telemetry.flush()
         checkpoints.save(step, state, feed.position)
@@ -164,7 +162,7 @@ def train(
     ):
       state, step_metrics = train_step(state, batch)
       if cadence.diagnoses(step + 1):
-        statistics = diagnose(get_learned(state), batch['video'])
+        statistics = diagnose(state.target, batch['video'])
     metrics.put(step + 1, step_metrics, statistics)
     telemetry.advance(feed.wait_seconds)
   checkpoints.wait()

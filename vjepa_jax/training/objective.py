@@ -36,7 +36,8 @@ class Objective(NamedTuple):
     loss_exp: Power of the error; 1 in every published config.
     targets: Features of the encoder's moving average ('ema', the paper); those
       of a 'frozen' teacher; or normalised 'pixels', which train a teacher. The
-      last two are the stages of SALT (arXiv 2509.24317).
+      last two are the stages of SALT (arXiv 2509.24317); the average is kept
+      all the same, and is what is evaluated.
     target_view: What the target encoder sees: the whole 'clip' (the paper) or
       only the 'targets' tubelets, which cannot look at the context.
     target_norm: How targets are normalised: each token by itself ('layer', the
@@ -48,6 +49,8 @@ class Objective(NamedTuple):
     feature_variance_weight, covariance_weight, sigreg_weight: Weights of the
       terms of `regularizers` on the features of the visible tokens, centred by
       position.
+    seed: Of the random directions of SIGReg.
+    teacher: Encoder of 'frozen' targets, on the same tubelets.
     context_weight: Weight of the loss on visible tokens (V-JEPA 2.1, section
       on the dense loss; here on the last layer's features alone).
     context_warmup_steps: Steps between which that weight rises from 0.
@@ -66,15 +69,27 @@ class Objective(NamedTuple):
   feature_variance_weight: float = 0.0
   covariance_weight: float = 0.0
   sigreg_weight: float = 0.0
+  seed: int = 0
+  teacher: Encoder | None = None
   context_weight: float = 0.0
   context_warmup_steps: tuple[int, int] = (0, 0)
   context_distance: bool = True
+
+  @property
+  def target_encoder(self) -> Encoder:
+    """The encoder of the targets."""
+    return self.encoder if self.teacher is None else self.teacher
 
 
 def check_objective(objective: Objective) -> None:
   """Raises ValueError unless the options are known and go together."""
   if objective.targets not in TARGETS:
     raise ValueError(f'targets {objective.targets!r} is not one of {TARGETS}')
+  if (objective.targets == 'frozen') != (objective.teacher is not None):
+    raise ValueError(
+      "objective.targets='frozen' and config.teacher, the workdir of the "
+      'teacher, go together: set both or none'
+    )
   if objective.target_view not in TARGET_VIEWS:
     raise ValueError(
       f'target_view {objective.target_view!r} is not one of {TARGET_VIEWS}'
@@ -112,7 +127,7 @@ def encode_targets(
     through which no gradient flows; and, where visible tokens are predicted
     too, those of the context, `[B, Kc, D]`, else None.
   """
-  encoder, video = objective.encoder, batch['video']
+  encoder, video = objective.target_encoder, batch['video']
 
   def gather(clip, part):
     return [gather_tokens(clip, mask[part]) for mask in batch['masks']]
@@ -238,7 +253,7 @@ def _regularize(
     'covariance': objective.covariance_weight,
     'sigreg': objective.sigreg_weight,
   }
-  key = jax.random.fold_in(jax.random.key(0), step)
+  key = jax.random.fold_in(jax.random.key(objective.seed), step)
   with jax.named_scope('regularizers'):
     terms = regularizers.compute_terms(
       weights, context, context_ids, math.prod(grid), key

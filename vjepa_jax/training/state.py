@@ -21,14 +21,19 @@ class TrainState(struct.PyTreeNode):
     step: int32 scalar, number of steps done.
     params: {'encoder', 'predictor'}, learned by gradient.
     target: The EMA of params['encoder'], float32: in bfloat16 an average with
-      momentum .99925 would not move at all. With a frozen teacher, that.
+      momentum .99925 would not move at all.
     opt_state: State of the optimizer.
+    teacher: A frozen encoder whose features are predicted in place of the
+      target's; None in most recipes. It is sharded and donated as the rest, and
+      passes through a step as it is, without a copy; checkpoints leave it out,
+      since its own run has it.
   """
 
   step: jax.Array
   params: Any
   target: Any
   opt_state: Any
+  teacher: Any = None
 
 
 def init_state(
@@ -67,15 +72,6 @@ def init_state(
     target=jax.tree.map(jnp.copy, params['encoder']),
     opt_state=tx.init(params),
   )
-
-
-def get_learned(state: TrainState, targets: str) -> Any:
-  """Returns the encoder that a run is judged by.
-
-  It is the moving average, or, where the targets are those of a 'frozen'
-  teacher, its student: the context encoder.
-  """
-  return state.params['encoder'] if targets == 'frozen' else state.target
 
 
 def update_target(target: Any, params: Any, momentum: jax.Array) -> Any:

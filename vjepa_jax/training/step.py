@@ -66,14 +66,14 @@ def make_train_step(
       )
       params = _keep_if(finite, params, state.params)
       opt_state = _keep_if(finite, opt_state, state.opt_state)
-    target = state.target
-    if objective.targets != 'frozen':
-      with jax.named_scope('ema'):
-        target = update_target(target, params['encoder'], now['ema'])
+    with jax.named_scope('ema'):
+      target = update_target(state.target, params['encoder'], now['ema'])
     metrics |= {f'gradient_norm_{name}': n for name, n in norms.items()}
     metrics |= now
     metrics['skipped'] = 1.0 - finite
-    state = TrainState(state.step + 1, params, target, opt_state)
+    state = state.replace(
+      step=state.step + 1, params=params, target=target, opt_state=opt_state
+    )
     return state, metrics
 
   return train_step
@@ -83,10 +83,11 @@ def _accumulate(
   objective: Objective, state: TrainState, batch: Batch, microbatches: int
 ) -> tuple[Metrics, Any]:
   """Averages metrics and gradients over the microbatches of a batch."""
+  target = state.target if state.teacher is None else state.teacher
 
   def differentiate(part):
     (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
-      state.params, objective, state.target, part, state.step
+      state.params, objective, target, part, state.step
     )
     return metrics, grads
 

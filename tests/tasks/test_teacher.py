@@ -1,0 +1,116 @@
+"""The two stages of SALT: pixels teach a teacher, and that a student."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from vjepa_jax.interop.load import read_weights
+from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.training.telemetry import read_metrics
+
+
+def _make_config(videos, **changes):
+  config = tiny.get_config(str(videos))
+  config.total_steps = 4
+  config.learning_rate.warmup_steps = 1
+  config.checkpoint.update(every_steps=2, keep=3)
+  config.log_every_steps = 1
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def teacher(toy_videos, tmp_path_factory):
+  """Workdir of a teacher that pixels have taught, wider than its student."""
+  workdir = tmp_path_factory.mktemp('teacher')
+  config = _make_config(
+    toy_videos, **{'objective.targets': 'pixels', 'encoder.size': 'mini'}
+  )
+  assert pretraining.pretrain(config, workdir) is not None
+  return workdir
+
+
+def _make_student(videos, teacher, **changes):
+  return _make_config(
+    videos,
+    **{'objective.targets': 'frozen', 'teacher': str(teacher), 'fsdp': 2},
+    **changes,
+  )
+
+
+def test_teacher_of_pixels_is_an_encoder_with_a_predictor_of_pixels(teacher):
+  weights = read_weights(teacher)
+  assert weights.encoder.width == 128
+  pixels = 3 * np.prod(weights.encoder.tubelet)
+  assert weights.predictor.out_width == pixels
+  assert weights.predictor_params['proj']['bias'].shape == (pixels,)
+  losses = [line['loss'] for line in read_metrics(teacher) if 'loss' in line]
+  assert len(losses) == 4 and losses[-1] < losses[0]
+
+
+def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
+  config = _make_student(toy_videos, teacher)
+  state = pretraining.pretrain(config, tmp_path)
+  expected = read_weights(teacher, with_predictor=False).encoder_params
+  jax.tree.map(np.testing.assert_array_equal, state.teacher, expected)
+  assert state.params['predictor']['proj']['bias'].shape == (128,)
+  saved = {p.name for p in (tmp_path / 'checkpoints' / '4').iterdir()}
+  assert {'params', 'target', 'opt_state'} <= saved and 'teacher' not in saved
+  student = read_weights(tmp_path, with_predictor=False)
+  assert student.encoder.width == 48
+  jax.tree.map(
+    np.testing.assert_array_equal, student.encoder_params, state.target
+  )
+
+  # The teacher goes on for two steps; the student, interrupted, does not care.
+  later = tmp_path / 'later'
+  shutil.copytree(teacher, later)
+  record = tmp_path / 'teacher.json'
+  record.write_text(json.dumps({'path': str(later), 'step': 4}))
+  longer = _make_config(
+    toy_videos,
+    **{
+      'objective.targets': 'pixels',
+      'encoder.size': 'mini',
+      'total_steps': 6,
+    },
+  )
+  pretraining.pretrain(longer, later)
+  shutil.rmtree(tmp_path / 'checkpoints' / '4')
+  again = pretraining.pretrain(_make_student(toy_videos, later), tmp_path)
+  assert int(again.step) == 4
+  for name in ('params', 'target', 'teacher'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(again, name), getattr(state, name)
+    )
+
+  with pytest.raises(ValueError, match='use another --workdir'):
+    pretraining.pretrain(config, tmp_path)
+  shutil.rmtree(later / 'checkpoints' / '4')
+  with pytest.raises(ValueError, match='no longer holds step 4, only'):
+    pretraining.pretrain(_make_student(toy_videos, later), tmp_path)
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'teacher': ''}, 'go together: set both or none'),
+    ({'objective.targets': 'ema'}, 'go together: set both or none'),
+    ({'teacher': '/no/such/run'}, '/no/such/run holds no checkpoints: is it'),
+    ({'encoder.tubelet': (2, 4, 8)}, r'config.encoder.tubelet is \(2, 4, 8\)'),
+    ({'objective.targets': 'noise'}, "targets 'noise' is not one of"),
+  ],
+)
+def test_mistakes_fail_before_anything_is_compiled(
+  toy_videos, teacher, tmp_path, changes, message
+):
+  config = _make_student(toy_videos, teacher)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    pretraining.pretrain(config, tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()

@@ -1,0 +1,93 @@
+"""The frozen teacher: an encoder of another run, whose features are predicted.
+
+The second stage of SALT (arXiv 2509.24317); with a teacher that V-JEPA trained
+it is distillation (V-JEPA 2.1, arXiv 2603.14482, without the dense loss).
+Released weights become a teacher by `python -m vjepa_jax.tools.convert
+--format=jax`.
+"""
+
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+
+from vjepa_jax.interop.load import read_encoder
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.training import checkpoint
+
+
+def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder | None:
+  """Rebuilds the teacher from what its run says of it.
+
+  Args:
+    path: Workdir of its run; empty for no teacher.
+    tubelet: Of the student.
+
+  Returns:
+    The encoder, without parameters; None for no teacher.
+
+  Raises:
+    ValueError: There is no such run, or it cuts clips into other tubelets.
+  """
+  if not path:
+    return None
+  try:
+    teacher = read_encoder(path)
+  except ValueError as error:
+    raise ValueError(f'config.teacher: {error}') from error
+  # Both see the same clip: the same grid is the same tubelets.
+  if tuple(teacher.tubelet) != tuple(tubelet):
+    raise ValueError(
+      f'config.teacher: {path} has tubelets of {tuple(teacher.tubelet)}, '
+      f'config.encoder.tubelet is {tuple(tubelet)}: tokens of one have no '
+      'counterpart in the other'
+    )
+  return teacher
+
+
+def load_teacher(
+  path: str,
+  workdir: epath.Path,
+  abstract: Any,
+  shardings: Any,
+  *,
+  resumed: bool,
+) -> Any:
+  """Loads the parameters of the teacher, for all of a run the same.
+
+  The start writes to `teacher.json` which checkpoint it took, and a run that
+  resumes takes that one, though its teacher may have gone on.
+
+  Args:
+    path: Workdir of the teacher's run.
+    workdir: Directory of this run.
+    abstract: Shapes of the parameters.
+    shardings: Where they shall go.
+    resumed: This run goes on from a checkpoint of its own.
+
+  Returns:
+    The EMA encoder of the teacher's run.
+
+  Raises:
+    ValueError: The run had another teacher, or its checkpoint is gone.
+  """
+  record = workdir / 'teacher.json'
+  if resumed and record.exists():
+    used = json.loads(record.read_text())
+    if used['path'] != path:
+      raise ValueError(
+        f'config.teacher: {workdir} has the teacher {used["path"]}, not '
+        f'{path}: use another --workdir'
+      )
+  else:
+    used = {'path': path, 'step': checkpoint.read_model(path)[0]}
+  try:
+    params = checkpoint.load_target(path, abstract, shardings, used['step'])
+  except ValueError as error:
+    raise ValueError(f'config.teacher: {error}') from error
+  logging.info('teacher: step %d of %s', used['step'], path)
+  if jax.process_index() == 0 and not resumed:
+    record.write_text(json.dumps(used) + '\n')
+  return params
