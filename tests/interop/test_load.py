@@ -284,3 +284,13 @@ def test_the_command_has_no_traceback(tmp_path):
 
 def test_flags_of_the_command_are_parsed():
   assert flags.FLAGS['format'].value == 'huggingface'
+
+
+@pytest.mark.parametrize(
+  'fields', [{'predict_context': True}, {'out_width': 9}]
+)
+def test_predictors_that_transformers_has_not_are_refused(fields):
+  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8), positions='rope_tiled')
+  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, **fields)
+  with pytest.raises(WeightsError, match='at hidden tokens and nothing else'):
+    huggingface._make_config(encoder, predictor, 32, 4)

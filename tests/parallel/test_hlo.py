@@ -129,6 +129,7 @@ def test_flops_of_loops_branches_and_gradients():
     {'target_view': 'targets'},
     {'context_weight': 1.0},
     {'targets': 'pixels'},
+    {'targets': 'frozen'},
   ],
 )
 def test_minimum_is_what_the_step_multiplies_without_remat(fields):
@@ -138,10 +139,13 @@ def test_minimum_is_what_the_step_multiplies_without_remat(fields):
     num_heads=2,
     width=24,
     depth=3,
-    out_width=384 if 'targets' in fields else None,
+    out_width={'pixels': 384, 'frozen': 64}.get(fields.get('targets')),
     predict_context='context_weight' in fields,
   )
-  goal = Objective(encoder, predictor, ('a', 'b'), **fields)
+  teacher = None
+  if fields.get('targets') == 'frozen':
+    teacher = encoder.clone(width=64, depth=3)
+  goal = Objective(encoder, predictor, ('a', 'b'), **fields, teacher=teacher)
 
   def ids(n):
     return jax.ShapeDtypeStruct((3, n), jnp.int32)
@@ -158,6 +162,9 @@ def test_minimum_is_what_the_step_multiplies_without_remat(fields):
       encoder.init, jax.random.key(0), batch['video'], ids(4)
     )['params']
   }
+  target = jax.eval_shape(
+    goal.target_encoder.init, jax.random.key(0), batch['video'], ids(4)
+  )['params']
   features = jax.ShapeDtypeStruct((3, 4, encoder.width), jnp.float32)
   params['predictor'] = jax.eval_shape(
     lambda *a: predictor.init(jax.random.key(0), *a, (4, 4, 4)),
@@ -170,7 +177,7 @@ def test_minimum_is_what_the_step_multiplies_without_remat(fields):
       p, goal, t, b
     )
   )
-  traced = step.trace(params, params['encoder'], batch)
+  traced = step.trace(params, target, batch)
   counted, kernels = flops.count_flops(traced.jaxpr)
   assert kernels == 0
   np.testing.assert_allclose(
