@@ -49,8 +49,9 @@ def get_config(arg: str | None = None):
     frames=16,
     resolution=32,
     frame_step=1,
-    crop_scale=(0.64, 1.0),
-    crop_aspect_ratio=(0.9, 1.1),
+    # 32 to 36 of 40 pixels: motion keeps its speed.
+    crop_scale=(0.64, 0.8),
+    crop_aspect_ratio=(1.0, 1.0),
   )
 
   # 4 x 4 x 4 = 64 tokens.
