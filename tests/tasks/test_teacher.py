@@ -29,7 +29,12 @@ def teacher(toy_videos, tmp_path_factory):
   """Workdir of a teacher that pixels have taught, wider than its student."""
   workdir = tmp_path_factory.mktemp('teacher')
   config = _make_config(
-    toy_videos, **{'objective.targets': 'pixels', 'encoder.size': 'mini'}
+    toy_videos,
+    **{
+      'objective.targets': 'pixels',
+      'encoder.size': 'mini',
+      'encoder.init_std': 0.0,
+    },
   )
   assert pretraining.pretrain(config, workdir) is not None
   return workdir
