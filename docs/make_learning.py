@@ -127,7 +127,8 @@ def make_table(records: dict[int, dict]) -> str:
         elif column in record['baselines'].get(row, ()):
           values.append(record['baselines'][row][column])
       cells.append(_format(values))
-    lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+    if any(cells):
+      lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
   seconds = [r['results']['seconds']['train'] for r in records.values()]
   lines += [
     '',

@@ -99,11 +99,11 @@ def find(metrics: Metrics) -> list[Finding]:
 def format_findings(findings: Sequence[Finding]) -> str:
   """Formats findings, one a line, with a verdict on top."""
   verdict = {
-    'fine': 'healthy',
+    'fine': 'is healthy',
     'warning': 'needs a look',
-    'failing': 'failing',
+    'failing': 'is failing',
   }[findings[0].severity]
-  return '\n'.join([f'This run is {verdict}.', *map(str, findings)])
+  return '\n'.join([f'This run {verdict}.', *map(str, findings)])
 
 
 def _column(metrics: Metrics, name: str) -> list[tuple[int, float]]:
