@@ -5,9 +5,8 @@ that learn too, so that the loss rises when they get richer and falls when they
 die. The rules look at what the targets carry (see `diagnostics`), at gradients
 and at time, and each says what it saw and what to try.
 
-The thresholds are those that tell the recorded runs of tests/training/recorded
-apart, the ones that worked from the ones made to fail; docs/learning.md shows
-their curves.
+The thresholds were set on the recorded runs of tests/training/recorded, to tell
+those left in peace from those made to fail; docs/learning.md has their curves.
 """
 
 from collections.abc import Sequence
