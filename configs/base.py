@@ -181,8 +181,14 @@ def get_config() -> config_dict.ConfigDict:
   config.diagnose_every_steps = 500
 
   # kNN and linear accuracy of the mean-pooled target features, on two labelled
-  # sources; off without paths.
+  # sources; off without paths. With attentive_labels also that of an attentive
+  # probe on so many labelled clips; it keeps the tokens of all clips in memory.
   config.probe = dict(
-    train='', test='', every_steps=5000, max_clips=2000, batch_size=64
+    train='',
+    test='',
+    every_steps=5000,
+    max_clips=2000,
+    batch_size=64,
+    attentive_labels=0,
   )
   return config

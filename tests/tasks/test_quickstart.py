@@ -10,6 +10,7 @@ from configs import quickstart as recipe
 from vjepa_jax.data.synthetic import write_toy_videos
 from vjepa_jax.tasks import quickstart as task
 from vjepa_jax.training import probing
+from vjepa_jax.training.telemetry import read_metrics
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +47,13 @@ def test_results_are_complete(finished):
   assert picture.shape[0] > 500 and picture.std() > 10
 
 
+def test_accuracy_is_known_over_time(finished):
+  _, workdir, _ = finished
+  lines = [m for m in read_metrics(workdir) if 'probe_attentive' in m]
+  assert [line['step'] for line in lines] == [0, 2]
+  assert all(0 <= line['probe_attentive'] <= 1 for line in lines)
+
+
 def test_running_again_gives_the_same_results(finished):
   config, workdir, results = finished
   again = task.quickstart(config, workdir)
@@ -56,7 +64,7 @@ def test_running_again_gives_the_same_results(finished):
 def test_probes_learn_what_is_there_and_nothing_else():
   def attentive(*arguments):
     return probing.score_attentive(
-      *arguments, num_heads=2, epochs=30, learning_rate=5e-3
+      *arguments, num_heads=2, steps=120, learning_rate=5e-3
     )
 
   rng = np.random.default_rng(0)

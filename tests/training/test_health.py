@@ -90,11 +90,24 @@ def _repeat(count, **metrics):
         'probe_linear': lambda i: 0.5 if i == 0 else 0.3,
       },
     ),
+    (
+      'probes below their start',
+      {'probe_attentive': lambda i: 0.5 if i == 0 else 0.3},
+    ),
   ],
 )
 def test_each_state_by_itself(state, metrics):
   assert _states(_repeat(20)) == ['learning']
   assert _states(_repeat(20, **metrics))[0] == state
+
+
+def test_the_attentive_probe_outranks_the_others():
+  falling = {
+    'probe_knn': lambda i: 0.5 if i == 0 else 0.3,
+    'probe_linear': lambda i: 0.5 if i == 0 else 0.3,
+  }
+  rising = {'probe_attentive': lambda i: 0.3 if i == 0 else 0.5}
+  assert _states(_repeat(20, **falling, **rising)) == ['learning']
 
 
 def test_a_rising_loss_with_rich_targets_is_explained():

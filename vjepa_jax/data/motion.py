@@ -1,9 +1,9 @@
 """The motion set: labelled clips cut from real videos.
 
-A clip is a 40-pixel window drifting over one frame of a source video, and its
+A clip is a 36-pixel window drifting over one frame of a source video, and its
 label is the direction in which the picture moves, one of eight. The window also
-trembles like a hand-held camera: from frame to frame it is off its path by 1.5
-pixels, so that two frames say little about the drift and sixteen say it all.
+trembles like a hand-held camera: from frame to frame it is off its path by one
+pixel, so that two frames say little about the drift and sixteen say it all.
 
 What a clip shows says nothing of its label: source video, moment, place,
 orientation (uniform over the circle), size and colour are drawn from the same
@@ -44,12 +44,12 @@ CLASSES = (
 )
 
 # A change of these numbers changes the set: raise the version with them.
-_VERSION = 2
-_SIZE = 40
+_VERSION = 3
+_SIZE = 36
 _FRAMES = 16
 _FPS = 8
-_DRIFT = (0.7, 1.6)  # pixels a frame
-_TREMBLE = 1.5  # pixels, standard deviation along each axis
+_DRIFT = (1.6, 2.4)  # pixels a frame
+_TREMBLE = 1.0  # pixels, standard deviation along each axis
 # Half the side of the picture that any class may touch, in window pixels.
 _REACH = (
   math.hypot(_SIZE, _SIZE) / 2 + _DRIFT[1] * (_FRAMES - 1) / 2 + 3 * _TREMBLE
@@ -260,7 +260,7 @@ def render_clip(
       generator gives all classes the same window.
 
   Returns:
-    uint8 [16, 40, 40, 3].
+    uint8 [16, 36, 36, 3].
   """
   window = _choose_window(_Source(pathlib.Path('picture'), [picture]), rng)
   return _render(picture, window, label, rng)

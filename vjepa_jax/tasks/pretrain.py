@@ -207,14 +207,26 @@ def make_evaluate(
     )
     for path in (probe.train, probe.test)
   )
-  extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=True)
+  few = probe.attentive_labels
+  # An attentive probe needs the tokens, and with them more memory.
+  extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=not few)
 
   def evaluate(target: Any) -> dict[str, float]:
     features = extract(target, train.videos), extract(target, test.videos)
     if jax.process_index():
       return {}
+    scores = {}
+    if few:
+      scores['probe_attentive'] = probing.score_attentive(
+        features[0][:few],
+        train.labels[:few],
+        features[1],
+        test.labels,
+        num_heads=encoder.num_heads,
+      )
+      features = [tokens.mean(axis=1) for tokens in features]
     arguments = (features[0], train.labels, features[1], test.labels)
-    return {
+    return scores | {
       'probe_knn': probing.score_knn(*arguments),
       'probe_linear': probing.score_linear(*arguments),
     }

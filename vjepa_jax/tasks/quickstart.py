@@ -11,20 +11,20 @@ import numpy as np
 
 from vjepa_jax.data import motion, package_videos, pipeline, sources
 from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.positions import make_sincos_table
-from vjepa_jax.models.tubelets import compute_grid, patchify
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import build_models, get_grid
-from vjepa_jax.training import pictures, probing, supervised
+from vjepa_jax.training import baselines, pictures, probing, supervised
 from vjepa_jax.training.telemetry import read_metrics
 
-# Accuracies of the table; few: of an attentive probe with fewer labels.
+# Accuracies of the table, with all labels and with few.
 METHODS = {
   'attentive_top1': 'attentive',
-  'attentive_few_top1': 'few labels',
   'linear_top1': 'linear',
   'knn_top1': 'kNN',
+  'attentive_few_top1': 'attentive',
+  'linear_few_top1': 'linear',
+  'knn_few_top1': 'kNN',
 }
 _ENCODERS = {
   'supervised': 'trained with labels',
@@ -68,26 +68,30 @@ def quickstart(
     encoder, mesh, config.probe.batch_size, pool=False
   )
   few = config.motion.few_clips
+
+  def score(params):
+    return baselines.score_features(
+      extract(params, train.videos),
+      extract(params, test.videos),
+      train.labels,
+      test.labels,
+      num_heads=encoder.num_heads,
+      few=few,
+    )
+
   scores = _read_baselines(workdir)
   if scores is None:
     logging.info('baselines: raw pixels, and the encoder before training')
     scores = {
-      'pixels': _score_pixels(encoder, train, test, few),
-      'differences': _score_differences(train, test),
-      'random_init': _score(
-        extract(untrained, train.videos),
-        extract(untrained, test.videos),
-        train.labels,
-        test.labels,
-        encoder.num_heads,
-        few,
-      ),
+      'pixels': baselines.score_pixels(train, test, encoder, few),
+      'differences': baselines.score_differences(train, test, few),
+      'random_init': score(untrained),
     }
     if config.motion.supervised_steps:
       scores['supervised'] = _score_supervised(config, encoder, test)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'baselines.json').write_text(json.dumps(scores, indent=2))
-  print(format_table(scores))
+  print(format_table(scores, len(train.labels), few))
 
   train_start = time.perf_counter()
   state = pretraining.pretrain(config, workdir, profile_steps)
@@ -95,15 +99,7 @@ def quickstart(
     return None
   train_seconds = time.perf_counter() - train_start
 
-  features = extract(state.target, test.videos)
-  scores['pretrained'] = _score(
-    extract(state.target, train.videos),
-    features,
-    train.labels,
-    test.labels,
-    encoder.num_heads,
-    few,
-  )
+  scores['pretrained'] = score(state.target)
   metrics = read_metrics(workdir)
   diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
   results = {
@@ -117,8 +113,15 @@ def quickstart(
     },
   }
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-  _draw(workdir, config, test, features, extract(untrained, test.videos[:32]))
-  print(format_table(scores))
+  shown = test.videos[:32]
+  _draw(
+    workdir,
+    config,
+    test,
+    extract(state.target, shown),
+    extract(untrained, shown),
+  )
+  print(format_table(scores, len(train.labels), few))
   print(
     f'target std {results["target_std"]:.3f}, effective rank '
     f'{results["effective_rank"]:.1f} of {encoder.width}\n'
@@ -172,94 +175,6 @@ def _read_baselines(workdir: epath.Path) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def _score_tokens(train, test, train_labels, test_labels, num_heads, few):
-  """Scores tokens `[N, tokens, D]` by attentive probes, all and few labels."""
-  num_heads = {'num_heads': num_heads}
-  return {
-    'attentive_top1': probing.score_attentive(
-      train, train_labels, test, test_labels, **num_heads
-    ),
-    # As many steps as with all labels.
-    'attentive_few_top1': probing.score_attentive(
-      train[:few],
-      train_labels[:few],
-      test,
-      test_labels,
-      epochs=20 * max(1, len(train) // few),
-      **num_heads,
-    ),
-  }
-
-
-def _score(train, test, train_labels, test_labels, num_heads, few):
-  """Scores features `[N, tokens, D]`; linear and kNN see their mean."""
-  pooled = train.mean(axis=1), train_labels, test.mean(axis=1), test_labels
-  return {
-    **_score_tokens(train, test, train_labels, test_labels, num_heads, few),
-    'linear_top1': probing.score_linear(*pooled),
-    'knn_top1': probing.score_knn(*pooled),
-  }
-
-
-def _score_pixels(
-  encoder: Encoder,
-  train: probing.LabelledClips,
-  test: probing.LabelledClips,
-  few: int,
-) -> dict[str, float]:
-  """Scores raw pixels by the probes that score features.
-
-  The attentive probe sees the tubelets, reduced to the encoder's width by PCA,
-  with their positions; linear and kNN see all frames at 8 x 8 cells.
-  """
-  tokens = [
-    np.asarray(patchify(clips.videos, encoder.tubelet), np.float32) / 255
-    for clips in (train, test)
-  ]
-  mean = tokens[0].mean(axis=(0, 1))
-  flat = (tokens[0] - mean).reshape(-1, tokens[0].shape[-1])
-  variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
-  axes = axes[:, ::-1][:, : encoder.width]
-  scale = variances[-1] ** -0.5
-  grid = compute_grid(train.videos.shape, encoder.tubelet)
-  table = make_sincos_table(grid, axes.shape[1])
-  tokens = [(x - mean) @ axes * scale + table for x in tokens]
-
-  small = (
-    _shrink(train.videos).reshape(len(train.labels), -1),
-    train.labels,
-    _shrink(test.videos).reshape(len(test.labels), -1),
-    test.labels,
-  )
-  return {
-    **_score_tokens(*tokens, train.labels, test.labels, encoder.num_heads, few),
-    'linear_top1': probing.score_linear(*small),
-    'knn_top1': probing.score_knn(*small),
-  }
-
-
-def _shrink(videos: np.ndarray) -> np.ndarray:
-  """Averages frames to 8 x 8 cells: float `[N, frames, 8, 8, 3]`, 0..1."""
-  n, frames, size = videos.shape[:3]
-  cells = videos.reshape(n, frames, 8, size // 8, 8, size // 8, 3)
-  return cells.mean(axis=(3, 5)) / 255
-
-
-def _score_differences(
-  train: probing.LabelledClips, test: probing.LabelledClips
-) -> dict[str, float]:
-  """Scores differences of consecutive frames, which show motion at once."""
-  flat = [
-    np.diff(_shrink(clips.videos), axis=1).reshape(len(clips.labels), -1)
-    for clips in (train, test)
-  ]
-  small = flat[0], train.labels, flat[1], test.labels
-  return {
-    'linear_top1': probing.score_linear(*small),
-    'knn_top1': probing.score_knn(*small),
-  }
-
-
 def _score_supervised(
   config: config_dict.ConfigDict,
   encoder: Encoder,
@@ -277,19 +192,25 @@ def _score_supervised(
   return {'attentive_top1': curve[-1][1]}
 
 
-def format_table(scores: dict[str, dict[str, float]]) -> str:
+def format_table(
+  scores: dict[str, dict[str, float]], labels: int, few: int
+) -> str:
   """Formats accuracies on held-out clips, encoders by methods."""
+  half = len(METHODS) // 2
   lines = [
     '',
     'accuracy on held-out clips'.ljust(28)
-    + ''.join(name.rjust(11) for name in METHODS.values()),
+    + ''.join(
+      f'{count} labelled clips'.center(10 * half) for count in (labels, few)
+    ).rstrip(),
+    ' ' * 28 + ''.join(name.rjust(10) for name in METHODS.values()),
   ]
   for encoder, title in _ENCODERS.items():
     if encoder in scores:
       lines.append(
         title.ljust(28)
         + ''.join(
-          f'{scores[encoder][m]:11.3f}' if m in scores[encoder] else ' ' * 11
+          f'{scores[encoder][m]:10.3f}' if m in scores[encoder] else ' ' * 10
           for m in METHODS
         )
       )
@@ -311,7 +232,7 @@ def _draw(workdir, config, test, pretrained, untrained):
     masks=masks,
     features={
       'random init': untrained,
-      'pretrained': pretrained[:32],
+      'pretrained': pretrained,
     },
     grid=get_grid(config),
     metrics=read_metrics(workdir),

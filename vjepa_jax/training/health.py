@@ -233,20 +233,26 @@ def _find_stall(metrics: Metrics) -> Finding | None:
 
 def _find_probe_loss(metrics: Metrics) -> Finding | None:
   """Features that tell less than those of the untrained encoder."""
-  for name in ('probe_knn', 'probe_linear'):
+  # An attentive probe sees what means over tokens hide.
+  attentive = _column(metrics, 'probe_attentive')
+  names = ('probe_attentive',) if attentive else ('probe_knn', 'probe_linear')
+  for name in names:
     points = _column(metrics, name)
     if len(points) < 3:
       return None
     if any(v > points[0][1] - _PROBE_DROP for _, v in points[-2:]):
       return None
   (_, first), (step, last) = points[0], points[-1]
+  kind = 'attentive' if attentive else 'linear'
   return Finding(
     'probes below their start',
     'warning',
-    f'linear accuracy is {last:.3f} at step {step}, {first:.3f} before the '
+    f'{kind} accuracy is {last:.3f} at step {step}, {first:.3f} before the '
     'first',
-    'the attentive probe, which sees what means over tokens hide; if it falls '
-    'too, treat as rank loss',
+    'treat as rank loss'
+    if attentive
+    else 'the attentive probe (config.probe.attentive_labels), which sees what '
+    'means over tokens hide; if it falls too, treat as rank loss',
   )
 
 

@@ -94,7 +94,11 @@ _CURVES = (
   ),
   (
     'online probe, accuracy',
-    {'probe_knn': 'kNN', 'probe_linear': 'linear'},
+    {
+      'probe_attentive': 'attentive',
+      'probe_knn': 'kNN',
+      'probe_linear': 'linear',
+    },
   ),
 )
 _MORE_CURVES = (

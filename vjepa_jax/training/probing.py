@@ -182,7 +182,7 @@ def score_attentive(
   test_labels: np.ndarray,
   *,
   num_heads: int,
-  epochs: int = 20,
+  steps: int = 500,
   batch_size: int = 64,
   learning_rate: float = 1e-3,
   weight_decay: float = 0.01,
@@ -202,7 +202,8 @@ def score_attentive(
     test: float32 `[M, tokens, D]`.
     test_labels: int `[M]`.
     num_heads: Attention heads of the probe.
-    epochs: Passes over the training features.
+    steps: Batches to train on; each pass over the clips has an order of its
+      own.
     batch_size: Clips a step.
     learning_rate: At the start.
     weight_decay: Of all but biases and norms.
@@ -215,7 +216,6 @@ def score_attentive(
   num_classes = int(max(train_labels.max(), test_labels.max())) + 1
   probe = AttentiveProbe(num_classes, num_heads)
   batch_size = min(batch_size, len(train))
-  steps = epochs * (len(train) // batch_size)
   tx = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(
@@ -239,13 +239,12 @@ def score_attentive(
   params = probe.init(jax.random.key(seed), train[:1])['params']
   opt_state = tx.init(params)
   rng = np.random.default_rng(seed)
-  for _ in make_bar(range(epochs), desc='attentive probe', leave=False):
-    order = rng.permutation(len(train))
-    for start in range(0, len(train) - batch_size + 1, batch_size):
-      rows = order[start : start + batch_size]
-      params, opt_state = step(
-        params, opt_state, train[rows], train_labels[rows]
-      )
+  order = np.zeros(0, np.int64)
+  for _ in make_bar(range(steps), desc='attentive probe', leave=False):
+    if len(order) < batch_size:
+      order = rng.permutation(len(train))
+    rows, order = np.split(order, [batch_size])
+    params, opt_state = step(params, opt_state, train[rows], train_labels[rows])
   predict = jax.jit(lambda p, x: probe.apply({'params': p}, x).argmax(axis=-1))
   predicted = [
     np.asarray(predict(params, test[start : start + batch_size]))

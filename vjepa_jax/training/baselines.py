@@ -1,0 +1,120 @@
+"""What probes reach on features, and on pixels without any features."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.positions import make_sincos_table
+from vjepa_jax.models.tubelets import compute_grid, patchify
+from vjepa_jax.training import probing
+from vjepa_jax.training.probing import LabelledClips
+
+Scores = dict[str, float]
+
+
+def score_features(
+  train: np.ndarray,
+  test: np.ndarray,
+  train_labels: np.ndarray,
+  test_labels: np.ndarray,
+  *,
+  num_heads: int,
+  few: int,
+) -> Scores:
+  """Scores frozen features by all probes; linear and kNN see their mean.
+
+  Args:
+    train: float32 `[N, tokens, D]`.
+    test: float32 `[M, tokens, D]`.
+    train_labels: int `[N]`.
+    test_labels: int `[M]`.
+    num_heads: Attention heads of the attentive probe.
+    few: The same once more with only the first so many labelled clips.
+
+  Returns:
+    Accuracies `attentive_top1`, `linear_top1`, `knn_top1`, and
+    `attentive_few_top1` and so on.
+  """
+  labels = train_labels, test_labels
+  return _score_tokens(train, test, *labels, num_heads, few) | _score_vectors(
+    train.mean(axis=1), test.mean(axis=1), *labels, few
+  )
+
+
+def score_pixels(
+  train: LabelledClips, test: LabelledClips, encoder: Encoder, few: int
+) -> Scores:
+  """Scores raw pixels by the probes that score features.
+
+  The attentive probe sees the tubelets, reduced to the encoder's width by PCA,
+  with their positions; linear and kNN see all frames at 8 x 8 cells.
+  """
+  tokens = [
+    np.asarray(patchify(clips.videos, encoder.tubelet), np.float32) / 255
+    for clips in (train, test)
+  ]
+  mean = tokens[0].mean(axis=(0, 1))
+  flat = (tokens[0] - mean).reshape(-1, tokens[0].shape[-1])
+  variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
+  axes = axes[:, ::-1][:, : encoder.width]
+  scale = variances[-1] ** -0.5
+  grid = compute_grid(train.videos.shape, encoder.tubelet)
+  table = make_sincos_table(grid, axes.shape[1])
+  tokens = [(x - mean) @ axes * scale + table for x in tokens]
+  vectors = [
+    _shrink(x.videos).reshape(len(x.labels), -1) for x in (train, test)
+  ]
+  labels = train.labels, test.labels
+  return _score_tokens(
+    *tokens, *labels, encoder.num_heads, few
+  ) | _score_vectors(*vectors, *labels, few)
+
+
+def score_differences(
+  train: LabelledClips, test: LabelledClips, few: int
+) -> Scores:
+  """Scores differences of consecutive frames, which show motion at once."""
+  vectors = [
+    np.diff(_shrink(x.videos), axis=1).reshape(len(x.labels), -1)
+    for x in (train, test)
+  ]
+  return _score_vectors(*vectors, train.labels, test.labels, few)
+
+
+def _shrink(videos: np.ndarray) -> np.ndarray:
+  """Averages frames to 8 x 8 cells: float `[N, frames, 8, 8, 3]`, 0..1."""
+  n, frames, size = videos.shape[:3]
+  cells = videos.reshape(n, frames, 8, size // 8, 8, size // 8, 3)
+  return cells.mean(axis=(3, 5)) / 255
+
+
+def _score_tokens(train, test, train_labels, test_labels, num_heads, few):
+  def score(*arguments):
+    return probing.score_attentive(*arguments, num_heads=num_heads)
+
+  probes = {'attentive': score}
+  return _score_all(probes, train, test, train_labels, test_labels, few)
+
+
+def _score_vectors(train, test, train_labels, test_labels, few):
+  probes = {'linear': probing.score_linear, 'knn': probing.score_knn}
+  return _score_all(probes, train, test, train_labels, test_labels, few)
+
+
+def _score_all(
+  probes: dict[str, Callable[..., float]],
+  train: np.ndarray,
+  test: np.ndarray,
+  train_labels: np.ndarray,
+  test_labels: np.ndarray,
+  few: int,
+) -> Scores:
+  """Scores with all labels and with the first few."""
+  return {
+    f'{name}{suffix}_top1': score(
+      train[:count], train_labels[:count], test, test_labels
+    )
+    for suffix, count in (('', len(train)), ('_few', few))
+    for name, score in probes.items()
+  }
