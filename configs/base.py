@@ -190,5 +190,6 @@ def get_config() -> config_dict.ConfigDict:
     max_clips=2000,
     batch_size=64,
     attentive_labels=0,
+    attentive_steps=500,
   )
   return config

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     few_clips=16,
     supervised_steps=2,
   )
-  config.probe.every_steps = 2
+  config.probe.update(every_steps=2, attentive_steps=10)
   config.total_steps = 2
   config.learning_rate.warmup_steps = 1
   return config, folder / 'run', task.quickstart(config, folder / 'run')

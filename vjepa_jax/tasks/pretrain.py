@@ -223,6 +223,7 @@ def make_evaluate(
         features[1],
         test.labels,
         num_heads=encoder.num_heads,
+        steps=probe.attentive_steps,
       )
       features = [tokens.mean(axis=1) for tokens in features]
     arguments = (features[0], train.labels, features[1], test.labels)

@@ -68,6 +68,9 @@ def quickstart(
     encoder, mesh, config.probe.batch_size, pool=False
   )
   few = config.motion.few_clips
+  options = dict(
+    num_heads=encoder.num_heads, steps=config.probe.attentive_steps
+  )
 
   def score(params):
     return baselines.score_features(
@@ -75,15 +78,15 @@ def quickstart(
       extract(params, test.videos),
       train.labels,
       test.labels,
-      num_heads=encoder.num_heads,
       few=few,
+      **options,
     )
 
   scores = _read_baselines(workdir)
   if scores is None:
     logging.info('baselines: raw pixels, and the encoder before training')
     scores = {
-      'pixels': baselines.score_pixels(train, test, encoder, few),
+      'pixels': baselines.score_pixels(train, test, encoder, few, **options),
       'differences': baselines.score_differences(train, test, few),
       'random_init': score(untrained),
     }

@@ -1,6 +1,7 @@
 """What probes reach on features, and on pixels without any features."""
 
 from collections.abc import Callable
+import functools
 
 import numpy as np
 
@@ -19,8 +20,8 @@ def score_features(
   train_labels: np.ndarray,
   test_labels: np.ndarray,
   *,
-  num_heads: int,
   few: int,
+  **options: int,
 ) -> Scores:
   """Scores frozen features by all probes; linear and kNN see their mean.
 
@@ -29,21 +30,25 @@ def score_features(
     test: float32 `[M, tokens, D]`.
     train_labels: int `[N]`.
     test_labels: int `[M]`.
-    num_heads: Attention heads of the attentive probe.
     few: The same once more with only the first so many labelled clips.
+    **options: num_heads and steps of the attentive probe.
 
   Returns:
     Accuracies `attentive_top1`, `linear_top1`, `knn_top1`, and
     `attentive_few_top1` and so on.
   """
   labels = train_labels, test_labels
-  return _score_tokens(train, test, *labels, num_heads, few) | _score_vectors(
+  return _score_tokens(train, test, *labels, few, options) | _score_vectors(
     train.mean(axis=1), test.mean(axis=1), *labels, few
   )
 
 
 def score_pixels(
-  train: LabelledClips, test: LabelledClips, encoder: Encoder, few: int
+  train: LabelledClips,
+  test: LabelledClips,
+  encoder: Encoder,
+  few: int,
+  **options: int,
 ) -> Scores:
   """Scores raw pixels by the probes that score features.
 
@@ -66,9 +71,9 @@ def score_pixels(
     _shrink(x.videos).reshape(len(x.labels), -1) for x in (train, test)
   ]
   labels = train.labels, test.labels
-  return _score_tokens(
-    *tokens, *labels, encoder.num_heads, few
-  ) | _score_vectors(*vectors, *labels, few)
+  return _score_tokens(*tokens, *labels, few, options) | _score_vectors(
+    *vectors, *labels, few
+  )
 
 
 def score_differences(
@@ -89,11 +94,8 @@ def _shrink(videos: np.ndarray) -> np.ndarray:
   return cells.mean(axis=(3, 5)) / 255
 
 
-def _score_tokens(train, test, train_labels, test_labels, num_heads, few):
-  def score(*arguments):
-    return probing.score_attentive(*arguments, num_heads=num_heads)
-
-  probes = {'attentive': score}
+def _score_tokens(train, test, train_labels, test_labels, few, options):
+  probes = {'attentive': functools.partial(probing.score_attentive, **options)}
   return _score_all(probes, train, test, train_labels, test_labels, few)
 
 
