@@ -57,7 +57,7 @@ def get_config(arg: str | None = None):
   # 4 x 4 x 4 = 64 tokens.
   config.mask_names = ('random',)
   config.masks.random = dict(
-    kind='random', ratio=0.6875, context_tokens=20, target_tokens=32
+    kind='random', ratio=0.5, context_tokens=32, target_tokens=32
   )
   config.objective.target_norm = 'position'
 

@@ -28,8 +28,10 @@ _ROWS = {
   'supervised': 'trained with all labels',
 }
 _COLUMNS = {
-  'attentive_top1': 'attentive',
-  'attentive_few_top1': 'attentive, 400 labels',
+  'attentive_few_top1': '160 labels: attentive',
+  'linear_few_top1': 'linear',
+  'knn_few_top1': 'kNN',
+  'attentive_top1': '1600 labels: attentive',
   'linear_top1': 'linear',
   'knn_top1': 'kNN',
 }
@@ -37,7 +39,7 @@ _CURVES = {
   'loss': 'prediction loss',
   'content_std': 'std over clips at a place',
   'effective_rank': 'effective rank of tokens',
-  'probe_linear': 'linear probe on means',
+  'probe_attentive': 'attentive probe, 160 labels',
 }
 
 
@@ -52,7 +54,7 @@ def run(seed: int, workdir: Path, options: list[str]) -> None:
     *options,
   ]
   if seed == _SEEDS[0]:
-    command.append('--config.motion.supervised_steps=1500')
+    command.append('--config.motion.supervised_steps=400')
   subprocess.run(command, cwd=_HERE.parent, check=True)
 
 
@@ -61,11 +63,17 @@ def collect(seed: int, workdir: Path) -> None:
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   kept = []
   for line in map(json.loads, lines):
-    if 'effective_rank' in line or 'probe_linear' in line:
+    if 'effective_rank' in line or 'probe_attentive' in line:
       kept.append(
         {
           name: float(f'{line[name]:.4g}')
-          for name in ('step', *_CURVES, 'probe_knn', 'effective_rank_clips')
+          for name in (
+            'step',
+            *_CURVES,
+            'probe_linear',
+            'probe_knn',
+            'effective_rank_clips',
+          )
           if name in line
         }
       )
