@@ -75,6 +75,22 @@ def read_clips(
   Raises:
     DecodeError: The video cannot be read.
   """
+  return read_timed_clips(record, options, rng)[0]
+
+
+def read_timed_clips(
+  record: sources.Record,
+  options: ClipOptions,
+  rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cuts clips as `read_clips`, and says when their frames are shown.
+
+  Returns:
+    The clips, and the times float64 `[num_clips, frames]`, in seconds.
+
+  Raises:
+    DecodeError: The video cannot be read.
+  """
   size = (options.resolution, options.resolution)
   clips = []
   with decode.open_video(record.video) as video:
@@ -101,7 +117,7 @@ def read_clips(
         flip = rng.random() < options.flip
       clip = video.read(clip_indices, box, size)
       clips.append(transforms.flip_horizontal(clip) if flip else clip)
-  return np.stack(clips)
+    return np.stack(clips), video.times[indices]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ class BadFile(NamedTuple):
 
 
 def pack(fields: dict[str, Any], content: bytes) -> bytes:
-  """Encodes a record: fields, JSON, and bytes.
+  """Encodes a record: fields, JSON, `label` and `name` among them, and bytes.
 
   The encoding is the length of the JSON as a little-endian uint32, the JSON in
   UTF-8, and the bytes.
@@ -52,7 +52,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
     fields = json.loads(data[4 : 4 + length])
   except (struct.error, ValueError) as e:
     raise ValueError('not a record of vjepa_jax: bad header') from e
-  if not isinstance(fields, dict):
+  if not isinstance(fields, dict) or not {'label', 'name'} <= fields.keys():
     raise ValueError('not a record of vjepa_jax: bad header')
   return fields, memoryview(data)[4 + length :]
 
@@ -65,12 +65,20 @@ def name_shards(folder: str, stem: str, count: int) -> list[str]:
   ]
 
 
-def hash_names(source: Sequence[Any]) -> str:
-  """Hashes the names of a source's records, in their order."""
-  names = hashlib.sha256()
-  for i in range(len(source)):
-    names.update(source[i].name.encode('utf-8', 'surrogateescape') + b'\n')
-  return names.hexdigest()
+def hash_records(source: Sequence[Any]) -> str:
+  """Hashes names and labels of a source's records, in their order.
+
+  Of a source that holds the videos themselves, which reading a name would read
+  whole, a thousand are looked at.
+  """
+  count = len(source)
+  step = 1 if isinstance(source[0].video, str) else -(-count // 1000)
+  digest = hashlib.sha256()
+  for i in range(0, count, step):
+    record = source[i]
+    line = f'{record.name} {record.label}\n'
+    digest.update(line.encode('utf-8', 'surrogateescape'))
+  return digest.hexdigest()
 
 
 def check_options(path: str, options: dict[str, Any]) -> None:

@@ -293,7 +293,7 @@ def make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
 
 def _place(abstract: Any, sharding_only: bool = False) -> Any:
   """Puts shapes, or gives their shardings, on the default device."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def place(x):
     if sharding_only:

@@ -97,7 +97,7 @@ def prepare(
   os.makedirs(output, exist_ok=True)
   options = {
     'num_videos': len(source),
-    'names_sha256': shards.hash_names(source),
+    'videos_sha256': shards.hash_records(source),
     'shard_size': shard_size,
     'encoding': encoding._asdict() if encoding else 'as is',
   }
