@@ -20,7 +20,7 @@ from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.training import checkpoint
 
 # How a model is run, which is for the loader to say.
-_RUN_FIELDS = ('remat', 'attention', 'dtype')
+_RUN_FIELDS = ('remat', 'attention', 'dtype', 'drop_path_rate')
 
 
 @dataclasses.dataclass(frozen=True)

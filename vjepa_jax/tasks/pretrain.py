@@ -195,8 +195,8 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
 
 def make_evaluate(
   config: config_dict.ConfigDict, encoder: Encoder, mesh: Mesh
-) -> Callable[[Any], dict[str, float]] | None:
-  """Makes the online probe, a function of the target; None if it is off."""
+) -> Callable[[TrainState], dict[str, float]] | None:
+  """Makes the online probe of the target; None if it is off."""
   probe = config.probe
   if not (probe.train and probe.test and probe.every_steps):
     return None
@@ -209,8 +209,8 @@ def make_evaluate(
   )
   extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=True)
 
-  def evaluate(target: Any) -> dict[str, float]:
-    features = extract(target, train.videos), extract(target, test.videos)
+  def evaluate(state: TrainState) -> dict[str, float]:
+    features = [extract(state.target, c.videos) for c in (train, test)]
     if jax.process_index():
       return {}
     arguments = (features[0], train.labels, features[1], test.labels)
