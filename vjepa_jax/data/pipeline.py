@@ -129,12 +129,14 @@ class SampleLoader:
     options: How clips are cut.
     mask_samplers: One a mask spec.
     seed: Seed of the run.
+    num_classes: For training with labels; None leaves labels out.
   """
 
   sources: tuple[Any, ...]
   options: ClipOptions
   mask_samplers: tuple[MaskSampler, ...]
   seed: int
+  num_classes: int | None = None
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads the sample at a position of the run.
@@ -147,10 +149,12 @@ class SampleLoader:
     Returns:
       'video' uint8 `[num_clips, frames, size, size, 3]`; 'masks' a tuple with
       'context' int32 `[num_clips, Kc]` and 'target' `[num_clips, Kt]` a spec;
-      'failures' a JSON list of {name, reason} for the videos that failed.
+      'failures' a JSON list of {name, reason} for the videos that failed; with
+      `num_classes` a 'label' int32 `[num_clips]`.
 
     Raises:
       RuntimeError: 100 videos in a row failed.
+      ValueError: A video has no label, or one outside of the classes.
     """
     source_index, item = key
     source = self.sources[source_index]
@@ -179,7 +183,7 @@ class SampleLoader:
       ]
       for i, sampler in enumerate(self.mask_samplers)
     ]
-    return {
+    sample = {
       'video': video,
       'masks': tuple(
         {
@@ -190,6 +194,20 @@ class SampleLoader:
       ),
       'failures': json.dumps(failures) if failures else '',
     }
+    if self.num_classes is not None:
+      check_label(record, self.num_classes)
+      sample['label'] = np.full(len(video), record.label, np.int32)
+    return sample
+
+
+def check_label(record: sources.Record, num_classes: int) -> None:
+  """Raises ValueError unless a record has one of the labels 0, 1, ..."""
+  if not 0 <= record.label < num_classes:
+    label = 'no label' if record.label < 0 else f'label {record.label}'
+    raise ValueError(
+      f'{record.name} has {label}, training needs one from 0 to '
+      f'{num_classes - 1}'
+    )
 
 
 def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -198,7 +216,10 @@ def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   def concatenate(*arrays):
     return np.concatenate(arrays)
 
-  return {
+  labels = {}
+  if 'label' in samples[0]:
+    labels['label'] = concatenate(*[s['label'] for s in samples])
+  return labels | {
     'video': concatenate(*[s['video'] for s in samples]),
     'masks': tuple(
       {

@@ -19,18 +19,16 @@ cannot be read are listed with the reason in OUTPUT/quarantine.jsonl (host 3:
 quarantine-3.jsonl).
 """
 
-import json
 import sys
 
 from absl import app, flags, logging
-from etils import epath
 import jax
 import jax.numpy as jnp
 
 from vjepa_jax import mistakes
 from vjepa_jax.data import sources
 from vjepa_jax.data.pipeline import ClipOptions
-from vjepa_jax.interop.load import LoadedEncoder, load
+from vjepa_jax.interop.load import LoadedEncoder, load, read_clip_rate
 from vjepa_jax.training.extraction import extract
 
 _BACKBONE = flags.DEFINE_string(
@@ -77,8 +75,6 @@ _NUM_THREADS = flags.DEFINE_integer(
 _HOST_INDEX = flags.DEFINE_integer('host_index', None, 'Of this host, from 0.')
 _NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, 'Hosts that share this.')
 
-_FRAME_STEP_PUBLISHED = 4
-
 
 def choose_options(model: LoadedEncoder) -> ClipOptions:
   """Returns how the flags cut clips; what they leave open, the backbone says.
@@ -93,25 +89,12 @@ def choose_options(model: LoadedEncoder) -> ClipOptions:
       f'{_BACKBONE.value} does not say what clips it was trained with: give '
       '--frames and --resolution'
     )
-  frame_step, fps = _FRAME_STEP.value, _FPS.value
-  if frame_step is None and fps is None:
-    frame_step, fps = _read_rate(_BACKBONE.value)
+  rate = {'frame_step': _FRAME_STEP.value, 'fps': _FPS.value}
+  if set(rate.values()) == {None}:
+    rate = read_clip_rate(_BACKBONE.value)
   return ClipOptions(
-    frames=frames,
-    resolution=resolution,
-    frame_step=frame_step,
-    fps=fps,
-    num_clips=_SEGMENTS.value,
+    frames=frames, resolution=resolution, num_clips=_SEGMENTS.value, **rate
   )
-
-
-def _read_rate(path: str) -> tuple[int | None, float | None]:
-  """Reads step and frames a second of a run's clips, else the published."""
-  try:
-    clip = json.loads((epath.Path(path) / 'config.json').read_text())['clip']
-    return clip['frame_step'], clip['fps']
-  except (OSError, ValueError, KeyError):
-    return _FRAME_STEP_PUBLISHED, None
 
 
 def main(argv: list[str]) -> None:
