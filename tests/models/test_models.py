@@ -424,7 +424,8 @@ def _drop_path_model(rate):
 @pytest.fixture(scope='module')
 def drop_path_params():
   """Of three blocks whose perceptrons add nothing."""
-  params = _drop_path_model(0.0).init(jax.random.key(0), jnp.ones((1, 2, 16)))
+  init = jax.jit(_drop_path_model(0.0).init)
+  params = init(jax.random.key(0), jnp.ones((1, 2, 16)))
   mlp = params['params']['blocks']['mlp']
   mlp['fc2'] = jax.tree.map(jnp.zeros_like, mlp['fc2'])
   return params
@@ -454,7 +455,7 @@ def test_drop_path_grows_with_depth_and_keeps_the_mean(
 
 def test_drop_path_is_off_in_evaluation_and_at_rate_0():
   video = _video()
-  params = _init(_encoder())
+  params = jax.eval_shape(lambda: _init(_encoder()))
 
   def run(rate, **rngs):
     def apply(params, video, key):

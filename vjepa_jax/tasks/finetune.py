@@ -29,7 +29,7 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.pretrain import describe
-from vjepa_jax.tasks.program import get_steps
+from vjepa_jax.tasks.program import check_steps, get_steps
 from vjepa_jax.tasks.smoke import shrink_finetuning
 from vjepa_jax.training import classification, loop
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
@@ -79,6 +79,7 @@ def finetune(
     )
   steps_per_epoch = len(train) / batch_size
   total_steps = get_steps(config, 'total', steps_per_epoch)
+  check_steps(workdir, 0, total_steps, profile_steps)
   classifier = _build_classifier(config, backbone, mesh)
   tx = optax.scale_by_adam(**config.optimizer)
   key = jax.random.key(config.seed)
@@ -121,11 +122,7 @@ def finetune(
   else:
     state, position = _init(classifier, backbone, tx, key, shardings), 0
   start_step = int(state.step)
-  if start_step > total_steps:
-    raise ValueError(
-      f'{workdir} is at step {start_step}, past the {total_steps} of this '
-      'config: raise config.total_steps or use another --workdir'
-    )
+  check_steps(workdir, start_step, total_steps, profile_steps)
   feed = Feed(
     pipeline.make_batches(
       pipeline.SampleLoader(
