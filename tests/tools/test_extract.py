@@ -1,5 +1,6 @@
 """Features of videos in shards: the command, and what it leaves behind."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,8 +16,9 @@ from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
-from vjepa_jax.tools import convert
-from vjepa_jax.training import extraction
+from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.tools import convert, prepare
+from vjepa_jax.training import extraction, probing
 
 OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=3)
 
@@ -96,6 +98,7 @@ def test_features_are_those_of_the_model(manifest, model, whole):
 
 def test_pooled_features_are_the_mean(manifest, model, whole, tmp_path):
   _extract(manifest, tmp_path, model, pool='mean', dtype='float32')
+  assert probing.load_features(str(tmp_path))[0].shape == (9, 3 * 48)
   pooled = FeatureSource(str(tmp_path))[4]
   assert pooled.features.dtype == np.float32
   np.testing.assert_allclose(
@@ -103,6 +106,53 @@ def test_pooled_features_are_the_mean(manifest, model, whole, tmp_path):
     FeatureSource(str(whole))[4].features.astype(np.float32).mean(axis=1),
     atol=1e-3,
   )
+
+
+def test_probes_score_cached_features_as_they_score_videos(
+  toy_videos, model, tmp_path
+):
+  source = sources.open_source(str(toy_videos))
+  extraction.extract(
+    source,
+    str(tmp_path),
+    model.encoder,
+    model.params,
+    dataclasses.replace(OPTIONS, num_clips=1),
+    dtype='float32',
+    batch_size=8,
+  )
+  cached, labels = probing.load_features(str(tmp_path))
+  clips = probing.load_labelled_clips(source, OPTIONS)
+  extract = probing.make_extract(model.encoder, make_mesh(), 8, pool=False)
+  direct = extract(jax.device_get(model.params), clips.videos)
+  np.testing.assert_array_equal(labels, clips.labels)
+  np.testing.assert_allclose(cached, direct, atol=1e-5)
+  for score in (probing.score_knn, probing.score_linear):
+    scores = [
+      score(x[:16].mean(1), labels[:16], x[16:].mean(1), labels[16:])
+      for x in (cached, direct)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_features_of_unlabelled_videos_make_no_probe(
+  toy_videos, model, tmp_path
+):
+  folder = tmp_path / 'videos'
+  folder.mkdir()
+  (folder / 'a.mp4').symlink_to(toy_videos.parent / '0000.mp4')
+  _extract(folder, tmp_path / 'out', model, num_shards=1)
+  with pytest.raises(ValueError, match='a.mp4 has no label'):
+    probing.load_features(str(tmp_path / 'out'))
+  with pytest.raises(ValueError, match='hold videos, not features'):
+    prepare.prepare(
+      sources.open_source(str(folder)),
+      str(tmp_path / 'shards'),
+      None,
+      shard_size=1,
+      num_workers=0,
+    )
+    FeatureSource(str(tmp_path / 'shards'))
 
 
 def test_an_interrupted_run_ends_with_the_same_files(
@@ -209,4 +259,4 @@ def test_command(manifest, model, workdir, whole, tmp_path):
   wrong = _run(*arguments, '--compute_dtype=bfloat16')
   assert wrong.returncode == 2
   assert wrong.stderr.strip().splitlines()[-1].startswith('error: ')
-  assert "'frame_step': 2" in wrong.stderr and "'frame_step': 4" in wrong.stderr
+  assert 'frame_step was 2 and is now 4' in wrong.stderr

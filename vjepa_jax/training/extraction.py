@@ -100,7 +100,7 @@ def extract(
       'num_shards': num_shards,
       'encoder': _describe(encoder),
       'params_sha256': _hash_params(params),
-      'clip': {
+      **{
         name: getattr(options, name)
         for name in ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
       },
