@@ -74,6 +74,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   config.probe = dict(depth=0)
   # None: one more than the largest label, for which all are read at the start.
   config.num_classes = config_dict.placeholder(int)
+  if published:
+    config.num_classes = 400 if options['data'].startswith('k400') else 174
 
   config.data = dict(
     train='',  # any source with labels

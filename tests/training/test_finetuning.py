@@ -67,6 +67,7 @@ def test_rates_are_the_published_for_the_batch(
   config = finetune.get_config(f'{variant},backbone=some/where')
   assert config.backbone == 'some/where'
   assert (config.data.batch_size, config.total_epochs) == (batch, epochs)
+  assert config.num_classes == {'k': 400, 's': 174, 'f': None}[variant[0]]
   rate = make_schedules(config, epochs * 100, 100.0)['learning_rate']
   assert float(rate(500)) == pytest.approx(peak, rel=1e-5)
   assert float(rate(250)) == pytest.approx(peak / 2, rel=0.01)

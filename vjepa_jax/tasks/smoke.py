@@ -87,7 +87,7 @@ def shrink_finetuning(
   config = config_dict.ConfigDict(config.to_dict())
   config.smoke = False
   manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
-  config.backbone = ''
+  config.backbone, config.num_classes = '', None
   config.encoder.update(size='nano', tubelet=(2, 8, 8))
   config.compute_dtype = 'float32'
   config.data.update(train=manifest, test=manifest, batch_size=8, num_workers=0)
