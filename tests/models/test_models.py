@@ -415,3 +415,55 @@ def test_attentive_probe_attends_to_all_tokens():
 def test_errors_name_the_thing_and_what_exists(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def _drop_path_model(rate):
+  return transformer.Transformer(3, 2, 32, drop_path_rate=rate)
+
+
+@pytest.fixture(scope='module')
+def drop_path_params():
+  """Of three blocks whose perceptrons add nothing."""
+  init = jax.jit(_drop_path_model(0.0).init)
+  params = init(jax.random.key(0), jnp.ones((1, 2, 16)))
+  mlp = params['params']['blocks']['mlp']
+  mlp['fc2'] = jax.tree.map(jnp.zeros_like, mlp['fc2'])
+  return params
+
+
+@pytest.mark.parametrize('active,rate', [(0, 0.0), (1, 0.4), (2, 0.8)])
+def test_drop_path_grows_with_depth_and_keeps_the_mean(
+  drop_path_params, active, rate
+):
+  # One block adds something, so that what is dropped can be told.
+  params = jax.tree.map(jnp.copy, drop_path_params)
+  attention = params['params']['blocks']['attention']
+  only = (jnp.arange(3) == active).reshape(3, 1, 1, 1)
+  attention['out_kernel'] *= jnp.where(only, 50.0, 0.0)
+  x = jnp.broadcast_to(
+    jax.random.normal(jax.random.key(1), (1, 2, 16)), (4096, 2, 16)
+  )
+  apply = jax.jit(_drop_path_model(0.8).apply)
+  whole = apply(params, x) - x
+  added = apply(params, x, rngs={'drop_path': jax.random.key(2)}) - x
+  dropped = np.asarray((added == 0).all(axis=(1, 2)))
+  assert dropped.mean() == pytest.approx(rate, abs=0.03)
+  np.testing.assert_allclose(
+    added[~dropped], whole[~dropped] / (1 - rate), rtol=1e-3, atol=1e-6
+  )
+
+
+def test_drop_path_is_off_in_evaluation_and_at_rate_0():
+  video = _video()
+  params = jax.eval_shape(lambda: _init(_encoder()))
+
+  def run(rate, **rngs):
+    def apply(params, video, key):
+      rngs_ = {name: key for name in rngs}
+      encoder = _encoder(drop_path_rate=rate)
+      return encoder.apply({'params': params}, video, rngs=rngs_)
+
+    return jax.jit(apply).lower(params, video, jax.random.key(0)).as_text()
+
+  assert run(0.5) == run(0.0) == run(0.0, drop_path=True)
+  assert run(0.5, drop_path=True) != run(0.0)

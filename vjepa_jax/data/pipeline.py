@@ -75,6 +75,22 @@ def read_clips(
   Raises:
     DecodeError: The video cannot be read.
   """
+  return read_timed_clips(record, options, rng)[0]
+
+
+def read_timed_clips(
+  record: sources.Record,
+  options: ClipOptions,
+  rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cuts clips as `read_clips`, and says when their frames are shown.
+
+  Returns:
+    The clips, and the times float64 `[num_clips, frames]`, in seconds.
+
+  Raises:
+    DecodeError: The video cannot be read.
+  """
   size = (options.resolution, options.resolution)
   clips = []
   with decode.open_video(record.video) as video:
@@ -101,7 +117,7 @@ def read_clips(
         flip = rng.random() < options.flip
       clip = video.read(clip_indices, box, size)
       clips.append(transforms.flip_horizontal(clip) if flip else clip)
-  return np.stack(clips)
+    return np.stack(clips), video.times[indices]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +129,14 @@ class SampleLoader:
     options: How clips are cut.
     mask_samplers: One a mask spec.
     seed: Seed of the run.
+    num_classes: For training with labels; None leaves labels out.
   """
 
   sources: tuple[Any, ...]
   options: ClipOptions
   mask_samplers: tuple[MaskSampler, ...]
   seed: int
+  num_classes: int | None = None
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads the sample at a position of the run.
@@ -131,10 +149,12 @@ class SampleLoader:
     Returns:
       'video' uint8 `[num_clips, frames, size, size, 3]`; 'masks' a tuple with
       'context' int32 `[num_clips, Kc]` and 'target' `[num_clips, Kt]` a spec;
-      'failures' a JSON list of {name, reason} for the videos that failed.
+      'failures' a JSON list of {name, reason} for the videos that failed; with
+      `num_classes` a 'label' int32 `[num_clips]`.
 
     Raises:
       RuntimeError: 100 videos in a row failed.
+      ValueError: A video has no label, or one outside of the classes.
     """
     source_index, item = key
     source = self.sources[source_index]
@@ -163,7 +183,7 @@ class SampleLoader:
       ]
       for i, sampler in enumerate(self.mask_samplers)
     ]
-    return {
+    sample = {
       'video': video,
       'masks': tuple(
         {
@@ -174,6 +194,20 @@ class SampleLoader:
       ),
       'failures': json.dumps(failures) if failures else '',
     }
+    if self.num_classes is not None:
+      check_label(record, self.num_classes)
+      sample['label'] = np.full(len(video), record.label, np.int32)
+    return sample
+
+
+def check_label(record: sources.Record, num_classes: int) -> None:
+  """Raises ValueError unless a record has one of the labels 0, 1, ..."""
+  if not 0 <= record.label < num_classes:
+    label = 'no label' if record.label < 0 else f'label {record.label}'
+    raise ValueError(
+      f'{record.name} has {label}, training needs one from 0 to '
+      f'{num_classes - 1}'
+    )
 
 
 def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -182,7 +216,10 @@ def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   def concatenate(*arrays):
     return np.concatenate(arrays)
 
-  return {
+  labels = {}
+  if 'label' in samples[0]:
+    labels['label'] = concatenate(*[s['label'] for s in samples])
+  return labels | {
     'video': concatenate(*[s['video'] for s in samples]),
     'masks': tuple(
       {

@@ -7,13 +7,13 @@ of the loader receives one.
 
 from collections.abc import Iterable, Sequence
 import glob
-import json
 import os
 import re
-import struct
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from vjepa_jax.data import shards
 
 VIDEO_EXTENSIONS = frozenset(
   [
@@ -202,24 +202,7 @@ class ArrayRecordSource:
 
   def __init__(self, paths: str | Sequence[str]) -> None:
     """Opens one shard, a glob, a folder of shards, or a list of shards."""
-    # Imported late, as are other packages that only one source needs: worker
-    # processes start sooner.
-    from array_record.python import array_record_data_source
-
-    if isinstance(paths, str | os.PathLike):
-      shards = _find_shards(os.fspath(paths))
-    else:
-      shards = [os.fspath(path) for path in paths]
-    if not shards:
-      raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
-    missing = [s for s in shards if not _as_path(s).exists()]
-    if missing:
-      raise FileNotFoundError(f'shard {missing[0]} does not exist')
-    try:
-      self._records = array_record_data_source.ArrayRecordDataSource(shards)
-    except (OSError, RuntimeError, ValueError) as e:
-      raise ValueError(f'cannot open the shards {paths}: {e}') from e
-    self._shards = shards
+    self._records, self._shards = open_shards(paths)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -230,6 +213,37 @@ class ArrayRecordSource:
 
   def __repr__(self) -> str:
     return f'ArrayRecordSource({self._shards[0]!r}, {len(self)} videos)'
+
+
+def open_shards(
+  paths: str | Sequence[str],
+) -> tuple[Sequence[bytes], list[str]]:
+  """Opens one ArrayRecord shard, a glob, a folder of shards, or a list.
+
+  Returns:
+    The records, which can be pickled, and the paths of the shards.
+
+  Raises:
+    FileNotFoundError: There is no such shard.
+    ValueError: A shard is damaged.
+  """
+  # Imported late, as are other packages that only one source needs: worker
+  # processes start sooner.
+  from array_record.python import array_record_data_source
+
+  if isinstance(paths, str | os.PathLike):
+    found = _find_shards(os.fspath(paths))
+  else:
+    found = [os.fspath(path) for path in paths]
+  if not found:
+    raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
+  missing = [s for s in found if not _as_path(s).exists()]
+  if missing:
+    raise FileNotFoundError(f'shard {missing[0]} does not exist')
+  try:
+    return array_record_data_source.ArrayRecordDataSource(found), found
+  except (OSError, RuntimeError, ValueError) as e:
+    raise ValueError(f'cannot open the shards {paths}: {e}') from e
 
 
 class TfdsSource:
@@ -293,14 +307,11 @@ class TfdsSource:
 def pack_record(record: Record) -> bytes:
   """Encodes a record whose video is the bytes of a file.
 
-  The encoding is the length of a JSON header as a little-endian uint32, the
-  header {"label": int, "name": str} in UTF-8, and the file.
+  The fields of `shards.pack` are {"label": int, "name": str}.
   """
   if not isinstance(record.video, bytes):
     raise TypeError(f'video must be bytes, got {type(record.video)}')
-  fields = {'label': record.label, 'name': record.name}
-  header = json.dumps(fields, ensure_ascii=False).encode()
-  return struct.pack('<I', len(header)) + header + record.video
+  return shards.pack({'label': record.label, 'name': record.name}, record.video)
 
 
 def unpack_record(data: bytes) -> Record:
@@ -309,14 +320,12 @@ def unpack_record(data: bytes) -> Record:
   Raises:
     ValueError: if `data` was not written by `pack_record`.
   """
-  try:
-    (length,) = struct.unpack_from('<I', data)
-    header = json.loads(data[4 : 4 + length])
-    return Record(data[4 + length :], header['label'], header['name'])
-  except (struct.error, ValueError, KeyError, TypeError) as e:
+  fields, video = shards.unpack(data)
+  if 'features' in fields:
     raise ValueError(
-      'not a record of vjepa_jax.tools.prepare: bad header'
-    ) from e
+      'the shards hold features of vjepa_jax.tools.extract, not videos'
+    )
+  return Record(bytes(video), fields['label'], fields['name'])
 
 
 class _Strings:

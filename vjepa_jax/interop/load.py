@@ -17,10 +17,11 @@ from vjepa_jax.interop.layout import Params, Weights, WeightsError
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.training import checkpoint
 
 # How a model is run, which is for the loader to say.
-_RUN_FIELDS = ('remat', 'attention', 'dtype')
+_RUN_FIELDS = ('remat', 'attention', 'dtype', 'drop_path_rate')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,8 @@ def read_workdir(
 
   Args:
     path: The workdir.
-    which: 'target_encoder' (the EMA) or 'encoder'.
+    which: 'target_encoder' (the EMA) or 'encoder'; all the same for a run of
+      fine-tuning, which has the latter only.
     with_predictor: Read the predictor too.
 
   Raises:
@@ -172,7 +174,12 @@ def read_workdir(
     models = (metadata.custom_metadata or {}).get('model') or {}
     encoder = _rebuild(Encoder, models, 'encoder', directory / str(step))
     abstract = {'encoder': make_abstract(encoder)}
-    predictor, params = None, {}
+    if 'target' not in metadata.metadata:
+      which = 'encoder'  # training with labels keeps no average
+    probe, predictor, params = None, None, {}
+    if 'probe' in models:
+      probe = _rebuild(AttentiveProbe, models, 'probe', directory)
+      abstract['probe'] = make_abstract(probe, encoder.width)
     if 'predictor' in models:
       predictor = _rebuild(Predictor, models, 'predictor', directory)
       abstract['predictor'] = make_abstract(predictor, encoder.width)
@@ -188,7 +195,11 @@ def read_workdir(
     )
   resolution, frames = _read_clip_size(path)
   weights = Weights(
-    encoder, encoder_params, resolution=resolution, frames=frames
+    encoder,
+    encoder_params,
+    probes=((probe, params['probe']),) if probe is not None else (),
+    resolution=resolution,
+    frames=frames,
   )
   if not with_predictor or predictor is None:
     return weights
@@ -274,13 +285,17 @@ def _rebuild(
     raise WeightsError(f'{path} is of another version: {error}') from None
 
 
-def make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
+def make_abstract(
+  model: Encoder | Predictor | AttentiveProbe, width: int = 0
+) -> Any:
   """Returns the shapes of a model's parameters; `width` is of its input."""
   key = jax.random.key(0)
   if isinstance(model, Encoder):
     video = jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8)
     return jax.eval_shape(model.init, key, video)['params']
   features = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
+  if isinstance(model, AttentiveProbe):
+    return jax.eval_shape(model.init, key, features)['params']
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(
     lambda *arguments: model.init(*arguments, (1, 1, 2)),
@@ -293,7 +308,7 @@ def make_abstract(model: Encoder | Predictor, width: int = 0) -> Any:
 
 def _place(abstract: Any, sharding_only: bool = False) -> Any:
   """Puts shapes, or gives their shardings, on the default device."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def place(x):
     if sharding_only:
@@ -301,6 +316,20 @@ def _place(abstract: Any, sharding_only: bool = False) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map(place, abstract)
+
+
+def read_clip_rate(path: str | os.PathLike) -> dict[str, int | float | None]:
+  """Reads how far apart the frames are of a run's clips.
+
+  Returns:
+    'frame_step' and 'fps', one of them None; a step of 4, the published, of
+    anything that is not a workdir.
+  """
+  try:
+    clip = json.loads((epath.Path(path) / 'config.json').read_text())['clip']
+    return {'frame_step': clip['frame_step'], 'fps': clip['fps']}
+  except (OSError, ValueError, KeyError):
+    return {'frame_step': 4, 'fps': None}
 
 
 def _read_clip_size(path: epath.Path) -> tuple[int | None, int | None]:

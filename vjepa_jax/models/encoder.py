@@ -65,7 +65,7 @@ class Encoder(nn.Module):
       'rope_interleaved' (the exact rotation).
     pixel_norm: How uint8 pixels are normalised, see `tubelets`.
     init_std, scale_init_by_depth: See `transformer.Block`.
-    remat: See `transformer.Transformer`.
+    remat, drop_path_rate: See `transformer.Transformer`.
     attention: Attention kernel, see `attention.attend`.
     dtype: Compute dtype; parameters are float32.
   """
@@ -82,6 +82,7 @@ class Encoder(nn.Module):
   remat: str = 'none'
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
+  drop_path_rate: float = 0.0
 
   @nn.compact
   def __call__(
@@ -136,6 +137,7 @@ class Encoder(nn.Module):
       self.remat,
       self.attention,
       self.dtype,
+      self.drop_path_rate,
       name='transformer',
     )(x, rope, lengths)
     x = transformer.LayerNorm(self.dtype, name='norm')(x)

@@ -119,6 +119,8 @@ class Block(nn.Module):
       rescale is overwritten and has no effect).
     attention: Attention kernel, see `attention.attend`.
     dtype: Compute dtype.
+    drop_path_slope: By how much the probability to drop a branch grows from
+      one block to the next, from 0 in the first, see `Transformer`.
   """
 
   num_heads: int
@@ -127,6 +129,7 @@ class Block(nn.Module):
   scale_init_by_depth: bool = False
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
+  drop_path_slope: float = 0.0
 
   @nn.compact
   def __call__(self, x, layer, rope, lengths):
@@ -143,7 +146,7 @@ class Block(nn.Module):
       return kernel
 
     y = LayerNorm(self.dtype, name='norm1')(x)
-    x = x + Attention(
+    y = Attention(
       self.num_heads,
       kernel_init,
       out_init,
@@ -151,9 +154,20 @@ class Block(nn.Module):
       self.dtype,
       name='attention',
     )(y, rope, lengths)
+    x = x + self._drop_path(y, layer)
     y = LayerNorm(self.dtype, name='norm2')(x)
     mlp = Mlp(self.mlp_dim, kernel_init, out_init, self.dtype, name='mlp')
-    return x + mlp(y)
+    return x + self._drop_path(mlp(y), layer)
+
+  def _drop_path(self, y, layer):
+    """Drops the branch of some clips, and scales it up for the others."""
+    if not (self.drop_path_slope and self.has_rng('drop_path')):
+      return y
+    keep = 1.0 - self.drop_path_slope * layer
+    kept = jax.random.bernoulli(
+      self.make_rng('drop_path'), keep, (y.shape[0], 1, 1)
+    )
+    return y * (kept / keep).astype(y.dtype)
 
 
 class Transformer(nn.Module):
@@ -168,6 +182,10 @@ class Transformer(nn.Module):
       whole block, keeping its input only. 'attention': the same but for the
       output of the attention kernel. 'dots': all but the matmuls without batch
       dimensions.
+    drop_path_rate: Probability that the last block leaves out a branch of a
+      clip, attention or perceptron; it grows linearly from 0 in the first
+      block (stochastic depth, arXiv 1603.09382). Only where `apply` is given
+      an rng 'drop_path': never in evaluation.
     (others): See `Block`.
   """
 
@@ -179,6 +197,7 @@ class Transformer(nn.Module):
   remat: str = 'none'
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
+  drop_path_rate: float = 0.0
 
   @nn.compact
   def __call__(
@@ -226,12 +245,13 @@ class Transformer(nn.Module):
       self.scale_init_by_depth,
       self.attention,
       self.dtype,
+      self.drop_path_rate / max(self.depth - 1, 1),
       name='blocks',
     )
     scan = nn.scan(
       body,
       variable_axes={'params': 0},
-      split_rngs={'params': True},
+      split_rngs={'params': True, 'drop_path': True},
       length=self.depth,
     )
     x, _ = scan(block, x, jnp.arange(self.depth))

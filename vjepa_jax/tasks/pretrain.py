@@ -16,7 +16,12 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.program import build_program, get_grid, get_steps
+from vjepa_jax.tasks.program import (
+  build_program,
+  check_steps,
+  get_grid,
+  get_steps,
+)
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.tasks.teacher import load_teacher
 from vjepa_jax.training import loop, probing
@@ -60,12 +65,7 @@ def pretrain(
   loader = make_loader(config)
   steps_per_epoch = sum(len(s) for s in loader.sources) / batch_size
   total_steps = get_steps(config, 'total', steps_per_epoch)
-
-  if profile_steps and not profile_steps[0] < profile_steps[1] <= total_steps:
-    raise ValueError(
-      f'profile_steps {profile_steps[0]}:{profile_steps[1]} must lie within '
-      f'the {total_steps} steps of the run'
-    )
+  check_steps(workdir, 0, total_steps, profile_steps)
 
   # Models, shardings, step.
   program = build_program(config, mesh, total_steps, steps_per_epoch)
@@ -104,11 +104,7 @@ def pretrain(
     )
     state = state.replace(teacher=teacher)
   start_step = int(state.step)
-  if start_step > total_steps:
-    raise ValueError(
-      f'{workdir} is at step {start_step}, past the {total_steps} of this '
-      'config: raise config.total_steps or use another --workdir'
-    )
+  check_steps(workdir, start_step, total_steps, profile_steps)
 
   feed = Feed(
     pipeline.make_batches(
@@ -195,8 +191,8 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
 
 def make_evaluate(
   config: config_dict.ConfigDict, encoder: Encoder, mesh: Mesh
-) -> Callable[[Any], dict[str, float]] | None:
-  """Makes the online probe, a function of the target; None if it is off."""
+) -> Callable[[TrainState], dict[str, float]] | None:
+  """Makes the online probe of the target; None if it is off."""
   probe = config.probe
   if not (probe.train and probe.test and probe.every_steps):
     return None
@@ -211,8 +207,8 @@ def make_evaluate(
   # An attentive probe needs the tokens, and with them more memory.
   extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=not few)
 
-  def evaluate(target: Any) -> dict[str, float]:
-    features = extract(target, train.videos), extract(target, test.videos)
+  def evaluate(state: TrainState) -> dict[str, float]:
+    features = [extract(state.target, c.videos) for c in (train, test)]
     if jax.process_index():
       return {}
     scores = {}

@@ -6,7 +6,7 @@ compiled for devices that are attached and for those that are not.
 
 from collections.abc import Callable
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,25 @@ def get_steps(
       raise ValueError('set config.total_steps or config.total_epochs')
     return 0
   return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
+
+
+def check_steps(
+  workdir: Any,
+  start_step: int,
+  total_steps: int,
+  profile_steps: tuple[int, int] | None,
+) -> None:
+  """Raises ValueError if a run is past its end, or its trace would be."""
+  if start_step > total_steps:
+    raise ValueError(
+      f'{workdir} is at step {start_step}, past the {total_steps} of this '
+      'config: raise config.total_steps or use another --workdir'
+    )
+  if profile_steps and not profile_steps[0] < profile_steps[1] <= total_steps:
+    raise ValueError(
+      f'profile_steps {profile_steps[0]}:{profile_steps[1]} must lie within '
+      f'the {total_steps} steps of the run'
+    )
 
 
 def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:

@@ -78,3 +78,23 @@ def _fit_counts(grid, options):
       continue
     return context, target
   raise ValueError(f'no token counts fit mask kind {kind!r} on a toy grid')
+
+
+def shrink_finetuning(
+  config: config_dict.ConfigDict, workdir: epath.Path
+) -> config_dict.ConfigDict:
+  """Shrinks a recipe of fine-tuning as `shrink` does it, without a backbone."""
+  config = config_dict.ConfigDict(config.to_dict())
+  config.smoke = False
+  manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
+  config.backbone, config.num_classes = '', None
+  config.encoder.update(size='nano', tubelet=(2, 8, 8))
+  config.compute_dtype = 'float32'
+  config.data.update(train=manifest, test=manifest, batch_size=8, num_workers=0)
+  config.clip.update(frames=8, resolution=48, frame_step=2, fps=None)
+  config.total_steps, config.total_epochs = _STEPS, None
+  config.learning_rate.update(warmup_steps=2, warmup_epochs=None)
+  config.checkpoint.every_steps = 2
+  config.log_every_steps = 1
+  config.evaluation.update(every_steps=_STEPS, every_epochs=None, batch_size=8)
+  return config

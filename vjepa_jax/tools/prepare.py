@@ -19,25 +19,22 @@ import collections
 from collections.abc import Iterable, Iterator
 import concurrent.futures
 import fractions
-import glob
-import hashlib
+import functools
 import io
-import json
+import itertools
 import multiprocessing
 import os
 import threading
 from typing import NamedTuple
 
 from absl import app, flags, logging
-from array_record.python import array_record_module
 import av
 import cv2
 from etils import epath
 import numpy as np
-import tqdm
 
-from vjepa_jax.data import decode, sources
-from vjepa_jax.progress import make_bar
+from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data.shards import BadFile
 
 _INPUT = flags.DEFINE_string(
   'input', None, 'Folder, glob or manifest of videos.', required=True
@@ -65,9 +62,6 @@ _DEFAULT_GOP = 8
 _CRF = 23
 # Timestamps of videos that keep their own frame times.
 _TICKS_PER_SECOND = 90_000
-# One record a chunk, so that reading one video reads nothing else; and no
-# compression, which video bytes do not gain from.
-_WRITER_OPTIONS = 'group_size:1,uncompressed'
 _OPTIONS_FILE = 'prepare.json'
 _BAD_FILES = 'bad_files.jsonl'
 
@@ -78,13 +72,6 @@ class Encoding(NamedTuple):
   short_side: int | None
   fps: float | None
   gop: int
-
-
-class BadFile(NamedTuple):
-  """A video that was left out."""
-
-  name: str
-  reason: str
 
 
 def prepare(
@@ -108,65 +95,32 @@ def prepare(
     ValueError: if `output` was written with other options.
   """
   os.makedirs(output, exist_ok=True)
-  _check_options(source, output, encoding, shard_size)
+  options = {
+    'num_videos': len(source),
+    'videos_sha256': shards.hash_records(source),
+    'shard_size': shard_size,
+    'encoding': encoding._asdict() if encoding else 'as is',
+  }
+  shards.check_options(os.path.join(output, _OPTIONS_FILE), options)
   num_shards = -(-len(source) // shard_size)
-  shards = [
-    os.path.join(output, f'videos-{i:05d}-of-{num_shards:05d}.array_record')
-    for i in range(num_shards)
-  ]
-  missing = [i for i, shard in enumerate(shards) if not os.path.exists(shard)]
-  if not missing:
-    logging.info('Nothing to do: %s holds all %d shards.', output, num_shards)
-    return
-  if len(missing) < num_shards:
-    kept = num_shards - len(missing)
-    logging.info('Keeping %d of %d shards, complete.', kept, num_shards)
-  for leftover in glob.glob(os.path.join(glob.escape(output), '*.tmp')):
-    os.remove(leftover)
-  _drop_bad_files(output, missing)
-  indices = [
-    range(i * shard_size, min((i + 1) * shard_size, len(source)))
-    for i in missing
-  ]
-  num_videos = sum(map(len, indices))
-  records = (source[i] for shard_range in indices for i in shard_range)
-  results = _convert_all(records, encoding, num_workers)
-  with make_bar(total=num_videos, unit='video', smoothing=0.05) as progress:
-    for shard, shard_range in zip(missing, indices, strict=True):
-      _write_shard(
-        shards[shard], shard, len(shard_range), results, output, progress
-      )
-  _report(output, len(source), shards)
+  paths = shards.name_shards(output, 'videos', num_shards)
 
+  def convert_shards(missing):
+    records = (source[i] for shard_range in missing for i in shard_range)
+    results = _convert_all(records, encoding, num_workers)
+    return (itertools.islice(results, len(r)) for r in missing)
 
-def _write_shard(
-  path: str,
-  number: int,
-  num_videos: int,
-  results: Iterator[bytes | BadFile],
-  output: str,
-  progress: tqdm.tqdm,
-) -> None:
-  """Writes the next `num_videos` results, atomically."""
-  temporary = f'{path}.tmp'
-  writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
-  bad = []
-  for _ in range(num_videos):
-    result = next(results)
-    if isinstance(result, BadFile):
-      bad.append(result)
-    else:
-      writer.write(result)
-    progress.update()
-  writer.close()
-  # Before the rename: entries of a shard that does not exist are dropped by
-  # the next run, entries missing from one that does would be lost.
-  with open(os.path.join(output, _BAD_FILES), 'a', encoding='utf-8') as f:
-    for name, reason in bad:
-      entry = {'name': name, 'reason': reason, 'shard': number}
-      f.write(json.dumps(entry) + '\n')
-      progress.write(f'left out {name}: {reason}')
-  os.replace(temporary, path)
+  shards.write_shards(
+    paths,
+    [
+      range(i * shard_size, min((i + 1) * shard_size, len(source)))
+      for i in range(num_shards)
+    ],
+    range(num_shards),
+    convert_shards,
+    os.path.join(output, _BAD_FILES),
+  )
+  _report(output, len(source), paths)
 
 
 def _convert_all(
@@ -183,24 +137,24 @@ def _convert_all(
   with concurrent.futures.ProcessPoolExecutor(
     num_workers, context, initializer=_end_with_parent
   ) as pool:
-    # A bounded queue, or finished videos would fill the memory.
-    queue = collections.deque()
+    names = collections.deque(maxlen=2 * num_workers + 1)
+
+    def note(record):
+      names.append(record.name)
+      return record
+
     try:
-      for record in records:
-        queue.append((record.name, pool.submit(convert, record, encoding)))
-        if len(queue) > 2 * num_workers:
-          yield queue.popleft()[1].result()
-      while queue:
-        yield queue.popleft()[1].result()
+      yield from shards.map_ahead(
+        pool,
+        functools.partial(convert, encoding=encoding),
+        map(note, records),
+        2 * num_workers,
+      )
     except concurrent.futures.process.BrokenProcessPool as e:
-      names = ', '.join(name for name, _ in queue)
       raise RuntimeError(
-        f'a worker died (out of memory, or one of the next files crashes '
-        f'the decoder: {names}); run again to continue'
+        'a worker died (out of memory, or one of the next files crashes '
+        f'the decoder: {", ".join(names)}); run again to continue'
       ) from e
-    finally:
-      for _, future in queue:
-        future.cancel()
 
 
 def _end_with_parent() -> None:
@@ -302,66 +256,15 @@ def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:
   return tuple(max(2 * round(n * scale / 2), 2) for n in (height, width))
 
 
-def _check_options(
-  source: sources.Source,
-  output: str,
-  encoding: Encoding | None,
-  shard_size: int,
-) -> None:
-  """Writes down the options, or compares them with those of earlier runs."""
-  names = hashlib.sha256()
-  for i in range(len(source)):
-    names.update(source[i].name.encode('utf-8', 'surrogateescape') + b'\n')
-  options = {
-    'num_videos': len(source),
-    'names_sha256': names.hexdigest(),
-    'shard_size': shard_size,
-    'encoding': encoding._asdict() if encoding else 'as is',
-  }
-  path = os.path.join(output, _OPTIONS_FILE)
-  if not os.path.exists(path):
-    with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
-      json.dump(options, f, indent=2)
-    os.replace(f'{path}.tmp', path)
-    return
-  with open(path, encoding='utf-8') as f:
-    earlier = json.load(f)
-  changes = [
-    f'{key} was {earlier.get(key)} and is now {value}'
-    for key, value in options.items()
-    if earlier.get(key) != value
-  ]
-  if changes:
-    raise ValueError(
-      f'{output} was begun with other options or videos: '
-      f'{"; ".join(changes)}. Use another --output, or delete it'
-    )
-
-
-def _drop_bad_files(output: str, missing: list[int]) -> None:
-  """Forgets the bad files of shards that will be written again."""
-  path = os.path.join(output, _BAD_FILES)
-  if not os.path.exists(path):
-    return
-  with open(path, encoding='utf-8') as f:
-    lines = f.read().splitlines(keepends=True)
-  with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
-    for line in lines:
-      # A run that was killed can leave half a line behind.
-      if line.endswith('}\n') and json.loads(line)['shard'] not in missing:
-        f.write(line)
-  os.replace(f'{path}.tmp', path)
-
-
-def _report(output: str, num_videos: int, shards: list[str]) -> None:
+def _report(output: str, num_videos: int, paths: list[str]) -> None:
   """Logs how many videos there are now, and how many were left out."""
   with open(os.path.join(output, _BAD_FILES), encoding='utf-8') as f:
     num_bad = sum(1 for _ in f)
-  size = sum(os.path.getsize(shard) for shard in shards)
+  size = sum(map(os.path.getsize, paths))
   logging.info(
     'Wrote %d videos to %d shards in %s, %.1f MB in all.',
     num_videos - num_bad,
-    len(shards),
+    len(paths),
     output,
     size / 1e6,
   )

@@ -61,10 +61,15 @@ def _load(
   """Loads all items of a step."""
   wanted = _abstract(abstract, shardings)
   _check_model(checkpointer, step, 'params', wanted.params)
-  trees = {name: getattr(wanted, name) for name in _TREES}
   return checkpointer.load_checkpointables(
-    step, {**trees, 'position': {'samples': 0}}
+    step, {**_get_trees(wanted), 'position': {'samples': 0}}
   )
+
+
+def _get_trees(state: TrainState) -> dict[str, Any]:
+  """Returns the items that a state has; fine-tuning has no target."""
+  trees = {name: getattr(state, name) for name in _TREES}
+  return {name: tree for name, tree in trees.items() if tree is not None}
 
 
 def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
@@ -164,10 +169,7 @@ class Checkpoints:
       return
     self._checkpointer.save_checkpointables_async(
       step,
-      {
-        **{name: getattr(state, name) for name in _TREES},
-        'position': {'samples': position},
-      },
+      {**_get_trees(state), 'position': {'samples': position}},
       custom_metadata={'model': self._model},
     )
 
@@ -193,7 +195,7 @@ class Checkpoints:
     logging.info('resumed from step %d', step)
     state = TrainState(
       step=jax.device_put(np.int32(step), shardings.step),
-      **{name: items[name] for name in _TREES},
+      **{name: items.get(name) for name in _TREES},
     )
     return state, int(items['position']['samples'])
 
@@ -277,7 +279,7 @@ def load_initial(
   logging.info('took over step %d of %s', step, path)
   return TrainState(
     step=jax.device_put(np.int32(0), shardings.step),
-    **{name: items[name] for name in _TREES},
+    **{name: items.get(name) for name in _TREES},
   )
 
 

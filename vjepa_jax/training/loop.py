@@ -113,8 +113,8 @@ def train(
   start_step: int,
   checkpoints: Checkpoints,
   telemetry: Telemetry,
-  diagnose: Callable[[Any, jax.Array], Any],
-  evaluate: Callable[[Any], dict[str, float]] | None = None,
+  diagnose: Callable[[Any, jax.Array], Any] | None = None,
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
 ) -> TrainState | None:
   """Trains to the end, or until the platform wants the machine back.
 
@@ -126,8 +126,9 @@ def train(
     start_step: Steps done, more than 0 for a resumed run.
     checkpoints: Where states go.
     telemetry: Where metrics go.
-    diagnose: Jitted function of target and video, see `diagnostics`.
-    evaluate: Function of the target's parameters.
+    diagnose: Jitted function of target and video, see `diagnostics`; None
+      where the cadence diagnoses never.
+    evaluate: Function of the state.
 
   Returns:
     The state after the last step; None if preempted, its state saved.
@@ -145,7 +146,7 @@ def train(
       metrics.write()
     with telemetry.pause():
       if evaluates:
-        telemetry.write(step, evaluate(state.target))
+        telemetry.write(step, evaluate(state))
       if saves:
         telemetry.flush()
         checkpoints.save(step, state, feed.position)

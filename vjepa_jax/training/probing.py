@@ -14,6 +14,7 @@ import optax
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
 from vjepa_jax.data import decode, sources
+from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
@@ -84,6 +85,35 @@ def load_labelled_clips(
     raise ValueError(f'none of {count} labelled videos could be read')
   videos, labels = zip(*loaded, strict=True)
   return LabelledClips(np.stack(videos), np.array(labels))
+
+
+def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads what `vjepa_jax.tools.extract` wrote of labelled videos.
+
+  Args:
+    paths: A folder of shards, a glob, or one shard.
+
+  Returns:
+    Features float32 `[N, segments * tokens, D]`, so that probes attend across
+    the segments of a video, or `[N, segments * D]` if they were pooled; labels
+    int64 `[N]`.
+
+  Raises:
+    FileNotFoundError: There are no such shards.
+    ValueError: Shards are missing, or a video has no label.
+  """
+  source = FeatureSource(paths)
+  features, labels = [], []
+  for video in make_bar(source, desc='reading features', leave=False):
+    if video.label < 0:
+      raise ValueError(f'{video.name} has no label, a probe needs one')
+    pooled = video.features.ndim == 2
+    shape = (-1,) if pooled else (-1, video.features.shape[-1])
+    features.append(video.features.astype(np.float32).reshape(shape))
+    labels.append(video.label)
+  if not features:
+    raise ValueError(f'{paths} holds features of no video')
+  return np.stack(features), np.array(labels)
 
 
 def make_extract(

@@ -19,9 +19,10 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: int32 scalar, number of steps done.
-    params: {'encoder', 'predictor'}, learned by gradient.
+    params: {'encoder', 'predictor'}, learned by gradient; with labels
+      {'encoder', 'probe'}.
     target: The EMA of params['encoder'], float32: in bfloat16 an average with
-      momentum .99925 would not move at all.
+      momentum .99925 would not move at all. None in training with labels.
     opt_state: State of the optimizer.
     teacher: A frozen encoder whose features are predicted in place of the
       target's; None in most recipes. It is sharded and donated as the rest, and

@@ -54,29 +54,61 @@ def make_train_step(
       limit = jnp.inf
       if clip_norm is not None:
         limit = jnp.where(state.step >= clip_start_step, clip_norm, jnp.inf)
-      grads, norms = clip_by_module(grads, limit)
-      finite = jnp.isfinite(metrics['loss'] + sum(norms.values()))
-      params, opt_state = apply_adamw(
-        tx,
-        grads,
-        state.opt_state,
-        state.params,
-        now['learning_rate'],
-        now['weight_decay'],
+      params, opt_state, updated = update(
+        tx, state, grads, metrics['loss'], now, limit
       )
-      params = _keep_if(finite, params, state.params)
-      opt_state = _keep_if(finite, opt_state, state.opt_state)
     with jax.named_scope('ema'):
       target = update_target(state.target, params['encoder'], now['ema'])
-    metrics |= {f'gradient_norm_{name}': n for name, n in norms.items()}
-    metrics |= now
-    metrics['skipped'] = 1.0 - finite
+    metrics |= updated | now
     state = state.replace(
       step=state.step + 1, params=params, target=target, opt_state=opt_state
     )
     return state, metrics
 
   return train_step
+
+
+def update(
+  tx: optax.GradientTransformation,
+  state: TrainState,
+  grads: dict[str, Any],
+  loss: jax.Array,
+  now: dict[str, jax.Array],
+  limit: jax.Array | float,
+  factors: Any = None,
+) -> tuple[Any, Any, Metrics]:
+  """Clips gradients and takes one AdamW step, if all is finite.
+
+  Args:
+    tx: `optax.scale_by_adam`.
+    state: The state; only parameters and moments are looked at.
+    grads: Gradients by module.
+    loss: Loss.
+    now: This step's 'learning_rate' and 'weight_decay'.
+    limit: Largest gradient norm of each module.
+    factors: See `optimizer.apply_adamw`.
+
+  Returns:
+    Parameters and moments, the old ones if not finite; the metrics of norms
+    and 'skipped'.
+  """
+  grads, norms = clip_by_module(grads, limit)
+  finite = jnp.isfinite(loss + sum(norms.values()))
+  params, opt_state = apply_adamw(
+    tx,
+    grads,
+    state.opt_state,
+    state.params,
+    now['learning_rate'],
+    now['weight_decay'],
+    factors,
+  )
+  metrics = {f'gradient_norm_{name}': n for name, n in norms.items()}
+  return (
+    _keep_if(finite, params, state.params),
+    _keep_if(finite, opt_state, state.opt_state),
+    metrics | {'skipped': 1.0 - finite},
+  )
 
 
 def _accumulate(

@@ -146,4 +146,7 @@ class Telemetry:
       self._writer.close()
       self._bar.close()
       logging.info('metrics are in %s', self._path)
-      logging.info('%s', health.format_findings(health.find(self._metrics)))
+      findings = health.find(self._metrics)
+      diagnosed = any('effective_rank' in line for line in self._metrics)
+      if diagnosed or findings[0].severity != 'fine':
+        logging.info('%s', health.format_findings(findings))

@@ -1,0 +1,262 @@
+"""Features of videos in shards: the command, and what it leaves behind."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vjepa_jax
+from vjepa_jax.data import sources
+from vjepa_jax.data.features import FeatureSource
+from vjepa_jax.data.pipeline import ClipOptions, read_clips
+from vjepa_jax.interop.layout import Weights
+from vjepa_jax.models import zoo
+from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.tools import convert, prepare
+from vjepa_jax.training import extraction, probing
+
+OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=3)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('backbone')
+  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8))
+  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+  params = jax.jit(encoder.init)(jax.random.key(0), video)['params']
+  convert.write_workdir(path, Weights(encoder, params), 32, 4)
+  return path
+
+
+@pytest.fixture(scope='module')
+def model(workdir):
+  return vjepa_jax.load(workdir)
+
+
+@pytest.fixture(scope='module')
+def manifest(toy_videos, tmp_path_factory):
+  """Eleven videos with labels, two of which cannot be read."""
+  path = tmp_path_factory.mktemp('videos') / 'list.csv'
+  lines = toy_videos.read_text().splitlines()[:9]
+  lines = [f'{toy_videos.parent}/{line}' for line in lines]
+  lines.insert(2, 'missing.mp4 1')
+  lines.insert(7, f'{__file__} 2')
+  path.write_text('\n'.join(lines) + '\n')
+  return path
+
+
+def _extract(manifest, output, model, **options):
+  defaults = dict(num_shards=3, batch_size=8, num_threads=2)
+  return extraction.extract(
+    sources.open_source(str(manifest)),
+    str(output),
+    model.encoder,
+    model.params,
+    OPTIONS,
+    **defaults | options,
+  )
+
+
+@pytest.fixture(scope='module')
+def whole(manifest, model, tmp_path_factory):
+  """The features of an uninterrupted run."""
+  path = tmp_path_factory.mktemp('whole')
+  assert _extract(manifest, path, model) == (11, 2)
+  return path
+
+
+def _read_files(folder):
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_features_are_those_of_the_model(manifest, model, whole):
+  source = sources.open_source(str(manifest))
+  features = FeatureSource(str(whole))
+  good = [i for i in range(11) if i not in (2, 7)]
+  assert [video.index for video in features] == good
+  for video in features:
+    record = source[video.index]
+    assert (video.name, video.label) == (record.name, record.label)
+    expected = model.encode(read_clips(record, OPTIONS))
+    assert video.features.dtype == np.float16
+    assert video.features.shape == (3, 32, 48)
+    np.testing.assert_allclose(video.features, expected, atol=3e-3)
+    # Three parts of 8 of the 24 frames, 10 a second.
+    np.testing.assert_allclose(video.times[:, 0], [0.0, 0.8, 1.6], atol=1e-3)
+    np.testing.assert_allclose(video.times[:, 1], [0.7, 1.5, 2.3], atol=1e-3)
+  lines = (whole / 'quarantine.jsonl').read_text().splitlines()
+  assert [(e['name'], e['shard']) for e in map(json.loads, lines)] == [
+    ('missing.mp4', 0),
+    (__file__, 2),
+  ]
+
+
+def test_pooled_features_are_the_mean(manifest, model, whole, tmp_path):
+  _extract(manifest, tmp_path, model, pool='mean', dtype='float32')
+  assert probing.load_features(str(tmp_path))[0].shape == (9, 3 * 48)
+  pooled = FeatureSource(str(tmp_path))[4]
+  assert pooled.features.dtype == np.float32
+  np.testing.assert_allclose(
+    pooled.features,
+    FeatureSource(str(whole))[4].features.astype(np.float32).mean(axis=1),
+    atol=1e-3,
+  )
+
+
+def test_probes_score_cached_features_as_they_score_videos(
+  toy_videos, model, tmp_path
+):
+  source = sources.open_source(str(toy_videos))
+  extraction.extract(
+    source,
+    str(tmp_path),
+    model.encoder,
+    model.params,
+    dataclasses.replace(OPTIONS, num_clips=1),
+    dtype='float32',
+    batch_size=8,
+  )
+  cached, labels = probing.load_features(str(tmp_path))
+  clips = probing.load_labelled_clips(source, OPTIONS)
+  extract = probing.make_extract(model.encoder, make_mesh(), 8, pool=False)
+  direct = extract(jax.device_get(model.params), clips.videos)
+  np.testing.assert_array_equal(labels, clips.labels)
+  np.testing.assert_allclose(cached, direct, atol=1e-5)
+  for score in (probing.score_knn, probing.score_linear):
+    scores = [
+      score(x[:16].mean(1), labels[:16], x[16:].mean(1), labels[16:])
+      for x in (cached, direct)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_features_of_unlabelled_videos_make_no_probe(
+  toy_videos, model, tmp_path
+):
+  folder = tmp_path / 'videos'
+  folder.mkdir()
+  (folder / 'a.mp4').symlink_to(toy_videos.parent / '0000.mp4')
+  _extract(folder, tmp_path / 'out', model, num_shards=1)
+  with pytest.raises(ValueError, match='a.mp4 has no label'):
+    probing.load_features(str(tmp_path / 'out'))
+  with pytest.raises(ValueError, match='hold videos, not features'):
+    prepare.prepare(
+      sources.open_source(str(folder)),
+      str(tmp_path / 'shards'),
+      None,
+      shard_size=1,
+      num_workers=0,
+    )
+    FeatureSource(str(tmp_path / 'shards'))
+
+
+def test_an_interrupted_run_ends_with_the_same_files(
+  manifest, model, whole, tmp_path, monkeypatch
+):
+  read = extraction._read
+
+  def stop(source, options, index):
+    if index == 9:
+      raise KeyboardInterrupt
+    return read(source, options, index)
+
+  monkeypatch.setattr(extraction, '_read', stop)
+  with pytest.raises(KeyboardInterrupt):
+    _extract(manifest, tmp_path, model)
+  kept = tmp_path / 'features-00000-of-00003.array_record'
+  names = {path.name for path in tmp_path.glob('*.array_record')}
+  assert kept.name in names and len(names) < 3
+  with pytest.raises(ValueError, match='of 3 shards are missing, the first is'):
+    FeatureSource(str(tmp_path))
+  before = kept.stat().st_mtime_ns
+  monkeypatch.setattr(extraction, '_read', read)
+  assert _extract(manifest, tmp_path, model) == (11, 2)
+  assert kept.stat().st_mtime_ns == before
+  assert _read_files(tmp_path) == _read_files(whole)
+  # Nothing is left to do, and nothing is decoded.
+  monkeypatch.setattr(extraction, '_read', None)
+  assert _extract(manifest, tmp_path, model) == (11, 2)
+
+
+def test_two_hosts_write_what_one_writes(manifest, model, whole, tmp_path):
+  counts = [
+    _extract(manifest, tmp_path, model, host_index=i, num_hosts=2)
+    for i in (1, 0)
+  ]
+  assert counts == [(4, 0), (7, 2)]
+  both, one = _read_files(tmp_path), _read_files(whole)
+  assert both.pop('quarantine-1.jsonl') == b''
+  assert both == one
+
+
+def test_other_weights_or_options_are_refused(manifest, model, whole, tmp_path):
+  changed = jax.tree.map(lambda x: x + 1e-3, model.params)
+  with pytest.raises(ValueError, match='other options .*params_sha256 was'):
+    extraction.extract(
+      sources.open_source(str(manifest)),
+      str(whole),
+      model.encoder,
+      changed,
+      OPTIONS,
+      num_shards=3,
+      batch_size=8,
+    )
+  with pytest.raises(ValueError, match='dtype was float16 and is now float32'):
+    _extract(manifest, whole, model, dtype='float32')
+  with pytest.raises(ValueError, match='is not divisible by the 8 devices'):
+    _extract(manifest, tmp_path, model, batch_size=9)
+  with pytest.raises(ValueError, match='every host needs a shard'):
+    _extract(manifest, tmp_path, model, host_index=0, num_hosts=4)
+  with pytest.raises(ValueError, match='features of .* not videos'):
+    sources.open_source(str(whole))[0]
+
+
+def test_features_that_are_not_finite_are_an_error(manifest, model, tmp_path):
+  broken = jax.tree.map(lambda x: x * np.nan, model.params)
+  with pytest.raises(ValueError, match='0000.mp4 are not finite in float16'):
+    extraction.extract(
+      sources.open_source(str(manifest)),
+      str(tmp_path),
+      model.encoder,
+      broken,
+      OPTIONS,
+      batch_size=8,
+    )
+
+
+def _run(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'vjepa_jax.tools.extract', *arguments],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def test_command(manifest, model, workdir, whole, tmp_path):
+  arguments = [
+    f'--backbone={workdir}',
+    f'--input={manifest}',
+    f'--output={tmp_path}',
+    '--segments=3',
+    '--batch_size=8',
+  ]
+  done = _run(*arguments, '--frame_step=2', '--compute_dtype=bfloat16')
+  assert done.returncode == 0, done.stderr
+  assert 'features of 9 videos are in' in done.stdout
+  assert 'left out 2, listed in' in done.stdout
+  # bfloat16 shows that the flag came through, and how little it costs.
+  ours = np.stack([video.features for video in FeatureSource(str(tmp_path))])
+  wanted = np.stack([video.features for video in FeatureSource(str(whole))])
+  error = np.abs(ours.astype(np.float32) - wanted)
+  assert 1e-3 < error.max() < 0.2
+  # A step of 4, the published, is another set of clips.
+  wrong = _run(*arguments, '--compute_dtype=bfloat16')
+  assert wrong.returncode == 2
+  assert wrong.stderr.strip().splitlines()[-1].startswith('error: ')
+  assert 'frame_step was 2 and is now 4' in wrong.stderr

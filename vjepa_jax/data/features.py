@@ -1,0 +1,118 @@
+"""Frozen features of videos, as `vjepa_jax.tools.extract` writes them."""
+
+import os
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vjepa_jax.data import shards, sources
+
+_NUMBER = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.array_record$')
+
+
+class VideoFeatures(NamedTuple):
+  """Features of the clips of one video.
+
+  Attributes:
+    features: float16 or float32, `[segments, N, D]`, tokens in raster order
+      over (t, h, w); `[segments, D]` if they were pooled.
+    label: class number, or -1.
+    name: says which video it is.
+    index: of the video in its source.
+    times: float64 `[segments, 2]`, when the first and the last frame of each
+      clip are shown, in seconds.
+  """
+
+  features: np.ndarray
+  label: int
+  name: str
+  index: int
+  times: np.ndarray
+
+
+def pack_features(video: VideoFeatures) -> bytes:
+  """Encodes the features of a video; see `shards.pack`."""
+  fields = {
+    'label': video.label,
+    'name': video.name,
+    'index': video.index,
+    'times': np.asarray(video.times).tolist(),
+    'features': {
+      'shape': video.features.shape,
+      'dtype': video.features.dtype.name,
+    },
+  }
+  return shards.pack(fields, np.ascontiguousarray(video.features).tobytes())
+
+
+def unpack_features(data: bytes) -> VideoFeatures:
+  """Decodes what `pack_features` encoded; the features are read-only.
+
+  Raises:
+    ValueError: `data` was not written by `pack_features`.
+  """
+  fields, content = shards.unpack(data)
+  if 'features' not in fields:
+    raise ValueError(
+      'the shards hold videos, not features: make features of them with '
+      'python -m vjepa_jax.tools.extract'
+    )
+  form: dict[str, Any] = fields['features']
+  return VideoFeatures(
+    np.frombuffer(content, form['dtype']).reshape(form['shape']),
+    fields['label'],
+    fields['name'],
+    fields['index'],
+    np.asarray(fields['times']),
+  )
+
+
+class FeatureSource:
+  """Random access to the features of videos, in the order of their source.
+
+  Videos that could not be read are left out; `index` says which are there.
+  """
+
+  def __init__(self, paths: str) -> None:
+    """Opens a folder of shards, a glob, or one shard.
+
+    Raises:
+      FileNotFoundError: There are no such shards.
+      ValueError: They hold no features, or some of a folder's or glob's shards
+        are missing.
+    """
+    self._records, self._shards = sources.open_shards(paths)
+    if self._shards != [os.fspath(paths)]:
+      _check_complete(self._shards)
+    if len(self._records):
+      unpack_features(self._records[0])
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> VideoFeatures:
+    # A range raises the IndexError that ends a loop over the source.
+    return unpack_features(self._records[range(len(self))[index]])
+
+  def __repr__(self) -> str:
+    return f'FeatureSource({self._shards[0]!r}, {len(self)} videos)'
+
+
+def _check_complete(paths: list[str]) -> None:
+  """Raises ValueError if a run of `extract` has not written all its shards."""
+  found = set(paths)
+  for path in paths:
+    match = _NUMBER.match(path)
+    if match is None:
+      continue
+    stem, count = match[1], int(match[3])
+    expected = [
+      f'{stem}-{i:05d}-of-{count:05d}.array_record' for i in range(count)
+    ]
+    missing = [shard for shard in expected if shard not in found]
+    if missing:
+      raise ValueError(
+        f'{len(missing)} of {count} shards are missing, the first is '
+        f'{missing[0]}: run the same vjepa_jax.tools.extract again'
+      )

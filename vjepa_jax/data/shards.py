@@ -1,0 +1,224 @@
+"""ArrayRecord shards: the form of a record, and writing them resumably.
+
+A shard is there whole or not at all, so that an interrupted run goes on with
+the shards that are missing. Which items belong into which shard depends on the
+options alone, which are written down beside the shards and compared.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+import hashlib
+import json
+import os
+import struct
+from typing import Any, NamedTuple
+
+from absl import logging
+import tqdm
+
+from vjepa_jax.progress import make_bar
+
+# One record a chunk, so that reading one record reads nothing else; and no
+# compression, which neither videos nor features gain from.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+
+
+class BadFile(NamedTuple):
+  """A video that was left out."""
+
+  name: str
+  reason: str
+
+
+def pack(fields: dict[str, Any], content: bytes) -> bytes:
+  """Encodes a record: fields, JSON, `label` and `name` among them, and bytes.
+
+  The encoding is the length of the JSON as a little-endian uint32, the JSON in
+  UTF-8, and the bytes.
+  """
+  header = json.dumps(fields, ensure_ascii=False).encode()
+  return struct.pack('<I', len(header)) + header + content
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
+  """Decodes what `pack` encoded, without a copy of the bytes.
+
+  Raises:
+    ValueError: if `data` was not written by `pack`.
+  """
+  try:
+    (length,) = struct.unpack_from('<I', data)
+    fields = json.loads(data[4 : 4 + length])
+  except (struct.error, ValueError) as e:
+    raise ValueError('not a record of vjepa_jax: bad header') from e
+  if not isinstance(fields, dict) or not {'label', 'name'} <= fields.keys():
+    raise ValueError('not a record of vjepa_jax: bad header')
+  return fields, memoryview(data)[4 + length :]
+
+
+def name_shards(folder: str, stem: str, count: int) -> list[str]:
+  """Returns the paths `FOLDER/STEM-00000-of-00002.array_record`, ..."""
+  return [
+    os.path.join(folder, f'{stem}-{i:05d}-of-{count:05d}.array_record')
+    for i in range(count)
+  ]
+
+
+def hash_records(source: Sequence[Any]) -> str:
+  """Hashes names and labels of a source's records, in their order.
+
+  Of a source that holds the videos themselves, which reading a name would read
+  whole, a thousand are looked at.
+  """
+  count = len(source)
+  step = 1 if isinstance(source[0].video, str) else -(-count // 1000)
+  digest = hashlib.sha256()
+  for i in range(0, count, step):
+    record = source[i]
+    line = f'{record.name} {record.label}\n'
+    digest.update(line.encode('utf-8', 'surrogateescape'))
+  return digest.hexdigest()
+
+
+def check_options(path: str, options: dict[str, Any]) -> None:
+  """Writes down the options, or compares them with those of earlier runs.
+
+  Args:
+    path: JSON file beside the shards. Several hosts may do this at once.
+    options: What the content of the shards depends on, JSON.
+
+  Raises:
+    ValueError: if earlier shards were made with other options.
+  """
+  options = json.loads(json.dumps(options))
+  if not os.path.exists(path):
+    _replace(path, json.dumps(options, indent=2))
+    return
+  with open(path, encoding='utf-8') as f:
+    earlier = json.load(f)
+  changes = [
+    f'{key} was {earlier.get(key)} and is now {value}'
+    for key, value in options.items()
+    if earlier.get(key) != value
+  ]
+  if changes:
+    raise ValueError(
+      f'{os.path.dirname(path)} was begun with other options or videos: '
+      f'{"; ".join(changes)}. Use another --output, or delete it'
+    )
+
+
+def write_shards(
+  paths: Sequence[str],
+  ranges: Sequence[range],
+  own: Sequence[int],
+  convert: Callable[[list[range]], Iterable[Iterable[bytes | BadFile]]],
+  bad_files: str,
+) -> None:
+  """Writes the shards that are not there yet, each atomically, in order.
+
+  Args:
+    paths: of all shards.
+    ranges: which items are in each.
+    own: the shards that are for this host to write.
+    convert: from the ranges of the missing shards to an iterable for each, in
+      order, of packed records or why there is none.
+    bad_files: JSON lines file that lists the bad ones, one a host.
+  """
+  missing = [i for i in own if not os.path.exists(paths[i])]
+  if not missing:
+    logging.info('Nothing to do: all %d shards are there.', len(own))
+    return
+  if len(missing) < len(own):
+    kept = len(own) - len(missing)
+    logging.info('Keeping %d of %d shards, complete.', kept, len(own))
+  _drop_bad_files(bad_files, missing)
+  total = sum(len(ranges[i]) for i in own)
+  with make_bar(
+    total=total,
+    initial=total - sum(len(ranges[i]) for i in missing),
+    unit='video',
+    smoothing=0.05,
+  ) as progress:
+    converted = convert([ranges[i] for i in missing])
+    for i, results in zip(missing, converted, strict=True):
+      _write_shard(paths[i], i, results, bad_files, progress)
+
+
+def _drop_bad_files(path: str, missing: Sequence[int]) -> None:
+  """Forgets the bad files of shards that will be written again."""
+  if not os.path.exists(path):
+    return
+  with open(path, encoding='utf-8') as f:
+    lines = f.read().splitlines(keepends=True)
+  # A run that was killed can leave half a line behind.
+  kept = [
+    line
+    for line in lines
+    if line.endswith('}\n') and json.loads(line)['shard'] not in missing
+  ]
+  _replace(path, ''.join(kept))
+
+
+def _write_shard(
+  path: str,
+  number: int,
+  results: Iterable[bytes | BadFile],
+  bad_files: str,
+  progress: tqdm.tqdm,
+) -> None:
+  """Writes one shard, atomically."""
+  # Imported late: worker processes start sooner.
+  from array_record.python import array_record_module
+
+  temporary = f'{path}.tmp'
+  writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
+  bad = []
+  for result in results:
+    if isinstance(result, BadFile):
+      bad.append(result)
+    else:
+      writer.write(result)
+    progress.update()
+  writer.close()
+  # Before the rename: entries of a shard that does not exist are dropped by
+  # the next run, entries missing from one that does would be lost.
+  with open(bad_files, 'a', encoding='utf-8') as f:
+    for name, reason in bad:
+      entry = {'name': name, 'reason': reason, 'shard': number}
+      f.write(json.dumps(entry) + '\n')
+      progress.write(f'left out {name}: {reason}')
+  os.replace(temporary, path)
+
+
+def map_ahead(
+  pool: futures.Executor,
+  function: Callable[[Any], Any],
+  items: Iterable[Any],
+  ahead: int,
+) -> Iterator[Any]:
+  """Maps items in a pool, in order and at most so many ahead of the reader.
+
+  Without the bound, finished results would fill the memory.
+  """
+  queue = collections.deque()
+  try:
+    for item in items:
+      queue.append(pool.submit(function, item))
+      if len(queue) > ahead:
+        yield queue.popleft().result()
+    while queue:
+      yield queue.popleft().result()
+  finally:
+    for future in queue:
+      future.cancel()
+
+
+def _replace(path: str, text: str) -> None:
+  """Writes a file whole or not at all."""
+  # Another host may be writing the same.
+  temporary = f'{path}.{os.uname().nodename}-{os.getpid()}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as f:
+    f.write(text)
+  os.replace(temporary, path)

@@ -1,0 +1,381 @@
+"""Fine-tuning: an encoder and a probe on top of it, trained with labels."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_dict
+import numpy as np
+import optax
+
+from vjepa_jax.data import pipeline, sources
+from vjepa_jax.interop.layout import Weights
+from vjepa_jax.interop.load import (
+  make_abstract,
+  read_clip_rate,
+  read_weights,
+)
+from vjepa_jax.models import zoo
+from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.models.tubelets import compute_grid
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+from vjepa_jax.progress import make_bar
+from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.tasks.program import check_steps, get_steps
+from vjepa_jax.tasks.smoke import shrink_finetuning
+from vjepa_jax.training import classification, loop
+from vjepa_jax.training.checkpoint import Checkpoints, write_config
+from vjepa_jax.training.feed import Feed, Quarantine
+from vjepa_jax.training.finetuning import Classifier, make_finetune_step
+from vjepa_jax.training.schedules import Schedule, make_schedule
+from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.telemetry import Telemetry
+
+_RATE_BATCH = 256  # that the learning rates of recipes are given for
+
+
+def finetune(
+  config: config_dict.ConfigDict,
+  workdir: epath.PathLike,
+  profile_steps: tuple[int, int] | None = None,
+) -> dict[str, Any] | None:
+  """Fine-tunes, or resumes what was interrupted in this workdir.
+
+  Args:
+    config: See `configs/finetune.py`.
+    workdir: Directory of the run, shared by all hosts.
+    profile_steps: First and last step to trace.
+
+  Returns:
+    What `results.json` holds; None if the platform took the machine back.
+
+  Raises:
+    ValueError: The config does not fit together; before anything is compiled.
+  """
+  start = time.perf_counter()
+  workdir = epath.Path(workdir)
+  config = config_dict.ConfigDict(config.to_dict())
+  if config.smoke:
+    config = shrink_finetuning(config, workdir)
+  train, test = (_open(config, name) for name in ('train', 'test'))
+  backbone = _read_backbone(config)
+  write_config(workdir, config)
+
+  # Devices, durations, models, shardings, step.
+  mesh = mesh_lib.make_mesh(config.fsdp)
+  batch_size = config.data.batch_size
+  if batch_size % mesh.devices.size:
+    raise ValueError(
+      f'batch size {batch_size} is not divisible by {mesh.devices.size} data '
+      'shards: change config.data.batch_size'
+    )
+  steps_per_epoch = len(train) / batch_size
+  total_steps = get_steps(config, 'total', steps_per_epoch)
+  check_steps(workdir, 0, total_steps, profile_steps)
+  classifier = _build_classifier(config, backbone, mesh)
+  tx = optax.scale_by_adam(**config.optimizer)
+  key = jax.random.key(config.seed)
+  abstract = jax.eval_shape(
+    lambda key, params: classifier.init(key, params, tx),
+    key,
+    make_abstract(classifier.encoder),
+  )
+  shardings = sharding.shard_tree(abstract, mesh)
+  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
+  rows = sharding.shard_batch(mesh)
+  train_step = jax.jit(
+    make_finetune_step(
+      classifier,
+      tx,
+      make_schedules(config, total_steps, steps_per_epoch),
+      layer_decay=config.layer_decay,
+      label_smoothing=config.label_smoothing,
+      clip_norm=config.clip_norm,
+      seed=config.seed,
+    ),
+    donate_argnums=0,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, sharding.replicate(mesh)),
+  )
+  evaluate = _Evaluate(config, classifier, mesh, test)
+
+  # State: from this run's checkpoint, or the backbone with a new probe.
+  checkpoints = Checkpoints(
+    workdir,
+    model={
+      'encoder': describe(classifier.encoder),
+      'probe': describe(classifier.probe),
+    },
+    **config.checkpoint,
+  )
+  restored = checkpoints.restore(abstract, shardings)
+  if restored is not None:
+    state, position = restored
+  else:
+    state, position = _init(classifier, backbone, tx, key, shardings), 0
+  start_step = int(state.step)
+  check_steps(workdir, start_step, total_steps, profile_steps)
+  feed = Feed(
+    pipeline.make_batches(
+      pipeline.SampleLoader(
+        (train,),
+        pipeline.ClipOptions(**config.clip),
+        (),
+        config.seed,
+        classifier.probe.num_classes,
+      ),
+      weights=[1.0],
+      batch_size=batch_size,
+      position=position,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=config.data.num_workers,
+      num_threads=config.data.num_threads,
+    ),
+    rows,
+    Quarantine(workdir),
+    position=position,
+    samples_per_batch=batch_size // config.clip.num_clips,
+  )
+  telemetry = Telemetry(
+    workdir,
+    start_step=start_step,
+    total_steps=total_steps,
+    clips_per_step=batch_size,
+  )
+  logging.info(
+    '%d training and %d test videos of %d classes; %.1f M parameters; steps '
+    '%d to %d of %d clips, %.1f epochs',
+    len(train),
+    len(test),
+    classifier.probe.num_classes,
+    sum(x.size for x in jax.tree.leaves(abstract.params)) / 1e6,
+    start_step,
+    total_steps,
+    batch_size,
+    total_steps / steps_per_epoch,
+  )
+  try:
+    with jax.set_mesh(mesh):
+      state = loop.train(
+        state,
+        train_step,
+        feed,
+        loop.Cadence(
+          total_steps=total_steps,
+          log_every=config.log_every_steps,
+          diagnose_every=0,
+          evaluate_every=get_steps(config.evaluation, 'every', steps_per_epoch),
+          max_skipped=config.max_skipped,
+          profile=profile_steps,
+        ),
+        start_step=start_step,
+        checkpoints=checkpoints,
+        telemetry=telemetry,
+        evaluate=evaluate,
+      )
+  finally:
+    feed.close()
+    telemetry.close()
+    checkpoints.close()
+  if state is None:
+    return None
+  # A run that had ended before evaluates again.
+  results = evaluate.results if evaluate.step == total_steps else None
+  results = (results or evaluate.run(state)) | {
+    'step': total_steps,
+    'train_videos': len(train),
+    'classes': classifier.probe.num_classes,
+    'backbone': config.backbone or 'random init',
+    'seconds': time.perf_counter() - start,
+  }
+  if jax.process_index() == 0:
+    text = json.dumps(results, indent=2)
+    (workdir / 'results.json').write_text(text + '\n')
+    print(_format(results, workdir))
+  return results
+
+
+class _Evaluate:
+  """Classifies the test videos; keeps what came out last.
+
+  Attributes:
+    results: Scores, and how many videos they are of; None at first.
+    step: Step that they are of.
+  """
+
+  def __init__(self, config, classifier, mesh, source):
+    self._predict = classification.make_predict(
+      classifier,
+      mesh,
+      config.evaluation.batch_size,
+      num_threads=config.data.num_threads,
+    )
+    self._source = source
+    self._options = dataclasses.replace(
+      pipeline.ClipOptions(**config.clip), num_clips=config.evaluation.segments
+    )
+    self.results, self.step = None, None
+
+  def run(self, state: TrainState) -> dict[str, Any]:
+    predictions = self._predict(state.params, self._source, self._options)
+    self.step = int(state.step)
+    self.results = classification.score(predictions) | {
+      'test_videos': len(predictions.labels),
+      'left_out': predictions.left_out,
+    }
+    return self.results
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    """Returns metrics of the state."""
+    results = self.run(state)
+    logging.info(
+      'step %d: top-1 %.4f on %d test videos',
+      self.step,
+      results['top1'],
+      results['test_videos'],
+    )
+    names = ('top1', 'top5', 'mean_class', 'cross_entropy')
+    return {f'test_{name}': results[name] for name in names}
+
+
+def _open(config: config_dict.ConfigDict, name: str) -> sources.Source:
+  """Opens the videos of one split."""
+  if not config.data[name]:
+    raise ValueError(
+      f'config.data.{name} is empty: give a manifest of `path label` lines, '
+      'ArrayRecord shards with labels or tfds:name/split'
+    )
+  return sources.open_source(config.data[name])
+
+
+def _read_backbone(config: config_dict.ConfigDict) -> Weights:
+  """Reads the backbone, and fills in what the config leaves to it.
+
+  Raises:
+    ValueError: The backbone cannot be used, or does not say what is asked.
+  """
+  if config.backbone:
+    backbone = read_weights(
+      config.backbone, which=config.which, with_predictor=False
+    )
+    if backbone.encoder is None:
+      raise ValueError(f'{config.backbone} holds probes, and no encoder')
+  else:
+    backbone = Weights(zoo.build_encoder(**config.encoder))
+  for name in ('frames', 'resolution'):
+    if config.clip[name] is None:
+      config.clip[name] = getattr(backbone, name)
+    if config.clip[name] is None:
+      raise ValueError(f'the backbone does not say: set config.clip.{name}')
+  if config.clip.frame_step is None and config.clip.fps is None:
+    config.clip.update(read_clip_rate(config.backbone))
+  sides = [config.clip.frames, *[config.clip.resolution] * 2]
+  compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
+  return backbone
+
+
+def _build_classifier(
+  config: config_dict.ConfigDict, backbone: Weights, mesh: Mesh
+) -> Classifier:
+  dtype = jnp.dtype(config.compute_dtype)
+  attention = config.attention
+  if attention == 'auto':
+    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
+  encoder = backbone.encoder.clone(
+    dtype=dtype,
+    attention=attention,
+    remat=config.remat,
+    drop_path_rate=config.drop_path_rate,
+  )
+  probe = AttentiveProbe(
+    config.num_classes or _count_classes(config),
+    encoder.num_heads,
+    **config.probe,
+  )
+  return Classifier(encoder, probe)
+
+
+def _count_classes(config: config_dict.ConfigDict) -> int:
+  """Reads all labels: one more than the largest.
+
+  Raises:
+    ValueError: A video has no label, or all have the same.
+  """
+  largest = 0
+  for name in ('train', 'test'):
+    source = _open(config, name)
+    bar = make_bar(range(len(source)), desc=f'{name} labels', leave=False)
+    for record in (source[i] for i in bar):
+      pipeline.check_label(record, 10**6)
+      largest = max(largest, record.label)
+  if not largest:
+    raise ValueError('all labels are 0: there is nothing to tell apart')
+  return largest + 1
+
+
+def _init(classifier, backbone, tx, key, shardings) -> TrainState:
+  """Makes the state at step 0, each leaf where it belongs."""
+  places = shardings.params['encoder']
+  encoder_key, probe_key = jax.random.split(key)
+  if backbone.encoder_params is None:
+    video = np.zeros((1, *classifier.encoder.tubelet, 3), np.uint8)
+    params = jax.jit(
+      lambda key: classifier.encoder.init(key, video)['params'],
+      out_shardings=places,
+    )(encoder_key)
+  else:
+    params = jax.tree.map(_place, backbone.encoder_params, places)
+  return jax.jit(
+    lambda key, params: classifier.init(key, params, tx),
+    out_shardings=shardings,
+  )(probe_key, params)
+
+
+def _place(leaf: Any, place: jax.sharding.NamedSharding) -> jax.Array:
+  """Spreads an array that every host has whole over all devices."""
+  leaf = np.asarray(leaf, np.float32)
+  return jax.make_array_from_callback(
+    leaf.shape, place, lambda index: leaf[index]
+  )
+
+
+def make_schedules(
+  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
+) -> dict[str, Schedule]:
+  """Makes the schedules of learning rate, by the batch, and weight decay."""
+  rate = config.learning_rate
+  scale = config.data.batch_size / _RATE_BATCH
+  return {
+    'learning_rate': make_schedule(
+      rate.kind,
+      start=rate.start * scale,
+      value=rate.value * scale,
+      final=rate.final * scale,
+      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
+      total_steps=total_steps,
+    ),
+    'weight_decay': make_schedule(
+      'constant', value=config.weight_decay, total_steps=total_steps
+    ),
+  }
+
+
+def _format(results: dict[str, Any], workdir: epath.Path) -> str:
+  """Says the results in words."""
+  left_out = ''
+  if results['left_out']:
+    left_out = f', {results["left_out"]} left out'
+  return (
+    f'top-1 {results["top1"]:.3f}, top-5 {results["top5"]:.3f}, mean over '
+    f'classes {results["mean_class"]:.3f}, of {results["test_videos"]} test '
+    f'videos{left_out}\nresults: {workdir / "results.json"}'
+  )

@@ -1,0 +1,135 @@
+"""Classifies videos by several clips each, on all devices of all hosts."""
+
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data.pipeline import ClipOptions, check_label, read_clips
+from vjepa_jax.parallel import sharding
+from vjepa_jax.progress import make_bar
+from vjepa_jax.training.finetuning import Classifier
+
+
+class Predictions(NamedTuple):
+  """What a classifier says of videos, in their order.
+
+  Attributes:
+    probabilities: float32 `[N, classes]`, the mean over the clips of a video.
+    labels: int `[N]`.
+    left_out: How many videos could not be read; they are not among the N.
+  """
+
+  probabilities: np.ndarray
+  labels: np.ndarray
+  left_out: int
+
+
+def make_predict(
+  classifier: Classifier,
+  mesh: Mesh,
+  batch_size: int,
+  *,
+  num_threads: int = 2,
+) -> Callable[[Any, sources.Source, ClipOptions], Predictions]:
+  """Makes the function (parameters, videos, how to cut) -> predictions.
+
+  Args:
+    classifier: Encoder and probe.
+    mesh: Batches are split over all its devices.
+    batch_size: Videos at a time, over all hosts; each host decodes its own.
+    num_threads: Decoding threads of a host.
+
+  Raises:
+    ValueError: The batch does not split evenly over the devices.
+  """
+  if batch_size % mesh.devices.size:
+    raise ValueError(
+      f'evaluation batch size {batch_size} is not divisible by '
+      f'{mesh.devices.size} devices: change config.evaluation.batch_size'
+    )
+  rows = sharding.shard_batch(mesh)
+  per_host = batch_size // jax.process_count()
+  first = jax.process_index() * per_host
+
+  def classify(params, batch):
+    videos = batch['video']  # [V, segments, T, H, W, 3]
+    clips = videos.reshape(-1, *videos.shape[2:])
+    logits = classifier(params, sharding.constrain_batch(clips))
+    shares = jax.nn.softmax(logits).reshape(*videos.shape[:2], -1)
+    return {'probabilities': shares.mean(axis=1), 'label': batch['label']}
+
+  classify = jax.jit(classify, out_shardings=sharding.replicate(mesh))
+
+  def predict(params, source, options):
+    shape = (options.num_clips, options.frames, *[options.resolution] * 2, 3)
+
+    def read(index):
+      # Of a video that is not there the label is -1.
+      if index is None:
+        return np.zeros(shape, np.uint8), -1
+      record = source[index]
+      check_label(record, classifier.probe.num_classes)
+      try:
+        return read_clips(record, options), record.label
+      except decode.DecodeError as error:
+        logging.warning('left out %s: %s', record.name, error)
+        return np.zeros(shape, np.uint8), -1
+
+    starts = range(0, len(source), batch_size)
+    indices = [
+      start + row if start + row < len(source) else None
+      for start in starts
+      for row in range(first, first + per_host)
+    ]
+    parts = []
+    with futures.ThreadPoolExecutor(num_threads) as pool:
+      videos = shards.map_ahead(pool, read, indices, per_host + num_threads)
+      for _ in make_bar(starts, desc='classifying', unit='batch', leave=False):
+        clips, labels = zip(
+          *(next(videos) for _ in range(per_host)), strict=True
+        )
+        batch = {
+          'video': np.stack(clips),
+          'label': np.array(labels, np.int32),
+        }
+        # A Pallas kernel is split over the devices by the mesh that is set.
+        with jax.set_mesh(mesh):
+          part = classify(params, sharding.make_global(batch, rows))
+        parts.append(jax.device_get(part))
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    good = whole['label'] >= 0
+    return Predictions(
+      whole['probabilities'][good],
+      whole['label'][good],
+      len(source) - int(good.sum()),
+    )
+
+  return predict
+
+
+def score(predictions: Predictions) -> dict[str, float]:
+  """Scores predictions: shares of videos, and the mean over the classes.
+
+  Raises:
+    ValueError: No video could be read.
+  """
+  probabilities, labels, left_out = predictions
+  if not len(labels):
+    raise ValueError(f'none of {left_out} test videos could be read')
+  order = np.argsort(-probabilities, axis=1, kind='stable')
+  places = (order == labels[:, None]).argmax(axis=1)
+  hits = places == 0
+  by_class = [hits[labels == label].mean() for label in np.unique(labels)]
+  chosen = probabilities[np.arange(len(labels)), labels]
+  return {
+    'top1': float(hits.mean()),
+    'top5': float((places < 5).mean()),
+    'mean_class': float(np.mean(by_class)),
+    'cross_entropy': float(-np.log(np.maximum(chosen, 1e-9)).mean()),
+  }

@@ -1,0 +1,291 @@
+"""Features of a frozen encoder, from videos into shards."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data.features import VideoFeatures, pack_features
+from vjepa_jax.data.pipeline import ClipOptions, read_timed_clips
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+
+_OPTIONS_FILE = 'extract.json'
+_VIDEOS_PER_SHARD = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+  """The decoded clips of one video.
+
+  Attributes:
+    record: The video.
+    index: Its index in the source.
+    videos: uint8 `[segments, frames, size, size, 3]`.
+    times: float64 `[segments, frames]`, seconds.
+  """
+
+  record: sources.Record
+  index: int
+  videos: np.ndarray
+  times: np.ndarray
+
+
+def extract(
+  source: sources.Source,
+  output: str,
+  encoder: Encoder,
+  params: Any,
+  options: ClipOptions,
+  *,
+  pool: str = 'none',
+  dtype: str = 'float16',
+  batch_size: int = 32,
+  num_shards: int | None = None,
+  num_threads: int | None = None,
+  host_index: int = 0,
+  num_hosts: int = 1,
+) -> tuple[int, int]:
+  """Writes this host's shards of features that `output` does not hold yet.
+
+  Args:
+    source: Videos.
+    output: Folder, created if needed; for several hosts a shared one.
+    encoder: The backbone; computes in its own dtype.
+    params: Its parameters.
+    options: How clips are cut; `num_clips` of each video.
+    pool: 'none' keeps all tokens, 'mean' their mean.
+    dtype: Of the features in the shards.
+    batch_size: Clips encoded at a time, over all devices of this host.
+    num_shards: Number of shards, over all hosts; default one for 256 videos.
+    num_threads: Decoding threads; default as many as there are cores.
+    host_index: Which host this is.
+    num_hosts: Hosts that share the work.
+
+  Returns:
+    Videos of this host's shards, and how many of them were left out.
+
+  Raises:
+    ValueError: The options do not fit together or to earlier ones, or none of
+      the videos can be read.
+  """
+  num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
+  _check_counts(len(source), num_shards, host_index, num_hosts)
+  mesh = mesh_lib.make_mesh(1, jax.local_devices())
+  if batch_size % mesh.devices.size:
+    raise ValueError(
+      f'batch size {batch_size} is not divisible by the {mesh.devices.size} '
+      'devices of this host: change --batch_size'
+    )
+  encode = _make_encode(
+    encoder, params, mesh, batch_size, pool == 'mean', dtype
+  )
+  os.makedirs(output, exist_ok=True)
+  shards.check_options(
+    os.path.join(output, _OPTIONS_FILE),
+    {
+      'num_videos': len(source),
+      'videos_sha256': shards.hash_records(source),
+      'num_shards': num_shards,
+      'encoder': _describe(encoder),
+      'params_sha256': _hash_params(params),
+      **{
+        name: getattr(options, name)
+        for name in ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
+      },
+      'pool': pool,
+      'dtype': dtype,
+    },
+  )
+  own = range(host_index, num_shards, num_hosts)
+  bounds = [len(source) * i // num_shards for i in range(num_shards + 1)]
+  ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
+  suffix = f'-{host_index}' if host_index else ''
+  bad_files = os.path.join(output, f'quarantine{suffix}.jsonl')
+  num_threads = num_threads or len(os.sched_getaffinity(0))
+  with futures.ThreadPoolExecutor(num_threads) as pool_of_threads:
+
+    def convert(missing):
+      # Decoding goes on across the borders of shards; batches do not, so that
+      # the bytes of a shard do not depend on what was written before it.
+      decoded = shards.map_ahead(
+        pool_of_threads,
+        functools.partial(_read, source, options),
+        itertools.chain.from_iterable(missing),
+        max(2 * num_threads, 2 * batch_size // options.num_clips),
+      )
+      return (
+        _encode_shard(itertools.islice(decoded, len(r)), encode, batch_size)
+        for r in missing
+      )
+
+    shards.write_shards(
+      shards.name_shards(output, 'features', num_shards),
+      ranges,
+      own,
+      convert,
+      bad_files,
+    )
+  num_videos = sum(len(ranges[i]) for i in own)
+  return num_videos, _count_bad(bad_files, num_videos)
+
+
+def _check_counts(num_videos, num_shards, host_index, num_hosts):
+  """Raises ValueError where a host or a shard would have nothing."""
+  if not 0 <= host_index < num_hosts:
+    raise ValueError(
+      f'--host_index={host_index} is not one of --num_hosts={num_hosts}, '
+      'which count from 0'
+    )
+  if not num_hosts <= num_shards <= num_videos:
+    raise ValueError(
+      f'{num_shards} shards of {num_videos} videos for {num_hosts} hosts: '
+      'every host needs a shard and every shard a video, change --shards'
+    )
+
+
+def _read(
+  source: sources.Source, options: ClipOptions, index: int
+) -> Clips | shards.BadFile:
+  """Decodes the clips of one video, or says why it cannot."""
+  record = source[index]
+  try:
+    videos, times = read_timed_clips(record, options)
+  except decode.DecodeError as error:
+    return shards.BadFile(record.name, str(error))
+  # The encoded file is not needed any more, and may be large.
+  return Clips(record._replace(video=''), index, videos, times)
+
+
+def _make_encode(
+  encoder: Encoder,
+  params: Any,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  pool: bool,
+  dtype: str,
+) -> Callable[[np.ndarray], jax.Array]:
+  """Makes the function from at most `batch_size` clips to their features.
+
+  It returns before the device is done. The result has `batch_size` rows.
+  """
+  rows = sharding.shard_batch(mesh)
+  params = jax.device_put(params, sharding.replicate(mesh))
+
+  @functools.partial(jax.jit, out_shardings=rows)
+  def apply(params, video):
+    features = encoder.apply({'params': params}, video)
+    if pool:
+      features = features.astype(jnp.float32).mean(axis=1)
+    return features.astype(dtype)
+
+  def encode(videos):
+    # One shape, one program.
+    padding = batch_size - len(videos)
+    if padding:
+      videos = np.pad(videos, [(0, padding)] + [(0, 0)] * (videos.ndim - 1))
+    # A Pallas kernel is split over the devices by the mesh that is set.
+    with jax.set_mesh(mesh):
+      return apply(params, jax.device_put(videos, rows))
+
+  return encode
+
+
+def _encode_shard(
+  decoded: Iterable[Clips | shards.BadFile],
+  encode: Callable[[np.ndarray], jax.Array],
+  batch_size: int,
+) -> Iterator[bytes | shards.BadFile]:
+  """Turns the decoded videos of a shard into its records, in their order.
+
+  While a batch is on the device, the next one is put together.
+  """
+  waiting = []  # videos whose records are not complete, and bad ones
+  features = []  # of the clips of those videos, in order
+  clips = []  # the next batch
+  running = None  # features under way, and how many of them are no padding
+
+  def launch():
+    nonlocal running
+    before, count = running, min(batch_size, len(clips))
+    running = (encode(np.stack(clips[:count])), count) if count else None
+    del clips[:count]
+    if before is not None:
+      features.extend(np.asarray(before[0])[: before[1]])
+
+  def finish():
+    while waiting:
+      video = waiting[0]
+      if isinstance(video, Clips):
+        if len(features) < len(video.videos):
+          return
+        yield _pack(video, np.stack(features[: len(video.videos)]))
+        del features[: len(video.videos)]
+      else:
+        yield video
+      waiting.pop(0)
+
+  for video in decoded:
+    waiting.append(video)
+    if isinstance(video, Clips):
+      clips.extend(video.videos)
+      # What is left of the video is its times.
+      waiting[-1] = dataclasses.replace(video, videos=video.videos[:, :0])
+    while len(clips) >= batch_size:
+      launch()
+      yield from finish()
+  while clips or running is not None:
+    launch()
+  yield from finish()
+
+
+def _pack(video: Clips, features: np.ndarray) -> bytes:
+  name, index = video.record.name, video.index
+  if not np.isfinite(features).all():
+    raise ValueError(
+      f'features of {name} are not finite in {features.dtype}: use '
+      '--dtype=float32, or another checkpoint if they still are not'
+    )
+  ends = video.times[:, [0, -1]]
+  return pack_features(
+    VideoFeatures(features, video.record.label, name, index, ends)
+  )
+
+
+def _describe(encoder: Encoder) -> dict[str, Any]:
+  """Says what the features depend on, beside the parameters."""
+  names = ('width', 'depth', 'num_heads', 'tubelet', 'positions', 'pixel_norm')
+  fields = {name: getattr(encoder, name) for name in names}
+  return fields | {'dtype': jnp.dtype(encoder.dtype).name}
+
+
+def _hash_params(params: Any) -> str:
+  """Hashes parameters: a backbone that trains on under its name is another."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
+
+
+def _count_bad(path: str, num_videos: int) -> int:
+  """Counts what is listed; raises ValueError if it is all there was."""
+  with open(path, encoding='utf-8') as f:
+    bad = [json.loads(line) for line in f]
+  if len(bad) == num_videos:
+    raise ValueError(
+      f'none of {num_videos} videos could be read, the last one '
+      f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
+    )
+  return len(bad)
