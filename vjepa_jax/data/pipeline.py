@@ -37,6 +37,8 @@ class ClipOptions:
     crop_scale: Range of the random crop's share of the frame.
     crop_aspect_ratio: Range of its width over height.
     flip: Probability of a horizontal flip.
+    views: Crops of each clip in evaluation: the centre, or so many squares
+      along the long side; in training there is one, at random.
   """
 
   frames: int = 16
@@ -47,6 +49,7 @@ class ClipOptions:
   crop_scale: tuple[float, float] = (0.3, 1.0)
   crop_aspect_ratio: tuple[float, float] = (0.75, 1.35)
   flip: float = 0.5
+  views: int = 1
 
   def __post_init__(self):
     if (self.frame_step is None) == (self.fps is None):
@@ -70,7 +73,8 @@ def read_clips(
       deterministic times and the centre crop of evaluation.
 
   Returns:
-    uint8 `[num_clips, frames, resolution, resolution, 3]`.
+    uint8 `[num_clips, frames, resolution, resolution, 3]`; in evaluation
+    `[num_clips * views, ...]`, the views of a clip one after the other.
 
   Raises:
     DecodeError: The video cannot be read.
@@ -104,17 +108,21 @@ def read_timed_clips(
     )
     for clip_indices in indices:
       if rng is None:
-        box = transforms.center_crop(video.height, video.width)
-        flip = False
-      else:
-        box = transforms.random_resized_crop(
-          video.height,
-          video.width,
-          scale=options.crop_scale,
-          aspect_ratio=options.crop_aspect_ratio,
-          rng=rng,
-        )
-        flip = rng.random() < options.flip
+        boxes = [transforms.center_crop(video.height, video.width)]
+        if options.views > 1:
+          boxes = transforms.spread_crops(
+            video.height, video.width, options.views
+          )
+        clips += [video.read(clip_indices, box, size) for box in boxes]
+        continue
+      box = transforms.random_resized_crop(
+        video.height,
+        video.width,
+        scale=options.crop_scale,
+        aspect_ratio=options.crop_aspect_ratio,
+        rng=rng,
+      )
+      flip = rng.random() < options.flip
       clip = video.read(clip_indices, box, size)
       clips.append(transforms.flip_horizontal(clip) if flip else clip)
     return np.stack(clips), video.times[indices]
@@ -216,11 +224,9 @@ def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   def concatenate(*arrays):
     return np.concatenate(arrays)
 
-  labels = {}
-  if 'label' in samples[0]:
-    labels['label'] = concatenate(*[s['label'] for s in samples])
-  return labels | {
-    'video': concatenate(*[s['video'] for s in samples]),
+  arrays = [name for name in samples[0] if name not in ('masks', 'failures')]
+  return {
+    **{name: concatenate(*[s[name] for s in samples]) for name in arrays},
     'masks': tuple(
       {
         name: concatenate(*[s['masks'][i][name] for s in samples])

@@ -304,6 +304,23 @@ class TfdsSource:
     return f'TfdsSource({name}/{split}, {len(self)} videos)'
 
 
+class Subset:
+  """Some of the records of a source, in the order of the indices."""
+
+  def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    self._source = source
+    self._indices = np.asarray(indices, np.int64)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Record:
+    return self._source[int(self._indices[index])]
+
+  def __repr__(self) -> str:
+    return f'Subset({self._source!r}, {len(self)} videos)'
+
+
 def pack_record(record: Record) -> bytes:
   """Encodes a record whose video is the bytes of a file.
 

@@ -80,6 +80,25 @@ def center_crop(
   return _center(height, width, side, side)
 
 
+def spread_crops(height: int, width: int, count: int) -> list[Box]:
+  """Returns squares of the full short side, spread along the long side.
+
+  The published views of a clip: three crops after a resize of the short side
+  to the resolution (V-JEPA 1, section 4).
+
+  Args:
+    height: of the frame, in pixels.
+    width: of the frame, in pixels.
+    count: Squares, at least 2: the first and the last touch the ends.
+
+  Returns:
+    (top, left, side, side) in pixels, each.
+  """
+  side = min(height, width)
+  ends = np.linspace((0, 0), (height - side, width - side), count).round()
+  return [(int(top), int(left), side, side) for top, left in ends]
+
+
 def flip_horizontal(clip: np.ndarray) -> np.ndarray:
   """Mirrors a clip [T, H, W, C] left to right, as a contiguous copy."""
   return np.ascontiguousarray(clip[:, :, ::-1])

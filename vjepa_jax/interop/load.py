@@ -332,6 +332,18 @@ def read_clip_rate(path: str | os.PathLike) -> dict[str, int | float | None]:
     return {'frame_step': 4, 'fps': None}
 
 
+def read_crops(
+  path: str | os.PathLike,
+) -> dict[str, tuple[float, float]]:
+  """Reads how a run crops its clips, as `read_clip_rate` reads their rate."""
+  names = 'crop_scale', 'crop_aspect_ratio'
+  try:
+    clip = json.loads((epath.Path(path) / 'config.json').read_text())['clip']
+    return {name: tuple(clip[name]) for name in names}
+  except (OSError, ValueError, KeyError):
+    return dict(zip(names, ((0.3, 1.0), (0.75, 1.35)), strict=True))
+
+
 def _read_clip_size(path: epath.Path) -> tuple[int | None, int | None]:
   """Reads resolution and frames of a run's clips, None where not known."""
   try:

@@ -87,3 +87,23 @@ class _ProbeBlock(nn.Module):
 
     x = x + Attention(self.num_heads, name='attention')(norm('norm1')(x))
     return x + Mlp(4 * x.shape[-1], name='mlp')(norm('norm2')(x))
+
+
+class LinearProbe(nn.Module):
+  """A linear classifier of the mean over tokens, normalised.
+
+  The normalisation has no parameters: features of encoders differ in size by
+  orders of magnitude, and one grid of learning rates has to fit them all.
+
+  Attributes:
+    num_classes: Number of classes.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> jax.Array:
+    """Maps features `[B, N, D]` to logits `[B, num_classes]`."""
+    x = nn.LayerNorm(use_bias=False, use_scale=False)(features.mean(axis=1))
+    init = nn.initializers.normal(0.01)
+    return nn.Dense(self.num_classes, kernel_init=init, name='classifier')(x)

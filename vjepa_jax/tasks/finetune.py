@@ -14,20 +14,21 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
-from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data import pipeline
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import (
   make_abstract,
-  read_clip_rate,
-  read_weights,
 )
-from vjepa_jax.models import zoo
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.probe import AttentiveProbe
-from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.progress import make_bar
+from vjepa_jax.tasks.backbone import (
+  count_classes,
+  open_split,
+  place,
+  read_backbone,
+)
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import check_steps, get_steps
 from vjepa_jax.tasks.smoke import shrink_finetuning
@@ -65,8 +66,8 @@ def finetune(
   config = config_dict.ConfigDict(config.to_dict())
   if config.smoke:
     config = shrink_finetuning(config, workdir)
-  train, test = (_open(config, name) for name in ('train', 'test'))
-  backbone = _read_backbone(config)
+  train, test = (open_split(config, name) for name in ('train', 'test'))
+  backbone = read_backbone(config)
   write_config(workdir, config)
 
   # Devices, durations, models, shardings, step.
@@ -214,7 +215,8 @@ class _Evaluate:
 
   def __init__(self, config, classifier, mesh, source):
     self._predict = classification.make_predict(
-      classifier,
+      classification.average_clips(classifier),
+      classifier.probe.num_classes,
       mesh,
       config.evaluation.batch_size,
       num_threads=config.data.num_threads,
@@ -247,42 +249,6 @@ class _Evaluate:
     return {f'test_{name}': results[name] for name in names}
 
 
-def _open(config: config_dict.ConfigDict, name: str) -> sources.Source:
-  """Opens the videos of one split."""
-  if not config.data[name]:
-    raise ValueError(
-      f'config.data.{name} is empty: give a manifest of `path label` lines, '
-      'ArrayRecord shards with labels or tfds:name/split'
-    )
-  return sources.open_source(config.data[name])
-
-
-def _read_backbone(config: config_dict.ConfigDict) -> Weights:
-  """Reads the backbone, and fills in what the config leaves to it.
-
-  Raises:
-    ValueError: The backbone cannot be used, or does not say what is asked.
-  """
-  if config.backbone:
-    backbone = read_weights(
-      config.backbone, which=config.which, with_predictor=False
-    )
-    if backbone.encoder is None:
-      raise ValueError(f'{config.backbone} holds probes, and no encoder')
-  else:
-    backbone = Weights(zoo.build_encoder(**config.encoder))
-  for name in ('frames', 'resolution'):
-    if config.clip[name] is None:
-      config.clip[name] = getattr(backbone, name)
-    if config.clip[name] is None:
-      raise ValueError(f'the backbone does not say: set config.clip.{name}')
-  if config.clip.frame_step is None and config.clip.fps is None:
-    config.clip.update(read_clip_rate(config.backbone))
-  sides = [config.clip.frames, *[config.clip.resolution] * 2]
-  compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
-  return backbone
-
-
 def _build_classifier(
   config: config_dict.ConfigDict, backbone: Weights, mesh: Mesh
 ) -> Classifier:
@@ -297,29 +263,11 @@ def _build_classifier(
     drop_path_rate=config.drop_path_rate,
   )
   probe = AttentiveProbe(
-    config.num_classes or _count_classes(config),
+    config.num_classes or count_classes(config, ('train', 'test')),
     encoder.num_heads,
     **config.probe,
   )
   return Classifier(encoder, probe)
-
-
-def _count_classes(config: config_dict.ConfigDict) -> int:
-  """Reads all labels: one more than the largest.
-
-  Raises:
-    ValueError: A video has no label, or all have the same.
-  """
-  largest = 0
-  for name in ('train', 'test'):
-    source = _open(config, name)
-    bar = make_bar(range(len(source)), desc=f'{name} labels', leave=False)
-    for record in (source[i] for i in bar):
-      pipeline.check_label(record, 10**6)
-      largest = max(largest, record.label)
-  if not largest:
-    raise ValueError('all labels are 0: there is nothing to tell apart')
-  return largest + 1
 
 
 def _init(classifier, backbone, tx, key, shardings) -> TrainState:
@@ -333,19 +281,11 @@ def _init(classifier, backbone, tx, key, shardings) -> TrainState:
       out_shardings=places,
     )(encoder_key)
   else:
-    params = jax.tree.map(_place, backbone.encoder_params, places)
+    params = jax.tree.map(place, backbone.encoder_params, places)
   return jax.jit(
     lambda key, params: classifier.init(key, params, tx),
     out_shardings=shardings,
   )(probe_key, params)
-
-
-def _place(leaf: Any, place: jax.sharding.NamedSharding) -> jax.Array:
-  """Spreads an array that every host has whole over all devices."""
-  leaf = np.asarray(leaf, np.float32)
-  return jax.make_array_from_callback(
-    leaf.shape, place, lambda index: leaf[index]
-  )
 
 
 def make_schedules(

@@ -20,7 +20,8 @@ class Predictions(NamedTuple):
   """What a classifier says of videos, in their order.
 
   Attributes:
-    probabilities: float32 `[N, classes]`, the mean over the clips of a video.
+    probabilities: float32 `[N, classes]`, the mean over the clips of a video;
+      of a grid of probes `[N, probes, classes]`.
     labels: int `[N]`.
     left_out: How many videos could not be read; they are not among the N.
   """
@@ -30,8 +31,23 @@ class Predictions(NamedTuple):
   left_out: int
 
 
-def make_predict(
+def average_clips(
   classifier: Classifier,
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Makes the function that classifies each clip and averages over them."""
+
+  def apply(params, videos):
+    clips = videos.reshape(-1, *videos.shape[2:])
+    logits = classifier(params, sharding.constrain_batch(clips))
+    shares = jax.nn.softmax(logits).reshape(*videos.shape[:2], -1)
+    return shares.mean(axis=1)
+
+  return apply
+
+
+def make_predict(
+  apply: Callable[[Any, jax.Array], jax.Array],
+  num_classes: int,
   mesh: Mesh,
   batch_size: int,
   *,
@@ -40,7 +56,9 @@ def make_predict(
   """Makes the function (parameters, videos, how to cut) -> predictions.
 
   Args:
-    classifier: Encoder and probe.
+    apply: Maps parameters and videos uint8 `[V, clips, T, H, W, 3]` to
+      `[V, ..., classes]`; see `average_clips`.
+    num_classes: Labels are below it.
     mesh: Batches are split over all its devices.
     batch_size: Videos at a time, over all hosts; each host decodes its own.
     num_threads: Decoding threads of a host.
@@ -58,23 +76,21 @@ def make_predict(
   first = jax.process_index() * per_host
 
   def classify(params, batch):
-    videos = batch['video']  # [V, segments, T, H, W, 3]
-    clips = videos.reshape(-1, *videos.shape[2:])
-    logits = classifier(params, sharding.constrain_batch(clips))
-    shares = jax.nn.softmax(logits).reshape(*videos.shape[:2], -1)
-    return {'probabilities': shares.mean(axis=1), 'label': batch['label']}
+    probabilities = apply(params, batch['video'])
+    return {'probabilities': probabilities, 'label': batch['label']}
 
   classify = jax.jit(classify, out_shardings=sharding.replicate(mesh))
 
   def predict(params, source, options):
-    shape = (options.num_clips, options.frames, *[options.resolution] * 2, 3)
+    clips = options.num_clips * options.views
+    shape = (clips, options.frames, *[options.resolution] * 2, 3)
 
     def read(index):
       # Of a video that is not there the label is -1.
       if index is None:
         return np.zeros(shape, np.uint8), -1
       record = source[index]
-      check_label(record, classifier.probe.num_classes)
+      check_label(record, num_classes)
       try:
         return read_clips(record, options), record.label
       except decode.DecodeError as error:

@@ -181,3 +181,50 @@ def draw_report(
     _plot(axis, metrics, names)
   with epath.Path(path).open('wb') as file:
     fig.savefig(file, format='png', dpi=90)
+
+
+def draw_confusion(
+  path: epath.PathLike,
+  labels: np.ndarray,
+  predicted: np.ndarray,
+  num_classes: int,
+) -> None:
+  """Draws which classes are taken for which, and the accuracy of each.
+
+  Args:
+    path: PNG to write.
+    labels: int `[N]`.
+    predicted: int `[N]`.
+    num_classes: Number of classes; of many only some get a tick.
+  """
+  matrix = np.zeros((num_classes, num_classes))
+  np.add.at(matrix, (labels, predicted), 1)
+  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  fig = figure.Figure(figsize=(11, 5.4), layout='constrained')
+  left, right = fig.subplots(1, 2, width_ratios=(1.15, 1))
+  image = left.imshow(shares, cmap='magma', vmin=0, vmax=1)
+  fig.colorbar(image, ax=left, label='share of a class')
+  left.set_xlabel('predicted class')
+  left.set_ylabel('class')
+  ticks = np.arange(0, num_classes, max(1, num_classes // 16))
+  left.set_xticks(ticks, ticks, fontsize=8)
+  left.set_yticks(ticks, ticks, fontsize=8)
+  if num_classes <= 12:
+    for (row, column), share in np.ndenumerate(shares):
+      colour = 'black' if share > 0.6 else 'white'
+      left.text(
+        column, row, f'{100 * share:.0f}', ha='center', va='center', c=colour
+      )
+  # Worst first; a class without test videos has no accuracy.
+  present = np.flatnonzero(matrix.sum(axis=1))
+  accuracy = np.diag(shares)[present]
+  order = np.argsort(accuracy, kind='stable')
+  right.bar(np.arange(len(order)), accuracy[order], width=0.9)
+  right.axhline(accuracy.mean(), color='black', linewidth=1)
+  right.set_title(f'accuracy by class, mean {accuracy.mean():.3f}', fontsize=10)
+  right.set_ylim(0, 1)
+  ticks = np.arange(0, len(order), max(1, len(order) // 24))
+  right.set_xticks(ticks, present[order][ticks], fontsize=8)
+  right.set_xlabel('class, worst first')
+  right.grid(alpha=0.3, axis='y')
+  fig.savefig(path, dpi=90)

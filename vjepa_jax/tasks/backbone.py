@@ -1,0 +1,81 @@
+"""What tasks on top of a backbone share: its models, labelled videos."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from vjepa_jax.data import pipeline, sources
+from vjepa_jax.interop.layout import Weights
+from vjepa_jax.interop.load import read_clip_rate, read_crops, read_weights
+from vjepa_jax.models import zoo
+from vjepa_jax.models.tubelets import compute_grid
+from vjepa_jax.progress import make_bar
+
+
+def open_split(config: config_dict.ConfigDict, name: str) -> sources.Source:
+  """Opens the videos of one split."""
+  if not config.data[name]:
+    raise ValueError(
+      f'config.data.{name} is empty: give a manifest of `path label` lines, '
+      'ArrayRecord shards with labels or tfds:name/split'
+    )
+  return sources.open_source(config.data[name])
+
+
+def read_backbone(config: config_dict.ConfigDict) -> Weights:
+  """Reads the backbone, and fills in what the config leaves to it.
+
+  Raises:
+    ValueError: The backbone cannot be used, or does not say what is asked.
+  """
+  if config.backbone:
+    backbone = read_weights(
+      config.backbone, which=config.which, with_predictor=False
+    )
+    if backbone.encoder is None:
+      raise ValueError(f'{config.backbone} holds probes, and no encoder')
+  else:
+    backbone = Weights(zoo.build_encoder(**config.encoder))
+  for name in ('frames', 'resolution'):
+    if config.clip[name] is None:
+      config.clip[name] = getattr(backbone, name)
+    if config.clip[name] is None:
+      raise ValueError(f'the backbone does not say: set config.clip.{name}')
+  crops = read_crops(config.backbone)
+  for name in ('crop_scale', 'crop_aspect_ratio'):
+    if config.clip[name] is None:
+      config.clip[name] = crops[name]
+  if config.clip.frame_step is None and config.clip.fps is None:
+    config.clip.update(read_clip_rate(config.backbone))
+  sides = [config.clip.frames, *[config.clip.resolution] * 2]
+  compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
+  return backbone
+
+
+def count_classes(config: config_dict.ConfigDict, splits: Sequence[str]) -> int:
+  """Reads all labels of some splits: one more than the largest.
+
+  Raises:
+    ValueError: A video has no label, or all have the same.
+  """
+  largest = 0
+  for name in splits:
+    source = open_split(config, name)
+    bar = make_bar(range(len(source)), desc=f'{name} labels', leave=False)
+    for record in (source[i] for i in bar):
+      pipeline.check_label(record, 10**6)
+      largest = max(largest, record.label)
+  if not largest:
+    raise ValueError('all labels are 0: there is nothing to tell apart')
+  return largest + 1
+
+
+def place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
+  """Spreads an array that every host has whole over all devices."""
+  leaf = np.asarray(leaf, np.float32)
+  return jax.make_array_from_callback(
+    leaf.shape, sharding, lambda index: leaf[index]
+  )

@@ -1,0 +1,181 @@
+"""A grid of probes, trained in one pass over frozen features.
+
+The encoder runs once a batch; probes of all learning rates and weight decays
+learn from its features side by side, as one vectorised probe (V-JEPA 2,
+section 5, trains some twenty together).
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.parallel.sharding import constrain_batch
+from vjepa_jax.training.optimizer import apply_adamw
+from vjepa_jax.training.schedules import Schedule
+from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeGrid:
+  """Probes on a frozen encoder, one for each pair of rate and decay.
+
+  Attributes:
+    encoder: The encoder.
+    probe: Module of features `[B, tokens, D]` to logits `[B, classes]`.
+    points: (learning rate, weight decay) of each probe.
+    segments: Clips of a video whose tokens a probe sees together.
+  """
+
+  encoder: Encoder
+  probe: nn.Module
+  points: tuple[tuple[float, float], ...]
+  segments: int = 1
+
+  def init(
+    self, key: jax.Array, tx: optax.GradientTransformation
+  ) -> TrainState:
+    """Makes the state at step 0: all probes start from the same parameters."""
+    features = jnp.zeros((1, 1, self.encoder.width))
+    one = self.probe.init(key, features)['params']
+    count = len(self.points)
+    params = jax.tree.map(lambda x: jnp.stack([x] * count), one)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params={'probe': params},
+      target=None,
+      opt_state=jax.vmap(tx.init)(params),
+    )
+
+  def encode(self, params: Any, videos: jax.Array) -> jax.Array:
+    """Encodes videos, float32 features of all of a video's segments together.
+
+    Args:
+      params: Of the encoder.
+      videos: uint8 `[V, segments * views, T, H, W, 3]`, the views of a segment
+        one after the other.
+
+    Returns:
+      `[V, views, segments * N, D]`.
+    """
+    count, clips = videos.shape[:2]
+    flat = constrain_batch(videos.reshape(-1, *videos.shape[2:]))
+    features = self.encoder.apply({'params': params}, flat)
+    features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    views = clips // self.segments
+    features = features.reshape(
+      count, self.segments, views, *features.shape[1:]
+    )
+    features = jnp.moveaxis(features, 2, 1)  # [V, views, segments, N, D]
+    return features.reshape(count, views, -1, features.shape[-1])
+
+  def classify(self, params: Any, features: jax.Array) -> jax.Array:
+    """Classifies by all probes.
+
+    Args:
+      params: Of the probes, with a leading axis.
+      features: `[V, views, tokens, D]`.
+
+    Returns:
+      Probabilities `[V, probes, classes]`, the mean over the views.
+    """
+    flat = features.reshape(-1, *features.shape[2:])
+    logits = jax.vmap(lambda p: self.probe.apply({'params': p}, flat))(params)
+    shares = jax.nn.softmax(logits)  # [probes, V * views, classes]
+    shares = shares.reshape(len(self.points), *features.shape[:2], -1)
+    return jnp.swapaxes(shares.mean(axis=2), 0, 1)
+
+  def predict(self, params: Any, videos: jax.Array) -> jax.Array:
+    """Maps {'encoder', 'probe'} and videos to `[V, probes, classes]`."""
+    features = self.encode(params['encoder'], videos)
+    return self.classify(params['probe'], features)
+
+
+def make_probe_step(
+  grid: ProbeGrid,
+  tx: optax.GradientTransformation,
+  schedule: Schedule,
+  clip_norm: float | None = None,
+) -> TrainStep:
+  """Makes the step: cross-entropy and AdamW, for each probe by itself.
+
+  A probe whose loss or gradient is not finite stays as it is; the others go on.
+
+  Args:
+    grid: The probes. Parameters of the encoder are the state's teacher, which
+      passes through as it is.
+    tx: `optax.scale_by_adam`.
+    schedule: Share of each probe's learning rate at a step.
+    clip_norm: Largest gradient norm of a probe; None for no clipping.
+
+  Returns:
+    A function from (state, batch) to (state, metrics), to be jitted with the
+    state donated. A batch has 'label' int32 `[V * segments]`, a video's one
+    after the other, and 'video' uint8 `[V * segments, T, H, W, 3]`; or
+    'features' `[V, tokens, D]` and 'label' `[V]`.
+  """
+  limit = jnp.inf if clip_norm is None else clip_norm
+  rates, decays = (jnp.asarray(x) for x in zip(*grid.points, strict=True))
+
+  def compute_loss(params, features, labels):
+    logits = grid.probe.apply({'params': params}, features)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss.mean(), (logits.argmax(axis=-1) == labels).mean()
+
+  def update(params, opt_state, rate, decay, features, labels):
+    (loss, hits), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+      params, features, labels
+    )
+    norm = optax.tree.norm(grads)
+    scale = jnp.minimum(1.0, limit / (norm + 1e-6))
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    new = apply_adamw(tx, grads, opt_state, params, rate, decay)
+    finite = jnp.isfinite(loss + norm)
+    old = params, opt_state
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return *kept, loss, hits, finite
+
+  def train_step(state: TrainState, batch: dict[str, jax.Array]):
+    labels = batch['label']
+    if 'features' in batch:
+      features = batch['features'].astype(jnp.float32)
+    else:
+      video = batch['video']
+      videos = video.reshape(-1, grid.segments, *video.shape[1:])
+      features = grid.encode(state.teacher, videos)[:, 0]
+      labels = labels[:: grid.segments]
+    now = schedule(state.step)
+    params, opt_state, loss, hits, finite = jax.vmap(
+      update, in_axes=(0, 0, 0, 0, None, None)
+    )(
+      state.params['probe'],
+      state.opt_state,
+      rates * now,
+      decays,
+      features,
+      labels,
+    )
+    state = state.replace(
+      step=state.step + 1, params={'probe': params}, opt_state=opt_state
+    )
+    return state, {
+      'loss': jnp.nanmin(loss),
+      'train_top1': hits.max(),
+      'learning_rate': rates.max() * now,
+      'lost_probes': jnp.sum(1.0 - finite),
+      'skipped': 1.0 - finite.any(),
+    }
+
+  return train_step
+
+
+def make_points(
+  learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]
+) -> tuple[tuple[float, float], ...]:
+  """Pairs every learning rate with every weight decay."""
+  return tuple((r, d) for r in learning_rates for d in weight_decays)
