@@ -53,7 +53,7 @@ _V2 = (
 _PROBES = {
   'v1': (0, True, (1e-3,), (0.01,), 1.0),
   'v2': _V2,
-  'linear': (0, False, (1e-2, 3e-3, 1e-3, 3e-4), (1e-4, 0.01), None),
+  'linear': (0, False, (1e-1, 3e-2, 1e-2, 3e-3), (1e-4, 0.01), None),
 }
 # Where V-JEPA 2 departs from its own grid.
 _GRIDS = {

@@ -1,12 +1,13 @@
 """Frozen features of videos, as `vjepa_jax.tools.extract` writes them."""
 
+import dataclasses
 import os
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vjepa_jax.data import shards, sources
+from vjepa_jax.data import pipeline, shards, sources
 
 _NUMBER = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.array_record$')
 
@@ -97,6 +98,57 @@ class FeatureSource:
 
   def __repr__(self) -> str:
     return f'FeatureSource({self._shards[0]!r}, {len(self)} videos)'
+
+
+def holds_features(path: str) -> bool:
+  """Says whether there are shards of features at a path, and not of videos."""
+  try:
+    records, _ = sources.open_shards(path)
+  except (FileNotFoundError, ValueError):
+    return False
+  return len(records) > 0 and 'features' in shards.unpack(records[0])[0]
+
+
+def join_segments(features: np.ndarray) -> np.ndarray:
+  """Puts the tokens of all segments of a video one after the other.
+
+  Args:
+    features: `[segments, N, D]`, or `[segments, D]` if they were pooled.
+
+  Returns:
+    float32 `[1, segments * N, D]`: one view, as probes take it.
+  """
+  return features.astype(np.float32).reshape(1, -1, features.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoader:
+  """Loads one sample of features, as `pipeline.SampleLoader` loads clips.
+
+  Attributes:
+    sources: Labelled features.
+    seed: Seed of the run: of the order of the samples.
+    num_classes: Labels are below it.
+  """
+
+  sources: tuple[FeatureSource, ...]
+  seed: int
+  num_classes: int
+
+  num_clips = 1
+
+  def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
+    """Loads 'features' float32 `[1, tokens, D]` and 'label' int32 `[1]`."""
+    del position  # nothing about it is random
+    source, index = key
+    video = self.sources[source][index]
+    pipeline.check_label(video, self.num_classes)
+    return {
+      'features': join_segments(video.features),
+      'label': np.array([video.label], np.int32),
+      'masks': (),
+      'failures': '',
+    }
 
 
 def _check_complete(paths: list[str]) -> None:

@@ -146,6 +146,11 @@ class SampleLoader:
   seed: int
   num_classes: int | None = None
 
+  @property
+  def num_clips(self) -> int:
+    """Clips of a sample."""
+    return self.options.num_clips
+
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads the sample at a position of the run.
 
@@ -271,7 +276,7 @@ def make_batches(
   """Makes the endless batches of one host.
 
   Args:
-    loader: Loads one sample.
+    loader: Loads one sample: a SampleLoader, or what loads as one.
     weights: Share of the samples that each source gives.
     batch_size: Clips a batch, over all hosts.
     position: Samples that the run has consumed, over all hosts.
@@ -289,7 +294,7 @@ def make_batches(
   Raises:
     ValueError: The batch does not split evenly.
   """
-  num_clips = loader.options.num_clips
+  num_clips = loader.num_clips
   if batch_size % (num_clips * process_count):
     raise ValueError(
       f'batch size {batch_size} is not divisible by {process_count} hosts x '

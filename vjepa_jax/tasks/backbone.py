@@ -8,6 +8,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data.features import FeatureSource, holds_features
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import read_clip_rate, read_crops, read_weights
 from vjepa_jax.models import zoo
@@ -16,7 +17,7 @@ from vjepa_jax.progress import make_bar
 
 
 def open_split(config: config_dict.ConfigDict, name: str) -> sources.Source:
-  """Opens the videos of one split."""
+  """Opens the labelled videos of one split."""
   if not config.data[name]:
     raise ValueError(
       f'config.data.{name} is empty: give a manifest of `path label` lines, '
@@ -63,7 +64,11 @@ def count_classes(config: config_dict.ConfigDict, splits: Sequence[str]) -> int:
   """
   largest = 0
   for name in splits:
-    source = open_split(config, name)
+    path = config.data[name]
+    if holds_features(path):
+      source = FeatureSource(path)
+    else:
+      source = open_split(config, name)
     bar = make_bar(range(len(source)), desc=f'{name} labels', leave=False)
     for record in (source[i] for i in bar):
       pipeline.check_label(record, 10**6)

@@ -15,6 +15,11 @@ import numpy as np
 import optax
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data.features import (
+  FeatureLoader,
+  FeatureSource,
+  holds_features,
+)
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
@@ -64,6 +69,9 @@ def probe(
   config = config_dict.ConfigDict(config.to_dict())
   train, validation, test = _open_splits(config)
   backbone = read_backbone(config)
+  cached = holds_features(config.data.train)
+  if cached:
+    config.segments = 1  # all of a video's are in one record
   write_config(workdir, config)
 
   # Devices, durations, models, shardings, step.
@@ -96,7 +104,7 @@ def probe(
     in_shardings=(shardings, rows),
     out_shardings=(shardings, sharding.replicate(mesh)),
   )
-  evaluation = _Evaluation(config, grid, mesh, validation)
+  evaluation = _Evaluation(config, grid, mesh, validation, cached)
 
   # State: new probes, or those of this run's checkpoint, on the backbone.
   checkpoints = Checkpoints(workdir, **config.checkpoint)
@@ -116,15 +124,7 @@ def probe(
   check_steps(workdir, start_step, total_steps, profile_steps)
   feed = Feed(
     pipeline.make_batches(
-      pipeline.SampleLoader(
-        (train,),
-        dataclasses.replace(
-          pipeline.ClipOptions(**config.clip), num_clips=config.segments
-        ),
-        (),
-        config.seed,
-        grid.probe.num_classes,
-      ),
+      _make_loader(config, train, grid.probe.num_classes),
       weights=[1.0],
       batch_size=clips,
       position=position,
@@ -208,17 +208,25 @@ def probe(
 class _Evaluation:
   """Validates all probes of the grid, and tests the one that was selected."""
 
-  def __init__(self, config, grid: ProbeGrid, mesh: Mesh, validation):
+  def __init__(self, config, grid: ProbeGrid, mesh, validation, cached: bool):
     self._points = grid.points
     self._validation = validation
-    self._options = dataclasses.replace(
-      pipeline.ClipOptions(**config.clip),
-      num_clips=config.segments,
-      views=config.views,
-    )
+    self._options = None
+    if not cached:
+      self._options = dataclasses.replace(
+        pipeline.ClipOptions(**config.clip),
+        num_clips=config.segments,
+        views=config.views,
+      )
 
-    def pool(params, videos):
-      return grid.encode(params['encoder'], videos).mean(axis=(1, 2))
+    def encode(params, inputs):
+      return inputs if cached else grid.encode(params['encoder'], inputs)
+
+    def pool(params, inputs):
+      return encode(params, inputs).mean(axis=(1, 2))
+
+    def classify(params, inputs):
+      return grid.classify(params['probe'], encode(params, inputs))
 
     self._predict, self._pool = (
       classification.make_predict(
@@ -228,7 +236,7 @@ class _Evaluation:
         config.evaluation.batch_size,
         num_threads=config.data.num_threads,
       )
-      for apply in (grid.predict, pool)
+      for apply in (classify, pool)
     )
 
   def _run(self, state: TrainState, source) -> classification.Predictions:
@@ -293,10 +301,23 @@ class _Evaluation:
 
 
 def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
-  """Opens training, validation and test videos, of which none is in two."""
-  train, test = (open_split(config, name) for name in ('train', 'test'))
+  """Opens training, validation and test videos, or their features."""
+  names = [n for n in ('train', 'validation', 'test') if config.data[n]]
+  cached = [n for n in names if holds_features(config.data[n])]
+  if cached and cached != names:
+    raise ValueError(
+      f'config.data.{cached[0]} holds features and others hold videos: give '
+      'features of all, by python -m vjepa_jax.tools.extract, or of none'
+    )
+  opened = {
+    name: FeatureSource(config.data[name])
+    if cached
+    else open_split(config, name)
+    for name in ('train', 'test', *names)
+  }
+  train, test = opened['train'], opened['test']
   if config.data.validation:
-    return [train, open_split(config, 'validation'), test]
+    return [train, opened['validation'], test]
   share = config.data.validation_share
   count = round(share * len(train))
   if not 0 < count < len(train):
@@ -311,6 +332,15 @@ def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
     sources.Subset(train, np.sort(order[:count])),
     test,
   ]
+
+
+def _make_loader(config, train, num_classes: int):
+  """Makes the loader of training clips, or of features."""
+  if holds_features(config.data.train):
+    return FeatureLoader((train,), config.seed, num_classes)
+  options = pipeline.ClipOptions(**config.clip)
+  options = dataclasses.replace(options, num_clips=config.segments)
+  return pipeline.SampleLoader((train,), options, (), config.seed, num_classes)
 
 
 def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data.features import join_segments
 from vjepa_jax.data.pipeline import ClipOptions, check_label, read_clips
 from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
@@ -52,12 +53,15 @@ def make_predict(
   batch_size: int,
   *,
   num_threads: int = 2,
-) -> Callable[[Any, sources.Source, ClipOptions], Predictions]:
+) -> Callable[[Any, sources.Source, ClipOptions | None], Predictions]:
   """Makes the function (parameters, videos, how to cut) -> predictions.
+
+  In place of videos it takes a `FeatureSource`, and None for how to cut.
 
   Args:
     apply: Maps parameters and videos uint8 `[V, clips, T, H, W, 3]` to
-      `[V, ..., classes]`; see `average_clips`.
+      `[V, ..., classes]`, see `average_clips`; or else features
+      `[V, 1, tokens, D]`.
     num_classes: Labels are below it.
     mesh: Batches are split over all its devices.
     batch_size: Videos at a time, over all hosts; each host decodes its own.
@@ -82,20 +86,26 @@ def make_predict(
   classify = jax.jit(classify, out_shardings=sharding.replicate(mesh))
 
   def predict(params, source, options):
-    clips = options.num_clips * options.views
-    shape = (clips, options.frames, *[options.resolution] * 2, 3)
+    if options is None:
+      empty = np.zeros_like(join_segments(source[0].features))
+    else:
+      clips = options.num_clips * options.views
+      sides = options.frames, *[options.resolution] * 2
+      empty = np.zeros((clips, *sides, 3), np.uint8)
 
     def read(index):
       # Of a video that is not there the label is -1.
       if index is None:
-        return np.zeros(shape, np.uint8), -1
+        return empty, -1
       record = source[index]
       check_label(record, num_classes)
+      if options is None:
+        return join_segments(record.features), record.label
       try:
         return read_clips(record, options), record.label
       except decode.DecodeError as error:
         logging.warning('left out %s: %s', record.name, error)
-        return np.zeros(shape, np.uint8), -1
+        return empty, -1
 
     starts = range(0, len(source), batch_size)
     indices = [

@@ -90,11 +90,6 @@ class ProbeGrid:
     shares = shares.reshape(len(self.points), *features.shape[:2], -1)
     return jnp.swapaxes(shares.mean(axis=2), 0, 1)
 
-  def predict(self, params: Any, videos: jax.Array) -> jax.Array:
-    """Maps {'encoder', 'probe'} and videos to `[V, probes, classes]`."""
-    features = self.encode(params['encoder'], videos)
-    return self.classify(params['probe'], features)
-
 
 def make_probe_step(
   grid: ProbeGrid,
@@ -143,7 +138,7 @@ def make_probe_step(
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
     labels = batch['label']
     if 'features' in batch:
-      features = batch['features'].astype(jnp.float32)
+      features = batch['features']
     else:
       video = batch['video']
       videos = video.reshape(-1, grid.segments, *video.shape[1:])

@@ -1,0 +1,138 @@
+"""Probes trained side by side are the probes trained one by one."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vjepa_jax.models import zoo
+from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
+from vjepa_jax.training.probe_grid import (
+  ProbeGrid,
+  make_points,
+  make_probe_step,
+)
+
+POINTS = make_points((3e-3, 1e-3), (0.1,))
+SEGMENTS, VIDEOS = 2, 8
+
+
+@pytest.fixture(scope='module')
+def batches():
+  rng = np.random.default_rng(0)
+  return [
+    {
+      'video': rng.integers(
+        0, 255, (VIDEOS * SEGMENTS, 4, 32, 32, 3), np.uint8
+      ),
+      'label': np.repeat(rng.integers(0, 3, VIDEOS), SEGMENTS).astype(np.int32),
+    }
+    for _ in range(3)
+  ]
+
+
+def _make_grid(points, segments=SEGMENTS):
+  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8))
+  return ProbeGrid(encoder, AttentiveProbe(3, 2), points, segments)
+
+
+def _train(grid, batches, mesh=None):
+  tx = optax.scale_by_adam()
+  state = grid.init(jax.random.key(1), tx)
+  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+  encoder = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
+  state = state.replace(teacher=encoder)
+  step = make_probe_step(grid, tx, lambda step: 1.0 - step / 10, 1.0)
+  if mesh is None:
+    step = jax.jit(step)
+    for batch in batches:
+      state, metrics = step(state, batch)
+    return state, metrics
+  places = sharding.shard_tree(state, mesh)
+  rows = sharding.shard_batch(mesh)
+  step = jax.jit(step, in_shardings=(places, rows))
+  state = jax.device_put(state, places)
+  with jax.set_mesh(mesh):
+    for batch in batches:
+      state, metrics = step(state, sharding.make_global(batch, rows))
+  return state, metrics
+
+
+def test_each_probe_is_as_if_trained_alone(batches):
+  together, _ = _train(_make_grid(POINTS), batches)
+  for i, point in enumerate(POINTS):
+    alone, _ = _train(_make_grid((point,)), batches)
+    jax.tree.map(
+      lambda x, y, i=i: np.testing.assert_allclose(x[i], y[0], atol=2e-5),
+      together.params,
+      alone.params,
+    )
+  first, second = (
+    np.asarray(together.params['probe']['classifier']['kernel'][i])
+    for i in range(2)
+  )
+  assert np.abs(first - second).max() > 1e-4
+
+
+def test_sharded_equals_unsharded(batches):
+  alone, metrics = _train(_make_grid(POINTS), batches)
+  sharded, sharded_metrics = _train(
+    _make_grid(POINTS), batches, mesh_lib.make_mesh(1)
+  )
+  np.testing.assert_allclose(
+    metrics['loss'], sharded_metrics['loss'], rtol=1e-5
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
+    alone.params,
+    sharded.params,
+  )
+
+
+def test_the_encoder_stays_and_a_lost_probe_does_not_spread(batches):
+  grid = _make_grid(((float('nan'), 0.0), (1e-3, 0.0)))
+  state, metrics = _train(grid, batches)
+  good, _ = _train(_make_grid(((1e-3, 0.0),)), batches)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x[1], y[0], atol=2e-5),
+    state.params,
+    good.params,
+  )
+  assert metrics['lost_probes'] == 1 and metrics['skipped'] == 0
+  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+  before = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
+  jax.tree.map(np.testing.assert_array_equal, state.teacher, before)
+
+
+def test_segments_are_seen_together_and_views_are_averaged(batches):
+  grid = _make_grid(POINTS)
+  state, _ = _train(grid, batches)
+  views = 3
+  rng = np.random.default_rng(1)
+  video = rng.integers(0, 255, (2, SEGMENTS * views, 4, 32, 32, 3), np.uint8)
+  encode = jax.jit(grid.encode)
+  features = encode(state.teacher, video)
+  assert features.shape == (2, views, SEGMENTS * 32, 48)
+  # Clips are (segment, view): view 1 is clips 1 and 4.
+  one = encode(state.teacher, video[:, [1, 4]])
+  np.testing.assert_allclose(features[:, 1], one[:, 0], atol=1e-5)
+  probabilities = grid.classify(state.params['probe'], features)
+  by_view = [
+    grid.classify(state.params['probe'], features[:, i : i + 1])
+    for i in range(views)
+  ]
+  assert probabilities.shape == (2, len(POINTS), 3)
+  np.testing.assert_allclose(probabilities, np.mean(by_view, axis=0), atol=1e-6)
+
+
+def test_a_linear_probe_does_not_mind_the_size_of_features():
+  features = np.random.default_rng(0).normal(size=(2, 5, 16))
+  probe = LinearProbe(3)
+  params = probe.init(jax.random.key(0), features)
+  np.testing.assert_allclose(
+    probe.apply(params, features),
+    probe.apply(params, 100 * features),
+    atol=1e-4,
+  )
