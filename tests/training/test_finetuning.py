@@ -8,7 +8,7 @@ import pytest
 from configs import finetune
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
-from vjepa_jax.tasks.finetune import make_schedules
+from vjepa_jax.tasks.classifier import make_schedules
 from vjepa_jax.training import classification, optimizer
 from vjepa_jax.training.finetuning import Classifier
 

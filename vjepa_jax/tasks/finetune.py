@@ -8,26 +8,18 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import config_dict
-import numpy as np
 import optax
 
 from vjepa_jax.data import pipeline
-from vjepa_jax.interop.layout import Weights
-from vjepa_jax.interop.load import (
-  make_abstract,
-)
-from vjepa_jax.models.attention import choose_attention
-from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.backbone import (
-  count_classes,
-  open_split,
-  place,
-  read_backbone,
+from vjepa_jax.tasks.backbone import open_split, read_backbone
+from vjepa_jax.tasks.classifier import (
+  build_classifier,
+  init_state,
+  make_schedules,
 )
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import check_steps, get_steps
@@ -35,12 +27,9 @@ from vjepa_jax.tasks.smoke import shrink_finetuning
 from vjepa_jax.training import classification, loop
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
 from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.finetuning import Classifier, make_finetune_step
-from vjepa_jax.training.schedules import Schedule, make_schedule
+from vjepa_jax.training.finetuning import make_finetune_step
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.telemetry import Telemetry
-
-_RATE_BATCH = 256  # that the learning rates of recipes are given for
 
 
 def finetune(
@@ -81,7 +70,7 @@ def finetune(
   steps_per_epoch = len(train) / batch_size
   total_steps = get_steps(config, 'total', steps_per_epoch)
   check_steps(workdir, 0, total_steps, profile_steps)
-  classifier = _build_classifier(config, backbone, mesh)
+  classifier = build_classifier(config, backbone, mesh)
   tx = optax.scale_by_adam(**config.optimizer)
   key = jax.random.key(config.seed)
   abstract = jax.eval_shape(
@@ -121,7 +110,7 @@ def finetune(
   if restored is not None:
     state, position = restored
   else:
-    state, position = _init(classifier, backbone, tx, key, shardings), 0
+    state, position = init_state(classifier, backbone, tx, key, shardings), 0
   start_step = int(state.step)
   check_steps(workdir, start_step, total_steps, profile_steps)
   feed = Feed(
@@ -247,66 +236,6 @@ class _Evaluate:
     )
     names = ('top1', 'top5', 'mean_class', 'cross_entropy')
     return {f'test_{name}': results[name] for name in names}
-
-
-def _build_classifier(
-  config: config_dict.ConfigDict, backbone: Weights, mesh: Mesh
-) -> Classifier:
-  dtype = jnp.dtype(config.compute_dtype)
-  attention = config.attention
-  if attention == 'auto':
-    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
-  encoder = backbone.encoder.clone(
-    dtype=dtype,
-    attention=attention,
-    remat=config.remat,
-    drop_path_rate=config.drop_path_rate,
-  )
-  probe = AttentiveProbe(
-    config.num_classes or count_classes(config, ('train', 'test')),
-    encoder.num_heads,
-    **config.probe,
-  )
-  return Classifier(encoder, probe)
-
-
-def _init(classifier, backbone, tx, key, shardings) -> TrainState:
-  """Makes the state at step 0, each leaf where it belongs."""
-  places = shardings.params['encoder']
-  encoder_key, probe_key = jax.random.split(key)
-  if backbone.encoder_params is None:
-    video = np.zeros((1, *classifier.encoder.tubelet, 3), np.uint8)
-    params = jax.jit(
-      lambda key: classifier.encoder.init(key, video)['params'],
-      out_shardings=places,
-    )(encoder_key)
-  else:
-    params = jax.tree.map(place, backbone.encoder_params, places)
-  return jax.jit(
-    lambda key, params: classifier.init(key, params, tx),
-    out_shardings=shardings,
-  )(probe_key, params)
-
-
-def make_schedules(
-  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
-) -> dict[str, Schedule]:
-  """Makes the schedules of learning rate, by the batch, and weight decay."""
-  rate = config.learning_rate
-  scale = config.data.batch_size / _RATE_BATCH
-  return {
-    'learning_rate': make_schedule(
-      rate.kind,
-      start=rate.start * scale,
-      value=rate.value * scale,
-      final=rate.final * scale,
-      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
-      total_steps=total_steps,
-    ),
-    'weight_decay': make_schedule(
-      'constant', value=config.weight_decay, total_steps=total_steps
-    ),
-  }
 
 
 def _format(results: dict[str, Any], workdir: epath.Path) -> str:
