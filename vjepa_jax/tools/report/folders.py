@@ -7,11 +7,13 @@ tool has to be known.
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import io
 import json
 from typing import Any
 
 from absl import logging
 from etils import epath
+from PIL import Image
 
 _PICTURES = {
   '.png': 'image/png',
@@ -21,6 +23,7 @@ _PICTURES = {
   '.webp': 'image/webp',
   '.mp4': 'video/mp4',
 }
+_PIXELS = ('.png', '.gif', '.jpg', '.webp')
 # Folders of a run that hold no results, and many files.
 _SKIPPED = (
   'checkpoints',
@@ -40,11 +43,19 @@ _SHORT_LIST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A picture in the page: what it shows, kind ('image' or 'video'), URI."""
+  """A picture in the page.
+
+  Attributes:
+    caption: What it shows.
+    kind: 'image' or 'video'.
+    uri: Its content.
+    size: Width and height in pixels, None if not known.
+  """
 
   caption: str
   kind: str
   uri: str
+  size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +113,24 @@ def name(text: str) -> str:
 
 
 def embed(content: bytes, suffix: str, caption: str) -> Picture:
-  """Makes a picture of the content of a file."""
+  """Makes a picture of the content of a file.
+
+  Args:
+    content: The file, whole.
+    suffix: What it is, '.png' for example.
+    caption: What it shows.
+
+  Raises:
+    OSError: It is no picture, or not all of it.
+  """
   kind = _PICTURES[suffix]
+  size = None
+  if suffix in _PIXELS:
+    with Image.open(io.BytesIO(content)) as image:
+      image.load()
+      size = image.size
   uri = f'data:{kind};base64,{base64.b64encode(content).decode()}'
-  return Picture(caption, kind.partition('/')[0], uri)
+  return Picture(caption, kind.partition('/')[0], uri, size)
 
 
 def read_sections(workdir: epath.Path) -> list[Section]:
@@ -175,14 +200,15 @@ def _read_pictures(path, without):
   found = [c for c in found if c.suffix != '.mp4' or c.stem not in stems]
   pictures, left_out = [], []
   for child in found:
-    size = child.stat().length
-    if not size:
-      continue  # is being written
-    if len(pictures) == _MAX_PICTURES or size > _MAX_BYTES:
+    if len(pictures) == _MAX_PICTURES or child.stat().length > _MAX_BYTES:
       left_out.append(child.name)
       continue
     suffix = child.suffix.lower()
-    pictures.append(embed(child.read_bytes(), suffix, name(child.stem)))
+    try:
+      pictures.append(embed(child.read_bytes(), suffix, name(child.stem)))
+    except OSError as error:
+      # Half of it, maybe: a tool is writing.
+      logging.warning('left out %s: %s', child, error)
   return pictures, left_out
 
 
@@ -210,7 +236,7 @@ def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
     if len(group) > 1:
       columns = tuple(next(iter(group.values())))
       rows = {key: tuple(value.values()) for key, value in group.items()}
-      yield _make_table(title, columns, rows)
+      yield _make_table(title, columns, rows, bars=True)
     else:
       ((key, value),) = group.items()
       yield from tabulate(value, f'{title} / {name(key)}'.strip(' /'))
@@ -236,11 +262,14 @@ def _is_long(value: Any) -> bool:
   return isinstance(value, str) and len(value) > _LONG_TEXT
 
 
-def _make_table(title, columns, rows) -> Table:
-  """Makes a table; bars where all its numbers are shares of one."""
-  numbers = [v for row in rows.values() for v in row if isinstance(v, float)]
-  bars = bool(columns and numbers) and all(0 <= v <= 1 for v in numbers)
+def _make_table(title, columns, rows, bars=False) -> Table:
+  """Makes a table; `bars` under columns whose numbers are shares of one."""
   shown = list(rows.items())[:_MAX_ROWS]
+  barred = {
+    i
+    for i, values in enumerate(zip(*rows.values(), strict=True))
+    if bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
+  }
   return Table(
     title,
     tuple(map(name, columns)),
@@ -248,8 +277,8 @@ def _make_table(title, columns, rows) -> Table:
       (
         name(key),
         tuple(
-          Cell(format_value(v), v if bars and isinstance(v, float) else None)
-          for v in row
+          Cell(f'{v:.3f}', v) if i in barred else Cell(format_value(v))
+          for i, v in enumerate(row)
         ),
       )
       for key, row in shown

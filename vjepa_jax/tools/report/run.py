@@ -100,8 +100,8 @@ def describe_model(config: config_dict.ConfigDict) -> str:
   ]
   grid, clip = get_grid(config), config.clip
   masks = [
-    f'{name} ({spec.kind}): {spec.context_tokens} are seen and '
-    f'{spec.target_tokens} predicted'
+    f'Mask {name} ({spec.kind}) shows {spec.context_tokens} of them and asks '
+    f'for {spec.target_tokens}.'
     for name, spec in ((n, config.masks[n]) for n in config.mask_names)
   ]
   return (
@@ -110,7 +110,7 @@ def describe_model(config: config_dict.ConfigDict) -> str:
     f'predictor with {counts[1]:.2g} M (width {predictor.width}, depth '
     f'{predictor.depth}). Clips of {clip.frames} frames of {clip.resolution} × '
     f'{clip.resolution} pixels make {grid[0]} × {grid[1]} × {grid[2]} = '
-    f'{int(np.prod(grid))} tokens. Masks, {"; ".join(masks)}.'
+    f'{int(np.prod(grid))} tokens. {" ".join(masks)}'
   )
 
 
@@ -199,10 +199,10 @@ def draw_masks(
   grid, clips = get_grid(config), []
   for sample in samples[:_SHOWN_CLIPS]:
     video = sample['video'][0]
-    strips = [_make_strip('clip', video / 255.0, grid[0])]
+    strips = [_make_strip('clip', video / 255.0, config)]
     for name, mask in zip(config.mask_names, sample['masks'], strict=True):
       painted = paint_mask(video, mask['context'][0], mask['target'][0], grid)
-      strips.append(_make_strip(f'mask {name}', painted, grid[0]))
+      strips.append(_make_strip(f'mask {name}', painted, config))
     clips.append(strips)
   return clips
 
@@ -243,38 +243,35 @@ def draw_features(
         bar.update()
       painted[name] = project_features(np.concatenate(features), grid)
   return [
-    [_make_strip('clip', video / 255.0, grid[0])]
+    [_make_strip('clip', video / 255.0, config)]
     + [
-      _make_strip(name, colours[i], grid[0])
-      for name, colours in painted.items()
+      _make_strip(name, colours[i], config) for name, colours in painted.items()
     ]
     for i, video in enumerate(videos[:_SHOWN_CLIPS])
   ]
 
 
-def _make_strip(label: str, frames: np.ndarray, steps: int) -> Picture:
-  """Puts frames `[n, H, W, 3]`, 0..1, side by side, one a step in time."""
+def _make_strip(
+  label: str, frames: np.ndarray, config: config_dict.ConfigDict
+) -> Picture:
+  """Puts frames `[n, h, w, 3]`, 0..1, side by side, one a step in time.
+
+  They may be of pixels or of tokens and become as large as each other.
+  """
+  steps, resolution = get_grid(config)[0], config.clip.resolution
   shown = np.linspace(0, steps - 1, min(steps, _MAX_FRAMES)).round()
-  frames = frames[(shown * len(frames) / steps).astype(int)]
-  factor = max(1, round(_TILE / frames.shape[2]))
-  size = (frames.shape[2] * factor, frames.shape[1] * factor)
-  if frames.shape[2] > _TILE:
-    size = (_TILE, _TILE * frames.shape[1] // frames.shape[2])
-  shrinks = size[0] < frames.shape[2]
-  tiles = [
-    cv2.resize(
-      frame.astype(np.float32),
-      size,
+  # Whole multiples keep pixels square.
+  side = min(resolution, _TILE) * max(1, round(_TILE / resolution))
+  row = []
+  for frame in frames[(shown * len(frames) / steps).astype(int)]:
+    shrinks = side < len(frame)
+    tile = cv2.resize(
+      np.clip(255 * frame, 0, 255).astype(np.uint8),
+      (side, side),
       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST,
     )
-    for frame in frames
-  ]
-  gap = np.zeros((size[1], _GAP, 4), np.float32)
-  row = []
-  for tile in tiles:
-    opaque = np.concatenate([tile, np.ones_like(tile[..., :1])], axis=-1)
-    row += [opaque, gap]
-  strip = np.concatenate(row[:-1], axis=1)
-  pixels = (255 * strip).round().astype(np.uint8)
-  _, content = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA))
+    tile = cv2.cvtColor(tile, cv2.COLOR_RGB2BGRA)
+    # Transparent: the page may be light or dark.
+    row += [tile, np.zeros((side, _GAP, 4), np.uint8)]
+  _, content = cv2.imencode('.png', np.concatenate(row[:-1], axis=1))
   return embed(content.tobytes(), '.png', label)
