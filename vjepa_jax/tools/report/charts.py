@@ -53,13 +53,17 @@ def draw_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def draw_other_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
-  """Draws every other metric that is a number and changes, a chart each."""
+  """Draws every other metric that changes, a chart each."""
   drawn = {'step'}.union(*(names for _, names in CURVES))
-  names = {name for line in metrics for name in line} - drawn
+  others = {name for line in metrics for name in line} - drawn
+  labels = {name: name.replace('_', ' ') for name in sorted(others)}
+  # First those that were drawn: others may be copies of them.
+  known = {name: f'drawn {name}' for name in drawn - {'step'}}
+  curves = find_curves(metrics, known | labels)
   groups = [
-    (name.replace('_', ' '), {name: name.replace('_', ' ')})
-    for name in sorted(names)
-    if len({line[name] for line in metrics if name in line}) > 1
+    (label, {name: label})
+    for name, label in labels.items()
+    if len({value for _, value in curves.get(label, ())}) > 1
   ]
   return list(_draw(metrics, groups))
 

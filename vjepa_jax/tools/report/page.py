@@ -70,7 +70,7 @@ def _gather(workdir: epath.Path, encode: bool) -> dict[str, Any]:
     'written': _read_time(workdir / 'metrics.jsonl'),
     'made': _format_time(datetime.datetime.now()),
     'health': _judge(metrics) if metrics and pretraining else None,
-    'started': bool(metrics),
+    'waiting': config is not None and not metrics,
     'sentences': _describe(config, metrics),
     'charts': charts.draw_charts(metrics),
     'other_charts': charts.draw_other_charts(metrics),

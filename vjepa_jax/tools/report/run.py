@@ -32,7 +32,15 @@ _GAP = 2
 # Attention on a CPU writes out the scores of all pairs of tokens.
 _MAX_TOKENS = 4096
 # What another version of the program or another machine may lack.
-_MISSING = (KeyError, AttributeError, TypeError, ValueError, OSError)
+_MISSING = (
+  AttributeError,
+  ImportError,
+  KeyError,
+  OSError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+)
 
 
 def make_config(values: Mapping[str, Any]) -> config_dict.ConfigDict:
