@@ -25,7 +25,7 @@ from vjepa_jax.training.pictures import paint_mask, project_features
 
 _SHOWN_CLIPS = 2
 # Clips whose features the components are of.
-_ENCODED_CLIPS = 8
+_ENCODED_CLIPS = 4
 _MAX_FRAMES = 8
 _TILE = 112  # pixels of a frame in a strip, about
 _GAP = 2
@@ -153,8 +153,8 @@ def describe_progress(
     return f'{done}.'
   rate = f' ({clips / seconds:.3g} clips/s)' if clips else ''
   return (
-    f'{done}, in {_format_seconds(seconds)} of training{rate}, evaluation and '
-    'saving left out.'
+    f'{done}, in {_format_seconds(seconds)} of training{rate}, compilation '
+    'included, evaluation and saving left out.'
   )
 
 
