@@ -4,6 +4,7 @@ import base64
 from html import parser
 import io
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -22,6 +23,7 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.tools.report import __main__ as command
 from vjepa_jax.tools.report import folders, page
 from vjepa_jax.training import health
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
@@ -249,20 +251,22 @@ def test_nested_results_become_tables():
   assert rows[2][0] == ('1', ['0.1', 'yes']) and tables[2].left_out == 10
 
 
-def _run(*arguments):
-  command = [sys.executable, '-m', 'vjepa_jax.tools.report']
-  return subprocess.run(
-    [*command, *map(str, arguments)], capture_output=True, text=True
-  )
-
-
-def test_the_command(tmp_path):
+def test_the_command_writes_into_the_run(tmp_path, monkeypatch, capsys):
+  # Its filter of log lines would stay.
+  handler = logging.NullHandler()
+  monkeypatch.setattr(command.logging, 'get_absl_handler', lambda: handler)
   workdir = _make_workdir(tmp_path / 'run', 'low_rate')
-  result = _run(workdir)
-  assert result.returncode == 0, result.stderr
-  assert str(workdir / 'report.html') in result.stdout
+  command.main(['report', str(workdir)])
+  assert str(workdir / 'report.html') in capsys.readouterr().out
   assert '<!DOCTYPE html>' in (workdir / 'report.html').read_text()
-  result = _run(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+  result = subprocess.run(
+    [sys.executable, '-m', 'vjepa_jax.tools.report', str(tmp_path)],
+    capture_output=True,
+    text=True,
+  )
   assert result.returncode == 2
   (line,) = result.stderr.strip().splitlines()
   assert line.startswith('error: ') and 'is not the directory of a run' in line
