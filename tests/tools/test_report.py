@@ -153,6 +153,7 @@ def run(tmp_path_factory):
   for name, size in (('confusion_matrix.png', (60, 50)), ('clip.gif', (9, 8))):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(probe / name)
+  shutil.copy(workdir / 'metrics.jsonl', probe)
   # Files that are being written.
   (workdir / 'surprise').mkdir()
   (workdir / 'surprise' / 'results.json').write_text('{"accuracy": ')
@@ -209,6 +210,7 @@ def test_folders_of_tools_become_sections(report):
   assert text.startswith('Probe / seed 0 A sentence too')
   assert 'pretrained random init pixels top1 0.625 0.500 0.250' in text
   assert 'per class' not in text
+  assert 'content std' in text and 'skipped' not in text
   assert [p.shape[:2] for p in report.decode('section-1')] == [(9, 8), (60, 50)]
   assert len([i for i in report.sections if i.startswith('section')]) == 1
 

@@ -20,6 +20,7 @@ _PALETTE = {_INK: '--muted', _FAINT: '--line'} | {
 }
 # Points of a curve whose values can be read off; the curve itself has all.
 _READABLE_POINTS = 400
+_MAX_CHARTS = 12
 # Beyond this ratio of largest to smallest a chart is logarithmic.
 _LOG_RATIO = 1000.0
 # Part of the picture that the axes fill: left, bottom, width, height.
@@ -54,23 +55,49 @@ def draw_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 def draw_other_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
   """Draws every other metric that changes, a chart each."""
-  drawn = {'step'}.union(*(names for _, names in CURVES))
-  others = {name for line in metrics for name in line} - drawn
-  labels = {name: name.replace('_', ' ') for name in sorted(others)}
-  # First those that were drawn: others may be copies of them.
-  known = {name: f'drawn {name}' for name in drawn - {'step'}}
+  names = dict.fromkeys(name for _, group in CURVES for name in group)
+  return list(_draw(metrics, _group_rest(metrics, list(names))))
+
+
+def draw_all_charts(
+  metrics: Sequence[Mapping[str, Any]], owner: str
+) -> list[Chart]:
+  """Draws the first metrics that change of any task, a chart each.
+
+  Args:
+    metrics: Lines with a 'step'.
+    owner: Whose they are: of a page's charts only one can have a name.
+  """
+  groups = _group_rest(metrics, [])[:_MAX_CHARTS]
+  return list(_draw(metrics, groups, owner))
+
+
+def _group_rest(metrics, drawn: list[str]):
+  """Groups what is not drawn and no copy of it, a metric a chart."""
+  others = {
+    name
+    for line in metrics
+    for name, value in line.items()
+    if isinstance(value, int | float)
+  }
+  labels = {
+    name: name.replace('_', ' ')
+    for name in sorted(others.difference(drawn, ['step']))
+  }
+  # Those that are drawn come first: what is a copy of them is not found.
+  known = {name: f'drawn {name}' for name in drawn}
   curves = find_curves(metrics, known | labels)
-  groups = [
+  return [
     (label, {name: label})
     for name, label in labels.items()
     if len({value for _, value in curves.get(label, ())}) > 1
   ]
-  return list(_draw(metrics, groups))
 
 
 def _draw(
   metrics: Sequence[Mapping[str, Any]],
   groups: Sequence[tuple[str, Mapping[str, str]]],
+  owner: str = '',
 ) -> Iterator[Chart]:
   last_step = max((line['step'] for line in metrics), default=0)
   for title, names in groups:
@@ -81,13 +108,13 @@ def _draw(
       if (finite := [(s, v) for s, v in points if math.isfinite(v)])
     }
     if curves:
-      yield _draw_chart(title, curves, max(last_step, 1))
+      yield _draw_chart(title, curves, max(last_step, 1), f'{owner} {title}')
 
 
 def _draw_chart(
-  title: str, curves: Mapping[str, Points], last_step: float
+  title: str, curves: Mapping[str, Points], last_step: float, name: str
 ) -> Chart:
-  """Draws curves by label over steps 0 to `last_step`."""
+  """Draws curves by label over steps 0 to `last_step`; `name` is unique."""
   style = {
     'font.size': 8,
     'text.color': _INK,
@@ -101,7 +128,7 @@ def _draw_chart(
     'ytick.labelcolor': _INK,
     'grid.color': _FAINT,
     'svg.fonttype': 'none',
-    'svg.hashsalt': title,
+    'svg.hashsalt': name,
   }
   with matplotlib.rc_context(style):
     fig = figure.Figure(figsize=(4.2, 2.5))
@@ -126,7 +153,7 @@ def _draw_chart(
     fig.savefig(buffer, format='svg', transparent=True)
   return Chart(
     title,
-    _embed(buffer.getvalue(), title),
+    _embed(buffer.getvalue(), name),
     tuple((label, f'{points[-1][1]:.4g}') for label, points in curves.items()),
     {
       'limits': axis.get_xlim(),
@@ -145,13 +172,13 @@ def _thin_out(points: Points) -> Points:
   return [(step, float(f'{value:.4g}')) for step, value in kept]
 
 
-def _embed(svg: str, title: str) -> str:
-  """Makes an SVG file part of a page that has others."""
+def _embed(svg: str, name: str) -> str:
+  """Makes an SVG file part of a page that has others, of other names."""
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
   # The page sets the size; ids are unique in it.
   svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
-  prefix = re.sub(r'\W+', '-', title)
+  prefix = 'chart' + re.sub(r'\W+', '-', f' {name}')
   svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
   svg = svg.replace('url(#', f'url(#{prefix}-').replace(
     'href="#', f'href="#{prefix}-'

@@ -15,6 +15,9 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from vjepa_jax.tools.report.charts import Chart, draw_all_charts
+from vjepa_jax.training.telemetry import read_metrics
+
 _PICTURES = {
   '.png': 'image/png',
   '.gif': 'image/gif',
@@ -98,6 +101,7 @@ class Section:
     tables: The other results.
     pictures: In the order of their names.
     left_out: Names of pictures that were too many or too large.
+    charts: Curves of its `metrics.jsonl`.
   """
 
   title: str
@@ -105,6 +109,7 @@ class Section:
   tables: tuple[Table, ...]
   pictures: tuple[Picture, ...]
   left_out: tuple[str, ...]
+  charts: tuple[Chart, ...] = ()
 
 
 def name(text: str) -> str:
@@ -138,10 +143,23 @@ def read_sections(workdir: epath.Path) -> list[Section]:
   sections = []
   for path in _find_folders(workdir, _DEPTH):
     title = name(' / '.join(path.relative_to(workdir).parts))
-    section = read_section(path, title[:1].upper() + title[1:])
+    title = title[:1].upper() + title[1:]
+    section = read_section(path, title)
+    curves = _draw_curves(path, title)
+    if section is None and curves:
+      section = Section(title, (), (), (), ())
     if section is not None:
-      sections.append(section)
+      sections.append(dataclasses.replace(section, charts=curves))
   return sections
+
+
+def _draw_curves(path: epath.Path, title: str) -> tuple[Chart, ...]:
+  """Draws what a task that trains something logged into the folder."""
+  try:
+    return tuple(draw_all_charts(read_metrics(path), title))
+  except (KeyError, TypeError, ValueError) as error:
+    logging.warning('left out %s/metrics.jsonl: %s', path, error)
+    return ()
 
 
 def _find_folders(path: epath.Path, depth: int) -> Iterator[epath.Path]:
