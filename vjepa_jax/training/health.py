@@ -69,16 +69,7 @@ def find(metrics: Metrics) -> list[Finding]:
   Returns:
     At least one finding: 'learning' or 'too early' where nothing is wrong.
   """
-  rules = (
-    _find_divergence,
-    _find_collapse,
-    _find_rank_loss,
-    _find_stall,
-    _find_probe_loss,
-    _find_starvation,
-    _find_replaced,
-  )
-  found = [finding for rule in rules if (finding := rule(metrics)) is not None]
+  found = [finding for rule in RULES if (finding := rule(metrics)) is not None]
   found.sort(key=lambda f: -SEVERITIES.index(f.severity))
   diagnosed = [line for line in metrics if 'effective_rank' in line]
   if not found and len(diagnosed) < _MIN_DIAGNOSES:
@@ -95,14 +86,21 @@ def find(metrics: Metrics) -> list[Finding]:
   return found
 
 
-def format_findings(findings: Sequence[Finding]) -> str:
-  """Formats findings, one a line, with a verdict on top."""
+def judge(findings: Sequence[Finding]) -> str:
+  """Says in a sentence what the findings, worst first, come to."""
+  if findings[0].state == 'too early':
+    return 'It is too early to say.'
   verdict = {
     'fine': 'is healthy',
     'warning': 'needs a look',
     'failing': 'is failing',
   }[findings[0].severity]
-  return '\n'.join([f'This run {verdict}.', *map(str, findings)])
+  return f'This run {verdict}.'
+
+
+def format_findings(findings: Sequence[Finding]) -> str:
+  """Formats findings, one a line, with a verdict on top."""
+  return '\n'.join([judge(findings), *map(str, findings)])
 
 
 def _column(metrics: Metrics, name: str) -> list[tuple[int, float]]:
@@ -319,3 +317,16 @@ def _describe_learning(metrics: Metrics, diagnosed: Metrics) -> Finding:
       'targets are harder to predict'
     )
   return Finding('learning', 'fine', evidence)
+
+
+# Each takes the metrics of a run; the first line of its docstring says what it
+# looks for.
+RULES = (
+  _find_divergence,
+  _find_collapse,
+  _find_rank_loss,
+  _find_stall,
+  _find_probe_loss,
+  _find_starvation,
+  _find_replaced,
+)

@@ -151,6 +151,8 @@ def train(
         telemetry.flush()
         checkpoints.save(step, state, feed.position)
     if last or preempted:
+      if last:
+        _profile(cadence, step, telemetry.workdir)  # of the last steps
       break
     batch = next(feed)
     _profile(cadence, step, telemetry.workdir)

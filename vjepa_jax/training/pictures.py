@@ -65,21 +65,40 @@ def _show(axis, image: np.ndarray, title: str = '') -> None:
     axis.set_ylabel(title, fontsize=8)
 
 
+def find_curves(
+  metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, list[tuple[float, float]]]:
+  """Finds the curves of metrics, without those that are a copy of another.
+
+  Args:
+    metrics: Lines of metrics.jsonl.
+    names: Labels of the metrics.
+
+  Returns:
+    Steps and values by label, of the metrics that there are.
+  """
+  curves = {}
+  for name, label in names.items():
+    points = [(line['step'], line[name]) for line in metrics if name in line]
+    if points and points not in curves.values():
+      curves[label] = points
+  return curves
+
+
 def _plot(
   axis, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 ) -> None:
-  for name, label in names.items():
-    points = [(line['step'], line[name]) for line in lines if name in line]
-    if points:
-      axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
+  for label, points in find_curves(lines, names).items():
+    axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
   axis.set_xlabel('step')
   axis.grid(alpha=0.3)
   if axis.lines:
     axis.legend(fontsize=8)
 
 
-_CURVES = (
-  ('loss', {'loss_prediction': 'prediction loss'}),
+# Titles of charts, and the labels of the metrics in each.
+CURVES = (
+  ('loss', {'loss': 'loss', 'loss_prediction': 'its prediction term'}),
   (
     'standard deviation of targets',
     {
@@ -100,8 +119,6 @@ _CURVES = (
       'probe_linear': 'linear',
     },
   ),
-)
-_MORE_CURVES = (
   (
     'gradient norm',
     {
@@ -124,9 +141,7 @@ def draw_curves(
   """Draws the curves of a run to a PNG, under a title."""
   fig = figure.Figure(figsize=(14, 6.4), layout='constrained')
   fig.suptitle('\n'.join(textwrap.wrap(title, 150)), fontsize=10)
-  for axis, (name, names) in zip(
-    fig.subplots(2, 4).flat, _CURVES + _MORE_CURVES, strict=True
-  ):
+  for axis, (name, names) in zip(fig.subplots(2, 4).flat, CURVES, strict=True):
     axis.set_title(name, fontsize=10)
     _plot(axis, metrics, names)
   with epath.Path(path).open('wb') as file:
@@ -175,7 +190,7 @@ def draw_report(
     for i, (axis, image) in enumerate(zip(row, images, strict=True)):
       _show(axis, image, '' if i else title)
   for axis, (title, names) in zip(
-    bottom.subplots(1, len(_CURVES)), _CURVES, strict=True
+    bottom.subplots(1, 4), CURVES[:4], strict=True
   ):
     axis.set_title(title, fontsize=10)
     _plot(axis, metrics, names)

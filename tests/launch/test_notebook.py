@@ -1,0 +1,82 @@
+"""The notebook: as it is stored, and from top to bottom at toy size."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+import pytest
+
+NOTEBOOK = Path(__file__).parents[2] / 'launch' / 'colab.ipynb'
+
+
+def _get_sources(kind):
+  cells = json.loads(NOTEBOOK.read_text())['cells']
+  return [''.join(c['source']) for c in cells if c['cell_type'] == kind]
+
+
+def test_it_is_stored_without_outputs_and_compiles():
+  for cell in json.loads(NOTEBOOK.read_text())['cells']:
+    assert not cell.get('outputs') and cell.get('execution_count') is None
+  sources = _get_sources('code')
+  for source in sources:
+    compile(source, 'cell', 'exec')
+  # A sentence for each, and one more at the top.
+  assert len(_get_sources('markdown')) == len(sources)
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(tmp_path):
+  nbclient = pytest.importorskip('nbclient')
+  nbformat = pytest.importorskip('nbformat')
+  from vjepa_jax.data.synthetic import write_toy_videos
+
+  write_toy_videos(tmp_path / 'videos', 6, size=(128, 160), frames=16)
+  options = {
+    'encoder.size': 'nano',
+    'predictor.width': 48,
+    'predictor.depth': 1,
+    'motion.folder': tmp_path / 'motion',
+    'motion.videos': tmp_path / 'videos',
+    'motion.num_train': 96,
+    'motion.num_test': 32,
+    'motion.max_clips': 96,
+    'motion.few_clips': 32,
+    'data.batch_size': 16,
+    'probe.every_steps': 4,
+    'probe.batch_size': 16,
+    'learning_rate.warmup_steps': 2,
+    'total_steps': 8,
+    'log_every_steps': 1,
+    'diagnose_every_steps': 2,
+  }
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  (first,) = [c for c in notebook.cells if 'OPTIONS =' in c['source']]
+  flags = ' '.join(f'--config.{k}={v}' for k, v in options.items())
+  first['source'] += (
+    f'\nWORKDIR = {str(tmp_path / "run")!r}\nOPTIONS = {flags!r}\n'
+    'INSTALL = False\n'
+  )
+  nbclient.NotebookClient(
+    notebook, timeout=900, resources={'metadata': {'path': NOTEBOOK.parent}}
+  ).execute()
+  outputs = [
+    output
+    for cell in notebook.cells
+    if 'outputs' in cell
+    for output in cell['outputs']
+  ]
+  text = ''.join(output.get('text', '') for output in outputs)
+  assert 'accuracy on held-out clips' in text and '.xplane.pb' in text
+  data = [output['data'] for output in outputs if 'data' in output]
+  pictures = [d['image/png'] for d in data if 'image/png' in d]
+  assert pictures
+  for picture in pictures:
+    content = io.BytesIO(base64.b64decode(picture))
+    with Image.open(content) as image:
+      assert image.width > 100
+  (report,) = [
+    d['text/html'] for d in data if 'srcdoc' in d.get('text/html', '')
+  ]
+  assert 'Is this run healthy?' in report

@@ -1,0 +1,351 @@
+"""The report: what it says, that it stands alone, and how it looks."""
+
+import base64
+from html import parser
+import io
+import json
+import logging
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from etils import epath
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import small
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.tasks.program import build_program
+from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.tools.report import __main__ as command
+from vjepa_jax.tools.report import folders, page
+from vjepa_jax.training import health
+from vjepa_jax.training.checkpoint import Checkpoints, write_config
+
+RECORDED = pathlib.Path(__file__).parents[1] / 'training' / 'recorded'
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+
+
+class Page(parser.HTMLParser):
+  """A parsed report: ids, links, resources, and text by section."""
+
+  def __init__(self, html):
+    super().__init__()
+    self.ids, self.links, self.resources = [], [], []
+    self.sections, self.images = {}, {}
+    self._section = None
+    self.html = html
+    self.feed(html)
+    self.resources += re.findall(r'url\(([^)]*)\)', html)
+    self.resources += re.findall(r'@import\s*([^;]*)', html)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    if 'id' in attributes:
+      self.ids.append(attributes['id'])
+    for name in ('href', 'xlink:href', 'src', 'srcset', 'poster', 'action'):
+      if name in attributes:
+        kind = self.links if tag == 'a' else self.resources
+        kind.append(attributes[name])
+    if tag == 'section':
+      self._section = attributes['id']
+      self.sections[self._section] = ''
+    if tag in ('img', 'video'):
+      self.images.setdefault(self._section, []).append(attributes['src'])
+
+  def handle_endtag(self, tag):
+    if tag == 'section':
+      self._section = None
+
+  def handle_data(self, data):
+    if self._section:
+      self.sections[self._section] += f'{data} '
+
+  def decode(self, section):
+    pictures = []
+    for uri in self.images[section]:
+      content = base64.b64decode(uri.partition(',')[2])
+      with Image.open(io.BytesIO(content)) as image:
+        pictures.append(np.asarray(image.convert('RGB')))
+    return pictures
+
+
+def _check_stands_alone(report):
+  assert len(set(report.ids)) == len(report.ids)
+  for link in report.links:
+    assert link.startswith('#') and link[1:] in report.ids
+  for resource in report.resources:
+    if resource.startswith('#'):
+      assert resource[1:] in report.ids
+    else:
+      assert resource.startswith('data:'), resource[:80]
+
+
+def _make_workdir(path, recorded):
+  path.mkdir(parents=True, exist_ok=True)
+  lines = (RECORDED / f'{recorded}.jsonl').read_text().splitlines(True)
+  (path / 'metrics.jsonl').write_text(''.join(lines[1:]))
+  return epath.Path(path)
+
+
+@pytest.mark.parametrize(
+  'name,verdict,state',
+  [
+    ('small', 'This run is healthy.', 'learning'),
+    ('collapsed', 'This run is failing.', 'collapse'),
+    ('diverged', 'This run is failing.', 'divergence'),
+    ('low_rate', 'This run needs a look.', 'stall'),
+    ('starved', 'This run needs a look.', 'starved'),
+    ('published', 'This run needs a look.', 'rank loss'),
+  ],
+)
+def test_the_verdict_stands_at_the_top(tmp_path, name, verdict, state):
+  report = Page(page.render(_make_workdir(tmp_path / name, name)))
+  first, text = next(iter(report.sections.items()))
+  assert first == 'health'
+  words = ' '.join(text.split())
+  assert words.startswith(f'Is this run healthy? {verdict} {state}')
+  finding = health.find(page.read_metrics(tmp_path / name))[0]
+  assert finding.evidence[1:] in words and finding.remedy in words
+  assert 'effective rank' in report.sections['curves']
+  assert list(report.sections) == ['health', 'run', 'curves']
+  _check_stands_alone(report)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of the small recipe at toy size, with what tools wrote about it."""
+  workdir = epath.Path(tmp_path_factory.mktemp('report') / 'run')
+  config = shrink(small.get_config(), _make_workdir(workdir, 'small'))
+  config.task = 'pretrain'
+  config.mask_names = ('random',)
+  write_config(workdir, config)
+  program = build_program(config, mesh_lib.make_mesh(), 4, 1)
+  state = jax.jit(program.init)(jax.random.key(0))
+  models = program.objective.encoder, program.objective.predictor
+  checkpoints = Checkpoints(
+    workdir,
+    every_steps=1,
+    keep=1,
+    model=dict(
+      zip(('encoder', 'predictor'), map(describe, models), strict=True)
+    ),
+  )
+  checkpoints.save(1, state, 0)
+  checkpoints.close()
+
+  probe = workdir / 'probe' / 'seed_0'
+  probe.mkdir(parents=True)
+  results = {
+    'top1': {'pretrained': 0.625, 'random_init': 0.5, 'pixels': 0.25},
+    'top5': {'pretrained': 0.9, 'random_init': 0.8, 'pixels': 0.7},
+    'backbone': '<script>alert(1)</script>',
+    'about': 'A sentence too long to stand in a cell of a narrow table, so.',
+    'per_class': [0.5] * 100,
+  }
+  (probe / 'results.json').write_text(json.dumps(results))
+  for name, size in (('confusion_matrix.png', (60, 50)), ('clip.gif', (9, 8))):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(probe / name)
+  shutil.copy(workdir / 'metrics.jsonl', probe)
+  # Files that are being written.
+  (workdir / 'surprise').mkdir()
+  (workdir / 'surprise' / 'results.json').write_text('{"accuracy": ')
+  whole = (probe / 'confusion_matrix.png').read_bytes()
+  (workdir / 'surprise' / 'twins.png').write_bytes(whole[:100])
+  failures = [
+    {'name': f'<b>{i}</b>.mp4', 'reason': f'truncated: {i}.5 of 9 s'}
+    for i in range(30)
+  ] + [{'name': 'gone.mp4', 'reason': 'file does not exist'}]
+  text = '\n'.join(map(json.dumps, failures))
+  (workdir / 'quarantine.jsonl').write_text(text + '\n{"name": "ha')
+  (workdir / 'quarantine-1.jsonl').write_text(json.dumps(failures[-1]) + '\n')
+  return workdir, config, state
+
+
+@pytest.fixture(scope='module')
+def report(run):
+  return Page(page.render(run[0]))
+
+
+def test_the_page_stands_alone_and_escapes(report):
+  _check_stands_alone(report)
+  assert '<script>alert' not in report.html and '<b>0</b>' not in report.html
+  assert '<script>alert(1)</script>' in report.sections['section-1']
+
+
+def test_the_run_is_described(report, run):
+  _, config, state = run
+  millions = sum(x.size for x in jax.tree.leaves(state.params['encoder'])) / 1e6
+  text = ' '.join(report.sections['run'].split())
+  assert f'{millions:.3g} M parameters' in text
+  assert '4 × 6 × 6 = 144 tokens' in text
+  assert str(config.data.sources.toy.path) in text
+  assert 'Step 200 of 4, 1600 clips' in text
+  departures = ' '.join(report.sections['config'].split())
+  assert 'encoder.size nano (large)' in departures
+  assert 'clip.num_clips' not in departures.partition('All settings')[0]
+
+
+def test_masks_and_features_are_drawn(report):
+  masks, features = report.decode('masks'), report.decode('features')
+  assert len(masks) == 2 * 2 and len(features) == 2 * 3
+  assert len({picture.shape for picture in masks + features}) == 1
+  for clip, painted in (masks[:2], masks[2:]):
+    orange = painted.astype(int) - clip
+    assert (orange[..., 0] > 50).mean() > 0.1
+  # An encoder that was not trained has the features that it had before.
+  np.testing.assert_array_equal(features[1], features[2])
+  assert features[1].std() > 10
+
+
+def test_folders_of_tools_become_sections(report):
+  text = ' '.join(report.sections['section-1'].split())
+  assert text.startswith('Probe / seed 0 A sentence too')
+  assert 'pretrained random init pixels top1 0.625 0.500 0.250' in text
+  assert 'per class' not in text
+  assert 'content std' in text and 'skipped' not in text
+  assert [p.shape[:2] for p in report.decode('section-1')] == [(9, 8), (60, 50)]
+  assert len([i for i in report.sections if i.startswith('section')]) == 1
+
+
+def test_the_quarantine_is_counted_by_reason(report):
+  text = ' '.join(report.sections['quarantine'].split())
+  assert '32 videos could not be read' in text
+  assert 'truncated: … of … s 30 file does not exist 2' in text
+  assert 'The first 20' in text and text.count('.mp4') == 20
+
+
+def test_nested_results_become_tables():
+  tables = list(
+    folders.tabulate(
+      {
+        'steps': 1_000_000,
+        'best': None,
+        'test': {
+          'a': {'top1': 1.0, 'lr': 1e-5},
+          'b': {'top1': 0.5, 'lr': 1e-4},
+        },
+        'grid': [{'wd': 0.1, 'ok': True}] * 50,
+        'shape': [2, 3],
+        'confusion': [[1, 2], [3, 4]],
+      }
+    )
+  )
+  rows = [
+    [(name, [cell.text for cell in cells]) for name, cells in table.rows]
+    for table in tables
+  ]
+  assert rows[0] == [
+    ('steps', ['1 000 000']),
+    ('best', ['–']),
+    ('shape', ['2, 3']),
+  ]
+  assert tables[1].title == 'test' and tables[1].columns == ('top1', 'lr')
+  assert rows[1] == [('a', ['1.000', '1e-05']), ('b', ['0.500', '0.0001'])]
+  assert [cell.share for cell in tables[1].rows[1][1]] == [0.5, None]
+  assert rows[2][0] == ('1', ['0.1', 'yes']) and tables[2].left_out == 10
+
+
+def test_the_command_writes_into_the_run(tmp_path, monkeypatch, capsys):
+  # Its filter of log lines would stay.
+  handler = logging.NullHandler()
+  monkeypatch.setattr(command.logging, 'get_absl_handler', lambda: handler)
+  workdir = _make_workdir(tmp_path / 'run', 'low_rate')
+  command.main(['report', str(workdir)])
+  assert str(workdir / 'report.html') in capsys.readouterr().out
+  assert '<!DOCTYPE html>' in (workdir / 'report.html').read_text()
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+  result = subprocess.run(
+    [sys.executable, '-m', 'vjepa_jax.tools.report', str(tmp_path)],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 2
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith('error: ') and 'is not the directory of a run' in line
+
+
+# Asks a page, in a frame as narrow as a phone, what a reader would notice.
+_ASK = """<!DOCTYPE html><title>?</title><iframe width=375 height=800></iframe>
+<script>
+const frame = document.querySelector('iframe');
+frame.onload = () => {
+  const page = frame.contentDocument;
+  const chart = page.querySelector('.chart');
+  const legend = () => chart.querySelector('.legend').innerText;
+  const plot = chart.querySelector('.plot');
+  plot.scrollIntoView();
+  const box = plot.getBoundingClientRect();
+  const before = legend();
+  plot.dispatchEvent(new PointerEvent('pointermove', {
+    clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
+  const answer = {
+    width: page.documentElement.scrollWidth,
+    broken: [...page.images].filter((i) => !i.naturalWidth).length,
+    images: page.images.length,
+    before, hovered: legend(),
+    drawn: plot.querySelector('svg').getBoundingClientRect().width,
+  };
+  document.body.textContent = JSON.stringify(answer);
+};
+frame.srcdoc = PAGE;
+</script>"""
+
+
+def _start_chromium(*arguments):
+  with tempfile.TemporaryDirectory() as profile:
+    return subprocess.run(
+      [
+        CHROMIUM,
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-background-networking',
+        '--no-first-run',
+        f'--user-data-dir={profile}',
+        *arguments,
+      ],
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=120,
+    ).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the PATH')
+def test_a_browser_shows_the_page_on_a_phone_and_in_the_dark(report, tmp_path):
+  # In a script a tag that ends one would end it.
+  html = json.dumps(report.html).replace('</', '<\\/').replace('<!', '<\\!')
+  asking = tmp_path / 'ask.html'
+  asking.write_text(_ASK.replace('PAGE', html))
+  dom = _start_chromium('--dump-dom', '--timeout=20000', f'file://{asking}')
+  answer = json.loads(re.search(r'\{.*\}', dom)[0])
+  assert answer['width'] <= 375, 'the page scrolls sideways'
+  assert answer['images'] > 10 and not answer['broken']
+  assert 'at step' in answer['hovered']
+  assert answer['hovered'] != answer['before']
+  assert answer['drawn'] > 300
+
+  (tmp_path / 'page.html').write_text(report.html)
+  brightness = []
+  for scheme in (1, 0):
+    picture = tmp_path / f'{scheme}.png'
+    _start_chromium(
+      f'--screenshot={picture}',
+      '--window-size=1200,800',
+      f'--blink-settings=preferredColorScheme={scheme}',
+      f'file://{tmp_path}/page.html',
+    )
+    with Image.open(picture) as image:
+      brightness.append(np.asarray(image.convert('L')))
+  assert np.median(brightness[0]) > 200 > 60 > np.median(brightness[1])
+  assert min(picture.std() for picture in brightness) > 10

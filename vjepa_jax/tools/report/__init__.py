@@ -1,0 +1,1 @@
+"""One page about a run: is it healthy, and what has it learned?"""
