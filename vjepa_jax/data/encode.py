@@ -14,7 +14,10 @@ _OPTIONS = {
 
 
 # No frame looks ahead: what is decoded up to a frame says nothing of the rest.
-_CAUSAL = {'tune': 'zerolatency', 'x264-params': 'mbtree=0:threads=1:scenecut=0'}
+_CAUSAL = {
+  'tune': 'zerolatency',
+  'x264-params': 'mbtree=0:threads=1:scenecut=0',
+}
 
 
 def write_video(

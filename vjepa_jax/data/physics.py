@@ -217,7 +217,9 @@ def _write_train(
   i: int,
 ) -> str:
   """Writes a possible film, drawn as those of the sets are."""
-  scene, a, b = _draw(*kinds[i % len(kinds)], np.random.default_rng((seed, 0, i)))
+  scene, a, b = _draw(
+    *kinds[i % len(kinds)], np.random.default_rng((seed, 0, i))
+  )
   name = f'train/{i:05d}.mp4'
   state = (a, b)[i // len(kinds) % 2]
   write_video(folder / name, _render(scene, state), FPS, causal=True)
