@@ -55,7 +55,7 @@ _REFERENCE = flags.DEFINE_string(
   'folder or manifest. The train.csv of --input, or what the run trained on.',
 )
 _NUM_REFERENCE = flags.DEFINE_integer(
-  'num_reference', 400, 'At most so many of them.'
+  'num_reference', 100, 'At most so many of them.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the untrained model.')
 
@@ -328,10 +328,9 @@ def run_video(model, windows, folder, *, config, resolution, step) -> None:
 
 
 def _draw(folder, panels, windows):
-  def centre(film):
-    return windows.centre(len(film))
-
-  surprise_pictures.draw_surprise(folder / 'surprise.png', panels, centre)
+  surprise_pictures.draw_surprise(
+    folder / 'surprise.png', panels, windows.centre
+  )
   print(f'picture: {folder / "surprise.png"}')
 
 
