@@ -13,16 +13,28 @@ _OPTIONS = {
 }
 
 
-def write_video(path: str | Path, clip: np.ndarray, fps: float) -> None:
+# No frame looks ahead: what is decoded up to a frame says nothing of the rest.
+_CAUSAL = {
+  'tune': 'zerolatency',
+  'x264-params': 'mbtree=0:threads=1:scenecut=0',
+}
+
+
+def write_video(
+  path: str | Path, clip: np.ndarray, fps: float, *, causal: bool = False
+) -> None:
   """Encodes a clip as H.264, the same bytes each time.
 
   Args:
     path: File to write; its suffix names the container.
     clip: uint8 `[frames, height, width, 3]`, sides even.
     fps: Frames a second.
+    causal: Encode each frame from the frames before it alone, so that clips
+      that begin alike are decoded alike up to where they differ.
   """
+  options = _OPTIONS | (_CAUSAL if causal else {})
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=fps, options=_OPTIONS)
+    stream = container.add_stream('libx264', rate=fps, options=options)
     stream.height, stream.width = clip.shape[1:3]
     stream.pix_fmt = 'yuv420p'
     stream.codec_context.thread_count = 1

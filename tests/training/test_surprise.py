@@ -1,0 +1,132 @@
+"""Surprise: what it sees, what it compares, how pairs are scored."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vjepa_jax.models import zoo
+from vjepa_jax.training import surprise
+from vjepa_jax.training.normalization import (
+  normalize_features,
+  normalize_over_clips,
+)
+from vjepa_jax.training.objective import Objective, compute_loss
+from vjepa_jax.training.state import init_state
+
+WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
+
+
+def _make_model(pixel_norm='imagenet', target_norm='layer', view='clip'):
+  encoder = zoo.build_encoder(
+    'nano', tubelet=(2, 8, 8), pixel_norm=pixel_norm, init_std=0.0
+  )
+  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=1)
+  state = init_state(
+    jax.random.key(0), encoder, predictor, optax.identity(), (4, 2, 2)
+  )
+  target = jax.tree.map(lambda x: x + 0.01, state.target)
+  return surprise.Model(
+    encoder, predictor, state.params, target, target_norm, view
+  )
+
+
+def _film(frames=12, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('view', ['clip', 'targets'])
+def test_surprise_is_the_loss_of_training(view):
+  model, film = _make_model(view=view), _film()
+  curve = surprise.make_measure(model, WINDOWS, batch_size=2)([film])[0]
+  assert curve.shape == (3,)
+  objective = Objective(
+    model.encoder, model.predictor, ('future',), target_view=view
+  )
+  ids = np.arange(16, dtype=np.int32)[None]
+  mask = {'context': ids[:, :8], 'target': ids[:, 8:]}
+  for start, value in zip((0, 2, 4), curve, strict=True):
+    batch = {'video': film[None, start : start + 8], 'masks': (mask,)}
+    _, metrics = compute_loss(model.params, objective, model.target, batch)
+    np.testing.assert_allclose(value, metrics['loss_prediction'], rtol=1e-4)
+
+
+@pytest.mark.parametrize('pixel_norm', ['imagenet', 'clip'])
+def test_hidden_pixels_change_no_prediction(pixel_norm):
+  model, film = _make_model(pixel_norm), _film()
+  other = film.copy()
+  other[4:8] = 255
+  predicted = [
+    surprise.predict_features(model, model.params, clip[None, :4], 8)
+    for clip in (film, other)
+  ]
+  np.testing.assert_array_equal(*predicted)
+  # What is compared with does change, and so does what is seen.
+  target = [
+    surprise.encode_rest(model, model.target, clip[None, :8], 4)
+    for clip in (film, other)
+  ]
+  assert np.abs(target[0] - target[1]).max() > 0.1
+  seen = surprise.predict_features(model, model.params, other[None, 4:8], 8)
+  assert np.abs(seen - predicted[0]).max() > 1e-3
+
+
+def test_position_norm_is_by_the_reference_films():
+  model = _make_model(target_norm='position')
+  with pytest.raises(ValueError, match='need possible films as a reference'):
+    surprise.make_measure(model, WINDOWS)
+  films = [_film(8, seed) for seed in range(5)]
+  measure = surprise.make_measure(model, WINDOWS, films, batch_size=2)
+  # Of films that are the reference, it is that of a batch of them.
+  videos = np.stack(films)
+  features = surprise.encode_rest(model, model.target, videos, 4)
+  predicted = surprise.predict_features(model, model.params, videos[:, :4], 8)
+  error = np.abs(predicted - normalize_over_clips(features))
+  np.testing.assert_allclose(
+    np.concatenate(measure(films)), error.mean(axis=(1, 2)), rtol=1e-3
+  )
+  plain = np.abs(predicted - normalize_features(features)).mean(axis=(1, 2))
+  assert np.abs(plain - error.mean(axis=(1, 2))).max() > 0.01
+
+
+def test_pixels_that_stay_do_not_surprise():
+  still = np.repeat(_film(1), 12, axis=0)
+  assert surprise.measure_pixels([still], WINDOWS)[0].max() == 0
+  still[8:] = 255 - still[8:]
+  curve = surprise.measure_pixels([still], WINDOWS)[0]
+  # The last context frame of window 2 is frame 7, the first changed is 8.
+  assert curve[0] == 0 and 0 < curve[1] < curve[2]
+
+
+def test_windows():
+  np.testing.assert_array_equal(WINDOWS.place(13), [0, 2, 4])
+  np.testing.assert_array_equal(WINDOWS.centre(10), [5.5, 7.5])
+  with pytest.raises(ValueError, match='7 frames is shorter than the window'):
+    WINDOWS.place(7)
+  with pytest.raises(ValueError, match='nothing to predict'):
+    surprise.Windows(8, 8)
+  with pytest.raises(ValueError, match='stride'):
+    surprise.Windows(8, 4, 0)
+  with pytest.raises(ValueError, match='whole tubelets of 4 frames'):
+    surprise.Windows(8, 6).check((4, 8, 8))
+
+
+def test_an_oracle_is_always_right_and_ties_count_half():
+  groups = ['a', 'a', 'b', 'b']
+  zeros = np.zeros(4)
+  oracle = surprise.score_pairs(zeros, zeros + 1, groups)
+  assert oracle == {'pairs': 4, 'accuracy': 1, 'error': 0, 'sets': 1}
+  assert surprise.score_pairs(zeros + 1, zeros, groups)['accuracy'] == 0
+  tied = surprise.score_pairs(zeros + 0.3, zeros + 0.3, groups)
+  assert tied == {'pairs': 4, 'accuracy': 0.5, 'error': 0, 'sets': 0.5}
+  # The state alone: one pair of each set is right, by more in the second set.
+  scores = surprise.score_pairs(
+    np.array([0, 1, 0, 1]), np.array([1, 0, 3, 0]), groups
+  )
+  assert (scores['accuracy'], scores['sets']) == (0.5, 0.75)
+  # Without sets of several pairs, the binomial error with one degree less.
+  right = np.array([1, 1, 1, 0])
+  error = surprise.score_pairs(1 - right, right, list('abcd'))['error']
+  assert error == pytest.approx(np.sqrt(0.75 * 0.25 / 3))
+  assert np.isnan(surprise.score_pairs(zeros, zeros, ['a'] * 4)['error'])

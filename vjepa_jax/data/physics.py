@@ -1,0 +1,340 @@
+"""The physics set: films of a small world, and twins that break its rules.
+
+An object drifts across a box, bounces off its walls and, in half of the films,
+passes behind a screen. An object has a state: whether it is there, its shape,
+its colour, its row, the way it moves. In a possible film the state stays what
+it is; in an impossible one it switches to another at one moment, in plain
+sight or behind the screen.
+
+Films come in sets of four, as in IntPhys (arXiv 1803.07616): from two states a
+and b the possible films a-a and b-b and the impossible ones a-b and b-a. Each
+frame of an impossible film is a frame of a possible one of its set, so that no
+frame by itself, and neither the beginnings nor the ends, tell them apart. The
+two films of a pair, (a-a, a-b) and (b-b, b-a), are the same until the switch
+shows.
+"""
+
+from collections.abc import Callable
+import concurrent.futures
+import csv
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+
+import cv2
+import numpy as np
+
+from vjepa_jax.data.encode import write_video
+from vjepa_jax.progress import make_bar
+
+# What is violated: an object vanishes or comes out of nothing, changes its
+# shape or its colour, jumps to another row, turns back without a wall.
+PROPERTIES = ('permanence', 'shape', 'colour', 'position', 'direction')
+SHAPES = ('disc', 'square', 'triangle')
+FRAMES = 32
+SIZE = 48
+FPS = 8
+COLUMNS = ('file', 'pair', 'set', 'property', 'screen', 'possible', 'frame')
+
+# A change of these numbers changes the set: raise the version with them.
+_VERSION = 1
+_WALL = 3.0  # pixels from the edge, what the crop of evaluation takes away
+_RADIUS = (5.0, 6.0)
+_SPEED = (1.2, 1.8)  # pixels a frame along the row
+_SLANT = 0.4  # pixels a frame across it, at most
+_MOMENT = (13, 19)  # the switch comes before one of these frames
+_HUES = np.array(
+  [
+    [225, 45, 40],
+    [245, 150, 20],
+    [235, 225, 50],
+    [45, 190, 60],
+    [40, 110, 235],
+    [170, 60, 215],
+  ],
+  np.float32,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+  """What may not change without a reason.
+
+  Attributes:
+    present: There is an object.
+    shape: Index in `SHAPES`.
+    hue: Index of its colour.
+    row: Height of its path at the moment, pixels.
+    speed: Pixels a frame to the right.
+  """
+
+  present: bool
+  shape: int
+  hue: int
+  row: float
+  speed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+  """What the films of a set share.
+
+  Attributes:
+    background: float32 `[SIZE, SIZE, 3]`, 0..255.
+    screen: Its left and right edge in pixels, or None.
+    screen_colour: float32 `[3]`.
+    radius: Of the object, pixels.
+    slant: Its speed downwards, pixels a frame.
+    middle: Where it is at the moment, pixels from the left.
+    moment: First frame of the second state.
+  """
+
+  background: np.ndarray
+  screen: tuple[float, float] | None
+  screen_colour: np.ndarray
+  radius: float
+  slant: float
+  middle: float
+  moment: int
+
+
+def write_physics_set(
+  folder: pathlib.Path | str,
+  *,
+  num_train: int = 2000,
+  num_sets: int = 16,
+  seed: int = 0,
+  workers: int | None = None,
+) -> pathlib.Path:
+  """Writes the films, their manifests and their description.
+
+  Writes `train/*.mp4`, possible films alone, with the manifest `train.csv` that
+  pretraining reads; `test/*.mp4` with `test.csv` (columns `COLUMNS`; `frame` is
+  the first frame in which the films of a pair differ, and `screen` says whether
+  the switch is hidden); and, last, `physics.json`: a folder that has it is
+  finished and, when the options agree, is left alone.
+
+  Args:
+    folder: where to write; made if missing.
+    num_train: training films.
+    num_sets: sets of four films for each property, with a screen and without.
+    seed: the same seed and options give the same films.
+    workers: threads; by default one a processor.
+
+  Returns:
+    `folder`.
+
+  Raises:
+    ValueError: if a number is not positive, or `folder` holds a finished set
+      with other options.
+  """
+  if min(num_train, num_sets) < 1:
+    raise ValueError(
+      f'num_train={num_train} and num_sets={num_sets} must be positive'
+    )
+  folder = pathlib.Path(folder)
+  options = {
+    'version': _VERSION,
+    'properties': list(PROPERTIES),
+    'frames': FRAMES,
+    'size': SIZE,
+    'fps': FPS,
+    'seed': seed,
+    'num_train': num_train,
+    'num_sets': num_sets,
+  }
+  if _is_finished(folder, options):
+    return folder
+  for split in ('train', 'test'):
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for leftover in (folder / split).glob('[0-9]*.mp4'):
+      leftover.unlink()
+
+  kinds = [(p, screen) for p in PROPERTIES for screen in (False, True)]
+  sets = [(i, *kind) for i, kind in enumerate(kinds * num_sets)]
+  with (
+    make_bar(total=num_train + 4 * len(sets), desc='films', unit='film') as bar,
+    concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+  ):
+    write = functools.partial(_write_train, folder, kinds, seed, bar.update)
+    names = list(pool.map(write, range(num_train)))
+    write = functools.partial(_write_set, folder, seed, bar.update)
+    rows = [row for four in pool.map(write, sets) for row in four]
+  (folder / 'train.csv').write_text(''.join(f'{name}\n' for name in names))
+  with (folder / 'test.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+  partial = folder / 'physics.json.partial'
+  partial.write_text(json.dumps(options, indent=2) + '\n')
+  partial.replace(folder / 'physics.json')
+  return folder
+
+
+def render_set(
+  property_name: str, screen: bool, rng: np.random.Generator
+) -> list[np.ndarray]:
+  """Renders the four films of a set: a-a, a-b, b-b, b-a.
+
+  Args:
+    property_name: one of `PROPERTIES`.
+    screen: whether the switch happens behind a screen.
+    rng: draws the scene and the two states.
+
+  Returns:
+    Four times uint8 `[FRAMES, SIZE, SIZE, 3]`.
+  """
+  scene, a, b = _draw(property_name, screen, rng)
+  film_a, film_b = _render(scene, a), _render(scene, b)
+  films = []
+  for before, after in ((film_a, film_b), (film_b, film_a)):
+    switched = [before[: scene.moment], after[scene.moment :]]
+    films += [before, np.concatenate(switched)]
+  return films
+
+
+def _is_finished(folder: pathlib.Path, options: dict) -> bool:
+  marker = folder / 'physics.json'
+  if not marker.exists():
+    return False
+  found = json.loads(marker.read_text())
+  for name, value in options.items():
+    if found.get(name) != value:
+      raise ValueError(
+        f'{folder} holds another physics set, with {name}={found.get(name)}, '
+        f'not {value}: give another folder, or delete this one'
+      )
+  return True
+
+
+def _write_train(
+  folder: pathlib.Path,
+  kinds: list[tuple[str, bool]],
+  seed: int,
+  done: Callable[[], None],
+  i: int,
+) -> str:
+  """Writes a possible film, drawn as those of the sets are."""
+  scene, a, b = _draw(
+    *kinds[i % len(kinds)], np.random.default_rng((seed, 0, i))
+  )
+  name = f'train/{i:05d}.mp4'
+  state = (a, b)[i // len(kinds) % 2]
+  write_video(folder / name, _render(scene, state), FPS, causal=True)
+  done()
+  return name
+
+
+def _write_set(
+  folder: pathlib.Path,
+  seed: int,
+  done: Callable[[], None],
+  key: tuple[int, str, bool],
+) -> list[dict[str, object]]:
+  """Writes the films of a set; returns their rows of the manifest."""
+  number, property_name, screen = key
+  rng = np.random.default_rng((seed, 1, number))
+  films = render_set(property_name, screen, rng)
+  rows = []
+  for i, film in enumerate(films):
+    twins = films[i - i % 2 : i - i % 2 + 2]
+    differs = (twins[0] != twins[1]).any(axis=(1, 2, 3))
+    name = f'test/{4 * number + i:05d}.mp4'
+    # The codec may not tell of the future either.
+    write_video(folder / name, film, FPS, causal=True)
+    values = (
+      name,
+      2 * number + i // 2,
+      number,
+      property_name,
+      int(screen),
+      int(i % 2 == 0),
+      int(differs.argmax()),
+    )
+    rows.append(dict(zip(COLUMNS, values, strict=True)))
+    done()
+  return rows
+
+
+def _draw(
+  property_name: str, screen: bool, rng: np.random.Generator
+) -> tuple[_Scene, _State, _State]:
+  """Draws a scene and two states that differ in one property."""
+  radius = rng.uniform(*_RADIUS)
+  speed = rng.uniform(*_SPEED)
+  middle = SIZE / 2 + rng.uniform(-3, 3)
+  # At the moment it hides the object whole, for some frames.
+  half = radius + speed / 2 + 2.5
+  coarse = rng.uniform(-1, 1, (6, 6)).astype(np.float32)
+  texture = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+  tone = rng.uniform(60, 130) * rng.uniform(0.85, 1.15, 3)
+  background = np.clip(tone + 15 * texture[..., None], 0, 255)
+  scene = _Scene(
+    background=background,
+    screen=(middle - half, middle + half) if screen else None,
+    screen_colour=rng.uniform(150, 230) * rng.uniform(0.85, 1, 3),
+    radius=radius,
+    slant=rng.uniform(-_SLANT, _SLANT),
+    middle=middle,
+    moment=int(rng.integers(*_MOMENT)),
+  )
+  shapes = rng.permutation(len(SHAPES))
+  hues = rng.permutation(len(_HUES))
+  # Two rows that do not overlap.
+  rows = SIZE / 2 + rng.uniform(-2, 2) + np.array([-1, 1]) * rng.uniform(7, 10)
+  rows = rng.permutation(rows)
+  speed *= rng.choice((-1, 1))
+  a = _State(True, int(shapes[0]), int(hues[0]), float(rows[0]), float(speed))
+  change = {
+    'permanence': {'present': False},
+    'shape': {'shape': int(shapes[1])},
+    'colour': {'hue': int(hues[1])},
+    'position': {'row': float(rows[1])},
+    'direction': {'speed': -float(speed)},
+  }[property_name]
+  b = dataclasses.replace(a, **change)
+  return (scene, a, b) if rng.random() < 0.5 else (scene, b, a)
+
+
+def _bounce(path: np.ndarray, radius: float) -> np.ndarray:
+  """Folds a straight path `[T]` back into the box."""
+  low, high = _WALL + radius, SIZE - _WALL - radius
+  phase = np.mod(path - low, 2 * (high - low))
+  return low + np.minimum(phase, 2 * (high - low) - phase)
+
+
+def _render(scene: _Scene, state: _State) -> np.ndarray:
+  """Renders a film of one state, uint8 `[FRAMES, SIZE, SIZE, 3]`."""
+  pixels = np.arange(SIZE, dtype=np.float32) + 0.5
+  film = np.repeat(scene.background[None], FRAMES, axis=0)
+  if state.present:
+    # The moment is half a frame before the first frame of the second state.
+    times = np.arange(FRAMES) - scene.moment + 0.5
+    path_x = _bounce(scene.middle + state.speed * times, scene.radius)
+    path_y = _bounce(state.row + scene.slant * times, scene.radius)
+    x = (pixels - path_x[:, None])[:, None, :] / scene.radius
+    y = (pixels - path_y[:, None])[:, :, None] / scene.radius
+    # Lit from above on the left.
+    light = np.clip(0.8 - 0.3 * (x + y), 0.4, 1.2)[..., None]
+    alpha = np.clip(0.5 - scene.radius * _distance(state.shape, x, y), 0, 1)
+    colour = np.clip(_HUES[state.hue] * light, 0, 255)
+    film += alpha[..., None] * (colour - film)
+  if scene.screen:
+    left, right = scene.screen
+    cover = np.clip(np.minimum(pixels - left, right - pixels) + 0.5, 0, 1)
+    stripes = 1 - 0.15 * (np.arange(SIZE) // 3 % 2)
+    colour = scene.screen_colour * stripes[:, None, None]
+    film += cover[:, None] * (colour - film)
+  return np.round(film).astype(np.uint8)
+
+
+def _distance(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Signed distance to the edge, in radii, `[T, SIZE, SIZE]`."""
+  if SHAPES[shape] == 'disc':
+    return np.hypot(x, y) - 0.95
+  if SHAPES[shape] == 'square':
+    return np.maximum(np.abs(x), np.abs(y)) - 0.82
+  sides = np.maximum(0.866 * np.abs(x) - 0.5 * y, y + 0 * x)
+  return sides - 0.62

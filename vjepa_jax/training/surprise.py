@@ -1,0 +1,330 @@
+"""Surprise: how far off the prediction of what comes next is.
+
+The protocol of Garrido et al. (arXiv 2502.11831): a window slides over a film;
+of each window the first frames are the context, the features of the rest are
+predicted, and the mean absolute error against the features of the target
+encoder, which sees the whole window, is the surprise. Of two films that differ
+by a violation of physics the impossible one should surprise more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.tubelets import compute_grid, normalize_clips
+from vjepa_jax.progress import make_bar
+from vjepa_jax.training.normalization import normalize_features
+
+SCORES = ('max', 'mean')
+
+Films = Sequence[np.ndarray]
+Measure = Callable[[Films], list[np.ndarray]]
+
+
+class Model(NamedTuple):
+  """What predicts, and what is predicted.
+
+  Attributes:
+    encoder: Context and target encoder.
+    predictor: Predictor.
+    params: {'encoder', 'predictor'}: parameters of the context encoder and of
+      the predictor.
+    target: Parameters of the target encoder.
+    target_norm, target_view: Of the objective it was trained with, see
+      `objective.Objective`.
+  """
+
+  encoder: Encoder
+  predictor: Predictor
+  params: Mapping[str, Any]
+  target: Any
+  target_norm: str = 'layer'
+  target_view: str = 'clip'
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """Windows that slide over a film.
+
+  Attributes:
+    frames: Frames of a window.
+    context_frames: The first of them, which are seen; the rest is predicted.
+    stride: Frames from one window to the next.
+  """
+
+  frames: int
+  context_frames: int
+  stride: int = 2
+
+  def __post_init__(self):
+    if not 0 < self.context_frames < self.frames:
+      raise ValueError(
+        f'{self.context_frames} context frames of a window of {self.frames} '
+        'leave nothing to see or nothing to predict'
+      )
+    if self.stride < 1:
+      raise ValueError(f'the stride of windows, {self.stride}, is under 1')
+
+  def place(self, num_frames: int) -> np.ndarray:
+    """Returns the first frame of each window of a film, int `[W]`.
+
+    Raises:
+      ValueError: The film is shorter than a window.
+    """
+    if num_frames < self.frames:
+      raise ValueError(
+        f'a film of {num_frames} frames is shorter than the window of '
+        f'{self.frames}: use a smaller window or frame step'
+      )
+    return np.arange(0, num_frames - self.frames + 1, self.stride)
+
+  def centre(self, num_frames: int) -> np.ndarray:
+    """Returns the middle of what each window predicts, frames, float `[W]`."""
+    middle = (self.context_frames + self.frames - 1) / 2
+    return self.place(num_frames) + middle
+
+  def check(self, tubelet: tuple[int, int, int]) -> None:
+    """Raises ValueError unless both parts are made of whole tubelets."""
+    for name, count in (
+      ('a window', self.frames),
+      ('its context', self.context_frames),
+    ):
+      if count % tubelet[0]:
+        raise ValueError(
+          f'{name} of {count} frames is not made of whole tubelets of '
+          f'{tubelet[0]} frames'
+        )
+
+
+def predict_features(
+  model: Model, params: Mapping[str, Any], seen: jax.Array, frames: int
+) -> jax.Array:
+  """Predicts the features of the rest of a window from its first frames.
+
+  The rest is no argument. Pixels normalised by clip are so by the statistics
+  of the frames that are seen; training takes those of the whole clip.
+
+  Args:
+    model: Its modules are used.
+    params: Its `params`, an argument so that it is not compiled in.
+    seen: uint8 `[B, context_frames, H, W, 3]`.
+    frames: Frames of the window.
+
+  Returns:
+    float32 `[B, Kt, D]`, tokens in raster order over (t, h, w).
+  """
+  tubelet = model.encoder.tubelet
+  steps, height, width = compute_grid(seen.shape, tubelet)
+  grid = (frames // tubelet[0], height, width)
+  if model.encoder.pixel_norm == 'clip':
+    seen = normalize_clips(seen)
+  # The position of a token does not depend on the length of the clip.
+  context = model.encoder.apply({'params': params['encoder']}, seen)
+  split = steps * height * width
+  ids = jnp.arange(grid[0] * height * width)
+  ids = jnp.broadcast_to(ids, (len(seen), len(ids)))
+  predicted = model.predictor.apply(
+    {'params': params['predictor']},
+    context,
+    ids[:, :split],
+    ids[:, split:],
+    grid,
+  )
+  if model.predictor.predict_context:
+    predicted = predicted[0]
+  return predicted.astype(jnp.float32)
+
+
+def encode_rest(
+  model: Model, target: Any, video: jax.Array, context_frames: int
+) -> jax.Array:
+  """Computes the features that are to be predicted, not yet normalised.
+
+  Args:
+    model: Its modules are used.
+    target: Its `target`.
+    video: Windows, uint8 `[B, T, H, W, 3]`.
+    context_frames: Those that are not predicted.
+
+  Returns:
+    float32 `[B, Kt, D]`.
+  """
+  steps, height, width = compute_grid(video.shape, model.encoder.tubelet)
+  first = context_frames // model.encoder.tubelet[0] * height * width
+  variables = {'params': target}
+  if model.target_view == 'targets':
+    ids = jnp.arange(first, steps * height * width)
+    ids = jnp.broadcast_to(ids, (len(video), len(ids)))
+    features = model.encoder.apply(variables, video, ids)
+  else:
+    features = model.encoder.apply(variables, video)[:, first:]
+  return features.astype(jnp.float32)
+
+
+def make_measure(
+  model: Model,
+  windows: Windows,
+  reference: Films = (),
+  *,
+  batch_size: int = 64,
+) -> Measure:
+  """Makes the function that measures the surprise of films.
+
+  Targets are normalised as in the objective. The 'position' norm is over the
+  clips of a batch there, which a film by itself has not: here mean and
+  deviation of each feature at each place are those of all windows of
+  `reference`, possible films.
+
+  Args:
+    model: The model.
+    windows: The windows.
+    reference: Films uint8 `[T, H, W, 3]`, for the 'position' norm alone.
+    batch_size: Windows at a time.
+
+  Returns:
+    The function from films, uint8 `[T, H, W, 3]` each, to the surprise of their
+    windows, float32 `[W]` each.
+
+  Raises:
+    ValueError: The windows are not made of whole tubelets, or there are no
+      reference films where they are needed.
+  """
+  windows.check(model.encoder.tubelet)
+  seen = windows.context_frames
+
+  def encode(target, video):
+    return encode_rest(model, target, video, seen)
+
+  normalize = normalize_features
+  if model.target_norm == 'position':
+    if not len(reference):
+      raise ValueError(
+        "targets normalised by 'position' need possible films as a reference"
+      )
+    mean, deviation = _measure_moments(
+      jax.jit(encode), model.target, reference, windows, batch_size
+    )
+
+    def normalize(features):
+      return (features - mean) / (deviation + 0.05)
+
+  @jax.jit
+  def surprise(params, target, video):
+    predicted = predict_features(model, params, video[:, :seen], windows.frames)
+    error = jnp.abs(predicted - normalize(encode(target, video)))
+    return error.mean(axis=(1, 2))
+
+  def measure(films):
+    values = [
+      np.asarray(surprise(model.params, model.target, batch))[:count]
+      for batch, count in _iterate(films, windows, batch_size, 'surprise')
+    ]
+    ends = np.cumsum([len(windows.place(len(film))) for film in films])
+    return np.split(np.concatenate(values), ends[:-1])
+
+  return measure
+
+
+def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
+  """Measures the surprise of whoever expects the last seen frame to stay.
+
+  Returns:
+    Mean absolute error of the pixels, 0..1, float32 `[W]` a film.
+  """
+  curves = []
+  for film in films:
+    curve = []
+    for start in windows.place(len(film)):
+      first = start + windows.context_frames
+      rest = film[first : start + windows.frames].astype(np.float32)
+      curve.append(np.abs(rest - film[first - 1]).mean() / 255)
+    curves.append(np.array(curve, np.float32))
+  return curves
+
+
+def score_pairs(
+  possible: np.ndarray, impossible: np.ndarray, groups: Sequence[str]
+) -> dict[str, float]:
+  """Scores pairs of films by which of the two surprises more.
+
+  Args:
+    possible: Score of the possible film of each pair, `[N]`.
+    impossible: Score of the impossible one, `[N]`.
+    groups: The set that each pair belongs to, `[N]`.
+
+  Returns:
+    'pairs', their number; 'accuracy', the share of them in which the impossible
+    film surprises more, where ties count half (a difference within rounding is
+    a tie); 'error', its standard error, over sets, as the pairs of a set are
+    not independent, NaN for a single one; 'sets', the share of sets whose
+    impossible films together surprise more: what the states of a set differ in
+    by themselves cancels there.
+  """
+  right = _compare(possible, impossible)
+  members = [
+    np.flatnonzero(np.asarray(groups) == g) for g in sorted(set(groups))
+  ]
+  means = np.array([right[rows].mean() for rows in members])
+  sizes = np.array([len(rows) for rows in members])
+  accuracy = float(right.mean())
+  # Of a ratio of sums over clusters.
+  spread = np.square(sizes * (means - accuracy)).sum()
+  count = len(members)
+  error = (
+    np.sqrt(spread * count / (count - 1)) / len(right) if count > 1 else np.nan
+  )
+  sums = [[x[rows].sum() for rows in members] for x in (possible, impossible)]
+  return {
+    'pairs': len(right),
+    'accuracy': accuracy,
+    'error': float(error),
+    'sets': float(_compare(*map(np.array, sums)).mean()),
+  }
+
+
+def _compare(possible: np.ndarray, impossible: np.ndarray) -> np.ndarray:
+  """1 where the impossible one is greater, .5 where they are equal, else 0."""
+  equal = np.isclose(possible, impossible, rtol=1e-5, atol=0)
+  return np.where(equal, 0.5, impossible > possible)
+
+
+def _measure_moments(
+  encode: Callable[..., jax.Array],
+  target: Any,
+  films: Films,
+  windows: Windows,
+  batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation of features over windows, float32 `[Kt, D]` each."""
+  total = squares = count = 0
+  for batch, size in _iterate(films, windows, batch_size, 'reference'):
+    features = np.asarray(encode(target, batch), np.float64)[:size]
+    total = total + features.sum(axis=0)
+    squares = squares + np.square(features).sum(axis=0)
+    count += size
+  mean = total / count
+  deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+  return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def _iterate(films, windows, batch_size, description):
+  """Yields windows `[batch_size, T, H, W, 3]` and how many of them count."""
+  places = [
+    (film, start) for film in films for start in windows.place(len(film))
+  ]
+  with make_bar(
+    total=len(places), desc=description, unit='window', leave=False
+  ) as bar:
+    for first in range(0, len(places), batch_size):
+      part = places[first : first + batch_size]
+      batch = np.stack([film[s : s + windows.frames] for film, s in part])
+      # One shape, one program.
+      padding = [(0, batch_size - len(part))] + [(0, 0)] * (batch.ndim - 1)
+      yield np.pad(batch, padding), len(part)
+      bar.update(len(part))
