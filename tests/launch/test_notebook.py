@@ -9,6 +9,14 @@ from PIL import Image
 import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / 'launch' / 'colab.ipynb'
+_DECODER = (
+  '--config.total_steps=2 --config.learning_rate.warmup_steps=1 '
+  '--config.data.batch_size=8 --config.statistics_clips=16 '
+  '--config.decoder.width=32 --config.decoder.depth=1 '
+  '--config.held_out.every_steps=2 --config.held_out.max_clips=8 '
+  '--config.held_out.batch_size=8'
+)
+_PREDICT = '--max_clips=8 --gallery_clips=16 --batch_size=8'
 
 
 def _get_sources(kind):
@@ -56,6 +64,7 @@ def test_it_runs_from_top_to_bottom(tmp_path):
   flags = ' '.join(f'--config.{k}={v}' for k, v in options.items())
   first['source'] += (
     f'\nWORKDIR = {str(tmp_path / "run")!r}\nOPTIONS = {flags!r}\n'
+    f'DECODER_OPTIONS = {_DECODER!r}\nPREDICT_OPTIONS = {_PREDICT!r}\n'
     'INSTALL = False\n'
   )
   nbclient.NotebookClient(
@@ -79,4 +88,6 @@ def test_it_runs_from_top_to_bottom(tmp_path):
   (report,) = [
     d['text/html'] for d in data if 'srcdoc' in d.get('text/html', '')
   ]
-  assert 'Is this run healthy?' in report
+  # With what the tools left in the run.
+  for words in ('Is this run healthy?', 'Decoder', 'Predict'):
+    assert words in report

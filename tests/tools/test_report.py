@@ -210,6 +210,7 @@ def test_folders_of_tools_become_sections(report):
   assert text.startswith('Probe / seed 0 A sentence too')
   assert 'pretrained random init pixels top1 0.625 0.500 0.250' in text
   assert 'per class' not in text
+  assert '--share: 62.5%' in report.html
   assert 'content std' in text and 'skipped' not in text
   assert [p.shape[:2] for p in report.decode('section-1')] == [(9, 8), (60, 50)]
   assert len([i for i in report.sections if i.startswith('section')]) == 1
@@ -229,7 +230,7 @@ def test_nested_results_become_tables():
         'steps': 1_000_000,
         'best': None,
         'test': {
-          'a': {'top1': 1.0, 'lr': 1e-5},
+          'a': {'top1': 1.0},
           'b': {'top1': 0.5, 'lr': 1e-4},
         },
         'grid': [{'wd': 0.1, 'ok': True}] * 50,
@@ -248,8 +249,7 @@ def test_nested_results_become_tables():
     ('shape', ['2, 3']),
   ]
   assert tables[1].title == 'test' and tables[1].columns == ('top1', 'lr')
-  assert rows[1] == [('a', ['1.000', '1e-05']), ('b', ['0.500', '0.0001'])]
-  assert [cell.share for cell in tables[1].rows[1][1]] == [0.5, None]
+  assert rows[1] == [('a', ['1', '–']), ('b', ['0.5', '0.0001'])]
   assert rows[2][0] == ('1', ['0.1', 'yes']) and tables[2].left_out == 10
 
 

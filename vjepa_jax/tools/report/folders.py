@@ -233,8 +233,8 @@ def _read_pictures(path, without):
 def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
   """Makes tables of nested results.
 
-  Numbers and words become a table of two columns, maps with the same keys
-  become the rows of one table, and so do the entries of a list of maps; other
+  Numbers and words become a table of two columns, maps with the keys of another
+  one become the rows of a table, and so do the entries of a list of maps; other
   maps become tables of their own, and long lists of numbers are left out.
 
   Args:
@@ -245,19 +245,20 @@ def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
   if plain:
     yield _make_table(title, (), {k: (v,) for k, v in plain.items()})
   maps = {k: v for k, v in results.items() if isinstance(v, dict) and v}
-  alike = {}
-  for key, value in maps.items():
-    flat = all(_is_plain(v) for v in value.values())
-    # One that is nested is alike to none.
-    alike.setdefault(tuple(value) if flat else key, {})[key] = value
-  for group in alike.values():
+  while maps:
+    first = max(maps, key=lambda key: _is_flat(maps[key]) * len(maps[key]))
+    columns = maps[first]
+    group = {
+      k: v
+      for k, v in maps.items()
+      if k == first or (_is_flat(columns) and set(v) <= set(columns))
+    }
+    maps = {k: v for k, v in maps.items() if k not in group}
     if len(group) > 1:
-      columns = tuple(next(iter(group.values())))
-      rows = {key: tuple(value.values()) for key, value in group.items()}
-      yield _make_table(title, columns, rows, bars=True)
+      rows = {k: tuple(v.get(c) for c in columns) for k, v in group.items()}
+      yield _make_table(title, tuple(columns), rows, bars=True)
     else:
-      ((key, value),) = group.items()
-      yield from tabulate(value, f'{title} / {name(key)}'.strip(' /'))
+      yield from tabulate(columns, f'{title} / {name(first)}'.strip(' /'))
   for key, value in results.items():
     if isinstance(value, list) and value and isinstance(value[0], dict):
       columns = tuple(k for k, v in value[0].items() if _is_plain(v))
@@ -276,18 +277,19 @@ def _is_plain(value: Any) -> bool:
   return not isinstance(value, dict)
 
 
+def _is_flat(values: Mapping[str, Any]) -> bool:
+  return all(map(_is_plain, values.values()))
+
+
 def _is_long(value: Any) -> bool:
   return isinstance(value, str) and len(value) > _LONG_TEXT
 
 
 def _make_table(title, columns, rows, bars=False) -> Table:
-  """Makes a table; `bars` under columns whose numbers are shares of one."""
+  """Makes a table; with bars if all of it are numbers from 0 to 1."""
   shown = list(rows.items())[:_MAX_ROWS]
-  barred = {
-    i
-    for i, values in enumerate(zip(*rows.values(), strict=True))
-    if bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
-  }
+  values = [v for row in rows.values() for v in row if v is not None]
+  bars = bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
   return Table(
     title,
     tuple(map(name, columns)),
@@ -295,8 +297,10 @@ def _make_table(title, columns, rows, bars=False) -> Table:
       (
         name(key),
         tuple(
-          Cell(f'{v:.3f}', v) if i in barred else Cell(format_value(v))
-          for i, v in enumerate(row)
+          Cell(f'{v:.3f}', v)
+          if bars and v is not None
+          else Cell(format_value(v))
+          for v in row
         ),
       )
       for key, row in shown
