@@ -15,6 +15,7 @@ from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tools import surprise
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import init_state
+from vjepa_jax.training.surprise_scores import MODELS
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +68,7 @@ def test_a_set_from_films_to_table_and_picture(
   assert results['left_out'] == 1
   settings = [results[k] for k in ('window', 'context_frames', 'stride')]
   assert settings == [16, 8, 8]
-  for model in surprise.MODELS:
+  for model in MODELS:
     for score in ('max', 'mean'):
       rows = results[model][score]
       assert rows['all']['pairs'] == 19

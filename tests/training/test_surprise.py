@@ -13,6 +13,7 @@ from vjepa_jax.training.normalization import (
 )
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
+from vjepa_jax.training.surprise_scores import score_pairs
 
 WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
 
@@ -122,18 +123,16 @@ def test_windows():
 def test_an_oracle_is_always_right_and_ties_count_half():
   groups = ['a', 'a', 'b', 'b']
   zeros = np.zeros(4)
-  oracle = surprise.score_pairs(zeros, zeros + 1, groups)
+  oracle = score_pairs(zeros, zeros + 1, groups)
   assert oracle == {'pairs': 4, 'accuracy': 1, 'error': 0, 'sets': 1}
-  assert surprise.score_pairs(zeros + 1, zeros, groups)['accuracy'] == 0
-  tied = surprise.score_pairs(zeros + 0.3, zeros + 0.3, groups)
+  assert score_pairs(zeros + 1, zeros, groups)['accuracy'] == 0
+  tied = score_pairs(zeros + 0.3, zeros + 0.3, groups)
   assert tied == {'pairs': 4, 'accuracy': 0.5, 'error': 0, 'sets': 0.5}
   # The state alone: one pair of each set is right, by more in the second set.
-  scores = surprise.score_pairs(
-    np.array([0, 1, 0, 1]), np.array([1, 0, 3, 0]), groups
-  )
+  scores = score_pairs(np.array([0, 1, 0, 1]), np.array([1, 0, 3, 0]), groups)
   assert (scores['accuracy'], scores['sets']) == (0.5, 0.75)
   # Without sets of several pairs, the binomial error with one degree less.
   right = np.array([1, 1, 1, 0])
-  error = surprise.score_pairs(1 - right, right, list('abcd'))['error']
+  error = score_pairs(1 - right, right, list('abcd'))['error']
   assert error == pytest.approx(np.sqrt(0.75 * 0.25 / 3))
-  assert np.isnan(surprise.score_pairs(zeros, zeros, ['a'] * 4)['error'])
+  assert np.isnan(score_pairs(zeros, zeros, ['a'] * 4)['error'])
