@@ -184,9 +184,8 @@ def measure_set(
   }
 
 
-def run_set(model, windows, folder, *, config, resolution, step) -> None:
+def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
   """Scores a physics set and draws some of its pairs."""
-  found = pairs.read_pairs(_INPUT.value)
   paths = [path for p in found for path in (p.possible, p.impossible)]
   films = read_films(paths, resolution, step, windows.frames)
   found = [p for p in found if p.possible in films and p.impossible in films]
@@ -235,7 +234,9 @@ def run_set(model, windows, folder, *, config, resolution, step) -> None:
   _draw(folder, panels, windows)
 
 
-def run_video(model, windows, folder, *, config, resolution, step) -> None:
+def run_video(
+  model, windows, folder, unused, *, config, resolution, step
+) -> None:
   """Draws the surprise of one film over time."""
   try:
     film = pairs.read_film(_VIDEO.value, resolution, step)
@@ -294,6 +295,8 @@ def main(argv: list[str]) -> None:
   source = argv[1]
   if epath.Path(source).is_file() and not _OUTPUT.value:
     raise ValueError(f'{source} is a file: say where to write with --output')
+  # What is quickly found to be wrong is, before weights are read.
+  found = None if _VIDEO.value else pairs.read_pairs(_INPUT.value)
   config = read_config(source)
   model, resolution, frames = load_model(source, config)
   frames = _WINDOW.value or frames
@@ -305,7 +308,15 @@ def main(argv: list[str]) -> None:
   folder = epath.Path(_OUTPUT.value or epath.Path(source) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
   run = run_video if _VIDEO.value else run_set
-  run(model, windows, folder, config=config, resolution=resolution, step=step)
+  run(
+    model,
+    windows,
+    folder,
+    found,
+    config=config,
+    resolution=resolution,
+    step=step,
+  )
 
 
 if __name__ == '__main__':
