@@ -13,6 +13,7 @@ from vjepa_jax.training.normalization import (
 )
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
+from vjepa_jax.training.surprise_scores import score_pairs
 
 WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
 
@@ -22,7 +23,8 @@ def _make_model(pixel_norm='imagenet', target_norm='layer', view='clip'):
     'nano', tubelet=(2, 8, 8), pixel_norm=pixel_norm, init_std=0.0
   )
   predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=1)
-  state = init_state(
+  # Compiled: op by op it takes longer.
+  state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
     jax.random.key(0), encoder, predictor, optax.identity(), (4, 2, 2)
   )
   target = jax.tree.map(lambda x: x + 0.01, state.target)
@@ -44,12 +46,18 @@ def test_surprise_is_the_loss_of_training(view):
   objective = Objective(
     model.encoder, model.predictor, ('future',), target_view=view
   )
+
+  @jax.jit
+  def compute(params, target, batch):
+    loss, _ = compute_loss(params, objective, target, batch)
+    return loss
+
   ids = np.arange(16, dtype=np.int32)[None]
   mask = {'context': ids[:, :8], 'target': ids[:, 8:]}
   for start, value in zip((0, 2, 4), curve, strict=True):
     batch = {'video': film[None, start : start + 8], 'masks': (mask,)}
-    _, metrics = compute_loss(model.params, objective, model.target, batch)
-    np.testing.assert_allclose(value, metrics['loss_prediction'], rtol=1e-4)
+    loss = compute(model.params, model.target, batch)
+    np.testing.assert_allclose(value, loss, rtol=1e-4)
 
 
 @pytest.mark.parametrize('pixel_norm', ['imagenet', 'clip'])
@@ -115,18 +123,16 @@ def test_windows():
 def test_an_oracle_is_always_right_and_ties_count_half():
   groups = ['a', 'a', 'b', 'b']
   zeros = np.zeros(4)
-  oracle = surprise.score_pairs(zeros, zeros + 1, groups)
+  oracle = score_pairs(zeros, zeros + 1, groups)
   assert oracle == {'pairs': 4, 'accuracy': 1, 'error': 0, 'sets': 1}
-  assert surprise.score_pairs(zeros + 1, zeros, groups)['accuracy'] == 0
-  tied = surprise.score_pairs(zeros + 0.3, zeros + 0.3, groups)
+  assert score_pairs(zeros + 1, zeros, groups)['accuracy'] == 0
+  tied = score_pairs(zeros + 0.3, zeros + 0.3, groups)
   assert tied == {'pairs': 4, 'accuracy': 0.5, 'error': 0, 'sets': 0.5}
   # The state alone: one pair of each set is right, by more in the second set.
-  scores = surprise.score_pairs(
-    np.array([0, 1, 0, 1]), np.array([1, 0, 3, 0]), groups
-  )
+  scores = score_pairs(np.array([0, 1, 0, 1]), np.array([1, 0, 3, 0]), groups)
   assert (scores['accuracy'], scores['sets']) == (0.5, 0.75)
   # Without sets of several pairs, the binomial error with one degree less.
   right = np.array([1, 1, 1, 0])
-  error = surprise.score_pairs(1 - right, right, list('abcd'))['error']
+  error = score_pairs(1 - right, right, list('abcd'))['error']
   assert error == pytest.approx(np.sqrt(0.75 * 0.25 / 3))
-  assert np.isnan(surprise.score_pairs(zeros, zeros, ['a'] * 4)['error'])
+  assert np.isnan(score_pairs(zeros, zeros, ['a'] * 4)['error'])

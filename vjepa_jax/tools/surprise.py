@@ -28,7 +28,7 @@ from vjepa_jax.data.decode import DecodeError
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training import surprise, surprise_pictures
+from vjepa_jax.training import surprise, surprise_pictures, surprise_scores
 from vjepa_jax.training.state import init_state
 
 _INPUT = flags.DEFINE_string(
@@ -58,12 +58,6 @@ _NUM_REFERENCE = flags.DEFINE_integer(
   'num_reference', 100, 'At most so many of them.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the untrained model.')
-
-MODELS = {
-  'pretrained': 'pretrained',
-  'random_init': 'random init',
-  'pixels': 'pixels stay',
-}
 
 
 def load_model(
@@ -170,63 +164,6 @@ def read_reference(
   return list(films.values())
 
 
-def score_set(
-  found: Sequence[pairs.Pair], curves: dict[str, np.ndarray]
-) -> dict[str, dict[str, Any]]:
-  """Scores all pairs, and those of each property and kind.
-
-  Args:
-    found: The pairs.
-    curves: Surprise over windows by file.
-
-  Returns:
-    By score (max, mean) and row, see `surprise.score_pairs`.
-  """
-  rows = {p.property: [] for p in found}
-  rows |= {'in plain sight': [], 'behind a screen': [], 'all': []}
-  for pair in found:
-    rows['all'].append(pair)
-    rows[pair.property].append(pair)
-    if pair.screen is not None:
-      kind = 'behind a screen' if pair.screen else 'in plain sight'
-      rows[kind].append(pair)
-      rows.setdefault(f'{pair.property} {kind}', []).append(pair)
-  results = {}
-  for score in surprise.SCORES:
-    reduce = getattr(np, score)
-    results[score] = {
-      row: surprise.score_pairs(
-        np.array([reduce(curves[p.possible]) for p in members]),
-        np.array([reduce(curves[p.impossible]) for p in members]),
-        [p.group for p in members],
-      )
-      for row, members in rows.items()
-      if members
-    }
-  return results
-
-
-def format_table(results: dict[str, Any]) -> str:
-  """Formats the accuracies, rows by models, each score by itself."""
-  lines = []
-  for score in surprise.SCORES:
-    rows = results['pretrained'][score]
-    title = f'pairwise accuracy, {score} over windows'
-    lines += [
-      '',
-      title.ljust(42)
-      + 'pairs'
-      + ''.join(name.rjust(16) for name in MODELS.values()),
-    ]
-    for row, first in rows.items():
-      cells = [results[name][score][row] for name in MODELS]
-      lines.append(
-        f'{row:42}{first["pairs"]:5}'
-        + ''.join(f'{c["accuracy"]:9.3f} ± {c["error"]:.3f}' for c in cells)
-      )
-  return '\n'.join(lines) + '\n'
-
-
 def measure_set(
   model: surprise.Model,
   windows: surprise.Windows,
@@ -247,9 +184,8 @@ def measure_set(
   }
 
 
-def run_set(model, windows, folder, *, config, resolution, step) -> None:
+def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
   """Scores a physics set and draws some of its pairs."""
-  found = pairs.read_pairs(_INPUT.value)
   paths = [path for p in found for path in (p.possible, p.impossible)]
   films = read_films(paths, resolution, step, windows.frames)
   found = [p for p in found if p.possible in films and p.impossible in films]
@@ -259,8 +195,11 @@ def run_set(model, windows, folder, *, config, resolution, step) -> None:
   if model.target_norm == 'position':
     reference = read_reference(config, resolution, step, windows.frames)
   curves = measure_set(model, windows, films, reference)
-  results = {name: score_set(found, curves[name]) for name in MODELS}
-  print(format_table(results))
+  results = {
+    name: surprise_scores.score_set(found, curves[name])
+    for name in surprise_scores.MODELS
+  }
+  print(surprise_scores.format_table(results))
   settings = {
     'input': _INPUT.value,
     'window': windows.frames,
@@ -295,7 +234,9 @@ def run_set(model, windows, folder, *, config, resolution, step) -> None:
   _draw(folder, panels, windows)
 
 
-def run_video(model, windows, folder, *, config, resolution, step) -> None:
+def run_video(
+  model, windows, folder, unused, *, config, resolution, step
+) -> None:
   """Draws the surprise of one film over time."""
   try:
     film = pairs.read_film(_VIDEO.value, resolution, step)
@@ -354,6 +295,8 @@ def main(argv: list[str]) -> None:
   source = argv[1]
   if epath.Path(source).is_file() and not _OUTPUT.value:
     raise ValueError(f'{source} is a file: say where to write with --output')
+  # What is quickly found to be wrong is, before weights are read.
+  found = None if _VIDEO.value else pairs.read_pairs(_INPUT.value)
   config = read_config(source)
   model, resolution, frames = load_model(source, config)
   frames = _WINDOW.value or frames
@@ -365,7 +308,15 @@ def main(argv: list[str]) -> None:
   folder = epath.Path(_OUTPUT.value or epath.Path(source) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
   run = run_video if _VIDEO.value else run_set
-  run(model, windows, folder, config=config, resolution=resolution, step=step)
+  run(
+    model,
+    windows,
+    folder,
+    found,
+    config=config,
+    resolution=resolution,
+    step=step,
+  )
 
 
 if __name__ == '__main__':

@@ -21,8 +21,6 @@ from vjepa_jax.models.tubelets import compute_grid, normalize_clips
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training.normalization import normalize_features
 
-SCORES = ('max', 'mean')
-
 Films = Sequence[np.ndarray]
 Measure = Callable[[Films], list[np.ndarray]]
 
@@ -246,52 +244,6 @@ def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
       curve.append(np.abs(rest - film[first - 1]).mean() / 255)
     curves.append(np.array(curve, np.float32))
   return curves
-
-
-def score_pairs(
-  possible: np.ndarray, impossible: np.ndarray, groups: Sequence[str]
-) -> dict[str, float]:
-  """Scores pairs of films by which of the two surprises more.
-
-  Args:
-    possible: Score of the possible film of each pair, `[N]`.
-    impossible: Score of the impossible one, `[N]`.
-    groups: The set that each pair belongs to, `[N]`.
-
-  Returns:
-    'pairs', their number; 'accuracy', the share of them in which the impossible
-    film surprises more, where ties count half (a difference within rounding is
-    a tie); 'error', its standard error, over sets, as the pairs of a set are
-    not independent, NaN for a single one; 'sets', the share of sets whose
-    impossible films together surprise more: what the states of a set differ in
-    by themselves cancels there.
-  """
-  right = _compare(possible, impossible)
-  members = [
-    np.flatnonzero(np.asarray(groups) == g) for g in sorted(set(groups))
-  ]
-  means = np.array([right[rows].mean() for rows in members])
-  sizes = np.array([len(rows) for rows in members])
-  accuracy = float(right.mean())
-  # Of a ratio of sums over clusters.
-  spread = np.square(sizes * (means - accuracy)).sum()
-  count = len(members)
-  error = (
-    np.sqrt(spread * count / (count - 1)) / len(right) if count > 1 else np.nan
-  )
-  sums = [[x[rows].sum() for rows in members] for x in (possible, impossible)]
-  return {
-    'pairs': len(right),
-    'accuracy': accuracy,
-    'error': float(error),
-    'sets': float(_compare(*map(np.array, sums)).mean()),
-  }
-
-
-def _compare(possible: np.ndarray, impossible: np.ndarray) -> np.ndarray:
-  """1 where the impossible one is greater, .5 where they are equal, else 0."""
-  equal = np.isclose(possible, impossible, rtol=1e-5, atol=0)
-  return np.where(equal, 0.5, impossible > possible)
 
 
 def _measure_moments(

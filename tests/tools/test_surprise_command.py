@@ -1,0 +1,133 @@
+"""The command that measures surprise, on a run as pretraining leaves it."""
+
+import json
+import shutil
+
+from absl.testing import flagsaver
+import jax
+import optax
+import pytest
+
+from vjepa_jax.data import physics
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.models import zoo
+from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.tools import surprise
+from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.training.state import init_state
+from vjepa_jax.training.surprise_scores import MODELS
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('physics')
+  return physics.write_physics_set(path, num_train=3, num_sets=1)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, folder):
+  path = tmp_path_factory.mktemp('run')
+  encoder = zoo.build_encoder('nano', tubelet=(8, 16, 16), init_std=0.0)
+  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=1)
+  state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
+    jax.random.key(5), encoder, predictor, optax.scale_by_adam(), (2, 1, 1)
+  )
+  checkpoints = Checkpoints(
+    path,
+    every_steps=1,
+    keep=1,
+    model={'encoder': describe(encoder), 'predictor': describe(predictor)},
+  )
+  checkpoints.save(3, state, 24)
+  checkpoints.close()
+  _write_config(path, folder)
+  return path
+
+
+def _write_config(workdir, folder, **objective):
+  config = {
+    'clip': {'resolution': 32, 'frames': 16, 'frame_step': 1},
+    'objective': {'target_norm': 'position'} | objective,
+    'data': {'sources': {'a': {'path': str(folder / 'train.csv')}}},
+  }
+  (workdir / 'config.json').write_text(json.dumps(config))
+
+
+def test_a_set_from_films_to_table_and_picture(
+  workdir, folder, tmp_path, capsys
+):
+  # One film is damaged: its pair is left out, counted and named.
+  data = tmp_path / 'data'
+  shutil.copytree(folder, data)
+  (data / 'test/00002.mp4').write_bytes(b'not a film')
+  with flagsaver.flagsaver(input=str(data), stride=8, seed=5):
+    surprise.main(['surprise', str(workdir)])
+  out = capsys.readouterr().out
+  assert '1 of 40 films were left out' in out
+  results = json.loads((workdir / 'surprise/results.json').read_text())
+  assert results['left_out'] == 1
+  settings = [results[k] for k in ('window', 'context_frames', 'stride')]
+  assert settings == [16, 8, 8]
+  for model in MODELS:
+    for score in ('max', 'mean'):
+      rows = results[model][score]
+      assert rows['all']['pairs'] == 19
+      assert rows['permanence']['pairs'] == 3
+      assert rows['permanence in plain sight']['pairs'] == 1
+      assert {'direction', 'behind a screen', 'in plain sight'} < set(rows)
+      kinds = [
+        rows[p]['accuracy'] * rows[p]['pairs'] for p in physics.PROPERTIES
+      ]
+      assert sum(kinds) == pytest.approx(rows['all']['accuracy'] * 19)
+  # This run's weights are those of an untrained model of the same seed.
+  assert results['pretrained'] == results['random_init']
+  assert results['pixels'] != results['random_init']
+  accuracy = results['pixels']['mean']['colour']['accuracy']
+  line = next(x for x in out.splitlines()[::-1] if x.startswith('colour   '))
+  assert f'{accuracy:.3f}' in line.split()[-3]
+  assert (workdir / 'surprise/surprise.png').stat().st_size > 10_000
+
+
+def test_a_film_of_ones_own(workdir, folder, tmp_path, capsys):
+  video = folder / 'test/00001.mp4'
+  with flagsaver.flagsaver(
+    video=str(video), output=str(tmp_path / 'out'), stride=8
+  ):
+    surprise.main(['surprise', str(workdir)])
+  assert '3 windows, surprise' in capsys.readouterr().out
+  results = json.loads((tmp_path / 'out/results.json').read_text())
+  assert results['frame'] == [11.5, 19.5, 27.5]
+  assert len(results['surprise']) == 3 and min(results['surprise']) > 0
+  assert (tmp_path / 'out/surprise.png').exists()
+
+
+def test_mistakes_are_named(workdir, folder, tmp_path):
+  def fails(match, source=workdir, error=ValueError, **options):
+    with (
+      flagsaver.flagsaver(**({'input': str(folder)} | options)),
+      pytest.raises(error, match=match),
+    ):
+      surprise.main(['surprise', str(source)])
+
+  fails('neither a workdir', source=tmp_path, error=WeightsError)
+  fails('whole tubelets of 8 frames', window=12)
+  fails('nothing to predict', context_frames=16)
+  fails('test.csv does not exist', input='/none', error=FileNotFoundError)
+  fails('none of 40 films could be used', window=64)
+  fails(
+    'film of 32 frames is shorter',
+    window=64,
+    video=str(folder / 'test/00001.mp4'),
+  )
+  fails('none.mp4: ', video=str(tmp_path / 'none.mp4'))
+  fails('as --reference', reference=str(tmp_path / 'none.csv'))
+  file = tmp_path / 'model.pt'
+  file.write_bytes(b'')
+  fails('with --output', source=file)
+  _write_config(workdir, folder, targets='pixels')
+  try:
+    fails("objective.targets='pixels'", error=WeightsError)
+  finally:
+    _write_config(workdir, folder)
+  with pytest.raises(ValueError, match='give one workdir'):
+    surprise.main(['surprise'])
