@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from commands import import_command
 import jax
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel.mesh import make_mesh
-from vjepa_jax.tools import convert, prepare
+from vjepa_jax.tools import convert
 from vjepa_jax.training import extraction, probing
+
+prepare = import_command('prepare')
 
 OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=3)
 

@@ -9,11 +9,13 @@ import sys
 import time
 
 import av
+from commands import import_command
 import numpy as np
 import pytest
 
 from vjepa_jax.data import decode, sources
-from vjepa_jax.tools import prepare
+
+prepare = import_command('prepare')
 
 _ENCODING = prepare.Encoding(short_side=48, fps=7.5, gop=4)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+from commands import import_command
 from etils import epath
 import jax
 import numpy as np
@@ -23,10 +24,11 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.smoke import shrink
-from vjepa_jax.tools.report import __main__ as command
 from vjepa_jax.tools.report import folders, page
 from vjepa_jax.training import health
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
+
+command = import_command('report.__main__')
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'training' / 'recorded'
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')

@@ -4,6 +4,7 @@ import json
 import shutil
 
 from absl.testing import flagsaver
+from commands import import_command
 import jax
 import optax
 import pytest
@@ -12,10 +13,11 @@ from vjepa_jax.data import physics
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks.pretrain import describe
-from vjepa_jax.tools import surprise
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import init_state
 from vjepa_jax.training.surprise_scores import MODELS
+
+surprise = import_command('surprise')
 
 
 @pytest.fixture(scope='module')
