@@ -82,6 +82,7 @@ def load_world_model(
     ),
     clip=_read_clip(config),
     sources=_read_sources(config),
+    held_out=config.get('probe', {}).get('test', ''),
     targets=objective.get('targets', 'ema'),
     target_view=objective.get('target_view', 'clip'),
     target_norm=objective.get('target_norm', 'layer'),
@@ -111,14 +112,14 @@ def _read_clip(config: dict[str, Any]) -> ClipOptions | None:
   clip = config.get('clip', {})
   if not {'frame_step', 'fps'} <= set(clip):
     return None
-  # The deterministic crop has no use for the rest.
-  names = 'frames', 'resolution', 'frame_step', 'fps'
-  return ClipOptions(**{name: clip[name] for name in names})
+  return ClipOptions(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in clip.items()}
+  )
 
 
-def _read_sources(config: dict[str, Any]) -> tuple[str, ...]:
-  sources = config.get('data', {}).get('sources', {})
-  return tuple(source['path'] for source in sources.values() if source['path'])
+def _read_sources(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+  sources = config.get('data', {}).get('sources', {}).values()
+  return tuple(source for source in sources if source.get('path'))
 
 
 def _load_teacher(source: str | os.PathLike) -> tuple[Any, Any]:

@@ -252,3 +252,10 @@ def fill_pixels(
 def _repeat(ids: np.ndarray, clips: jax.Array) -> jax.Array:
   """Repeats ids `[K]` for every clip: int32 `[B, K]`."""
   return jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (len(clips), len(ids)))
+
+
+def summarize(scores: np.ndarray) -> dict[str, float]:
+  """Summarises scores of clips `[B]` by their mean and its standard error."""
+  scores = np.asarray(scores, np.float64)
+  error = scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+  return {'mean': float(scores.mean()), 'standard_error': float(error)}

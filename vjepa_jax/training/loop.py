@@ -113,7 +113,7 @@ def train(
   start_step: int,
   checkpoints: Checkpoints,
   telemetry: Telemetry,
-  diagnose: Callable[[Any, jax.Array], Any],
+  diagnose: Callable[[Any, jax.Array], Any] | None,
   evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> TrainState | None:
   """Trains to the end, or until the platform wants the machine back.
@@ -126,7 +126,8 @@ def train(
     start_step: Steps done, more than 0 for a resumed run.
     checkpoints: Where states go.
     telemetry: Where metrics go.
-    diagnose: Jitted function of target and video, see `diagnostics`.
+    diagnose: Jitted function of target and video, see `diagnostics`; None
+      where the cadence has no diagnosis.
     evaluate: Function of the target's parameters.
 
   Returns:

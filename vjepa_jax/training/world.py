@@ -11,6 +11,7 @@ prediction:
 """
 
 from collections.abc import Iterable
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,9 @@ class WorldModel(NamedTuple):
       `encoder` but for a frozen teacher.
     params: {'encoder', 'predictor', 'target'}, float32.
     clip: How its clips are cut, None where that is not known.
-    sources: Paths of the videos it was trained on, () where not known.
+    sources: 'path', 'weight' and options of the sources that it was trained on,
+      () where not known.
+    held_out: Path of the source of its online probe's test, '' for none.
     targets, target_view, target_norm: See `objective.Objective`.
     resolution, frames: Of its clips, None where not known.
     mask_kinds: Kind of each mask spec of training, in order; () if not known.
@@ -51,7 +54,8 @@ class WorldModel(NamedTuple):
   target_encoder: Encoder
   params: dict[str, Params]
   clip: ClipOptions | None = None
-  sources: tuple[str, ...] = ()
+  sources: tuple[dict[str, Any], ...] = ()
+  held_out: str = ''
   targets: str = 'ema'
   target_view: str = 'clip'
   target_norm: str = 'layer'
@@ -67,6 +71,51 @@ class WorldModel(NamedTuple):
   def get_grid(self, video_shape: tuple[int, ...]) -> Grid:
     """Returns the tubelet grid of clips `[B, frames, h, w, 3]`."""
     return tub.compute_grid(video_shape, self.tubelet)
+
+
+def complete_clip(
+  world: WorldModel,
+  *,
+  frames: int | None = None,
+  resolution: int | None = None,
+  frame_step: int | None = None,
+  fps: float | None = None,
+) -> ClipOptions:
+  """Completes how clips are cut by what is known of the model.
+
+  Args:
+    world: The model.
+    frames, resolution, frame_step, fps: See `ClipOptions`; None for those of
+      the model's training.
+
+  Raises:
+    ValueError: Something is neither given nor known, or does not fit the
+      tubelets.
+  """
+  known = world.clip or ClipOptions()
+  frames = frames or world.frames
+  resolution = resolution or world.resolution
+  if frame_step is None and fps is None and world.clip is not None:
+    frame_step, fps = known.frame_step, known.fps
+  missing = [
+    name
+    for name, value in (
+      ('frames', frames),
+      ('resolution', resolution),
+      ('frame_step or fps', frame_step or fps),
+    )
+    if not value
+  ]
+  if missing:
+    raise ValueError(
+      f'the clips of this model are not known: give {", ".join(missing)} (of '
+      'released models V-JEPA 1 was trained on 16 frames at a frame_step of 4, '
+      'V-JEPA 2 at an fps of 4)'
+    )
+  tub.compute_grid((1, frames, resolution, resolution), world.tubelet)
+  return dataclasses.replace(
+    known, frames=frames, resolution=resolution, frame_step=frame_step, fps=fps
+  )
 
 
 class Pixels(NamedTuple):
