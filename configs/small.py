@@ -19,7 +19,6 @@ Variant `future` shows the first half of the clip and hides the second: for
 
 from configs import base
 
-
 # 4 x 4 x 4 = 64 tokens.
 _MASKS = {
   'random': dict(

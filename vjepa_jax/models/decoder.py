@@ -48,9 +48,7 @@ class FeatureDecoder(nn.Module):
     """
     init = make_initializer(0.0, features.shape[-1])
     x = Dense(self.width, init, self.dtype, name='embed')(features)
-    x, _ = encode_positions(
-      x, jnp.arange(x.shape[1])[None], grid, 'sincos', 0
-    )
+    x, _ = encode_positions(x, jnp.arange(x.shape[1])[None], grid, 'sincos', 0)
     x = transformer.Transformer(
       self.depth,
       self.num_heads,

@@ -316,9 +316,7 @@ class _HeldOut:
         'config.held_out.path names others'
       )
     self._is_held_out = bool(path)
-    clips = load_clips(
-      source, loader.options, limit=config.held_out.max_clips
-    )
+    clips = load_clips(source, loader.options, limit=config.held_out.max_clips)
     self._videos = clips.videos
     self._models, self._grid = models, grid
 
@@ -390,5 +388,3 @@ class _HeldOut:
         f'results: {workdir / "results.json"}'
       )
     return results
-
-

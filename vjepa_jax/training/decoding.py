@@ -67,9 +67,7 @@ def encode_frozen(
     float32 `[B, N, D]`.
   """
   space = TargetSpace(decoding.norm, **frozen['space'])
-  features = encode_target(
-    decoding.world, {'target': frozen['encoder']}, video
-  )
+  features = encode_target(decoding.world, {'target': frozen['encoder']}, video)
   return jax.lax.stop_gradient(space.normalize(features))
 
 
@@ -101,7 +99,9 @@ def compute_decoder_loss(
   features = encode_frozen(decoding, frozen, batch['video'])
   every = np.arange(int(np.prod(grid)))
   pixels = normalize_visible(encoder, batch['video'], every)
-  decoded = decoding.decoder.apply({'params': params['decoder']}, features, grid)
+  decoded = decoding.decoder.apply(
+    {'params': params['decoder']}, features, grid
+  )
   error = decoded - tub.patchify(pixels.video, encoder.tubelet)
   p = decoding.loss_exp
   loss = jnp.mean(jnp.abs(error) if p == 1 else jnp.abs(error) ** p) / p

@@ -58,7 +58,9 @@ def draw_reconstructions(
 
 def choose_steps(count: int, most: int) -> np.ndarray:
   """Chooses at most `most` of `count` things, evenly, ends included."""
-  return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+  return np.unique(
+    np.linspace(0, count - 1, min(count, most)).round().astype(int)
+  )
 
 
 def draw_prediction(
@@ -167,7 +169,11 @@ def draw_strip(
     row[0].set_ylabel(name, fontsize=8)
     for axis, step in zip(row, steps, strict=True):
       if step < len(clip):
-        _show(axis, clip[step], str(step) if clip is next(iter(clips.values())) else '')
+        _show(
+          axis,
+          clip[step],
+          str(step) if clip is next(iter(clips.values())) else '',
+        )
       else:
         axis.set_axis_off()
   _save(fig, path)
