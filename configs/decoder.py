@@ -37,7 +37,7 @@ _SHARED = (
 )
 # decoder, batch size, steps, compute dtype
 _VARIANTS = {
-  'small': (dict(width=128, depth=3, num_heads=4), 64, 600, 'float32'),
+  'small': (dict(width=128, depth=3, num_heads=4), 64, 400, 'float32'),
   'large': (dict(width=768, depth=8, num_heads=12), 256, 50_000, 'bfloat16'),
 }
 
@@ -78,11 +78,11 @@ def get_config(arg: str | None = None):
   )
   config.ema.update(kind='constant', value=0.99)
   config.clip_norm = 1.0
-  config.checkpoint.update(every_steps=total_steps // 6, keep=2)
+  config.checkpoint.update(every_steps=total_steps // 4, keep=2)
   config.log_every_steps = 10
   # PSNR of decoded features on held-out videos; '' takes those of the
   # backbone's online probe.
   config.held_out = dict(
-    path='', every_steps=total_steps // 6, max_clips=200, batch_size=64
+    path='', every_steps=total_steps // 4, max_clips=200, batch_size=64
   )
   return config

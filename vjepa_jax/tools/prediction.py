@@ -1,7 +1,8 @@
 """What `vjepa_jax.tools.predict` does: a clip in pictures, clips in numbers."""
 
+import contextlib
 import dataclasses
-import itertools
+import glob
 import os
 import pathlib
 from typing import Any
@@ -20,7 +21,6 @@ from vjepa_jax.training.decoding import LoadedDecoder, load_decoder
 from vjepa_jax.training.gallery import Gallery
 from vjepa_jax.training.pictures import project_features
 from vjepa_jax.training.rolling import (
-  Future,
   check_rolling,
   join_tokens,
   make_render,
@@ -81,7 +81,7 @@ class Session:
     )
     side = self.clip.resolution
     self.grid = world.get_grid((1, self.clip.frames, side, side))
-    visible, hidden = self._choose_masks()
+    masks = self._choose_masks()
     loaded = None
     if request.decode:
       loaded = load_decoder(request.decode, world)
@@ -101,14 +101,22 @@ class Session:
         f'--mask_token={token}: the predictor has '
         f'{world.predictor.num_mask_tokens} of them, counted from 0'
       )
-    self.future = Future(world, space, visible, hidden, token)
+    self.future = imagination.Imagination(world, space, self.grid, masks, token)
     if request.roll < 0:
       raise ValueError(f'--roll={request.roll} must not be negative')
     if request.roll:
-      check_rolling(self.future, self.grid, self.through, loaded is not None)
+      check_rolling(self.future, self.through, loaded is not None)
     self.loaded: LoadedDecoder | None = loaded
     self.render = make_render(self.future, loaded) if loaded else None
-    self.scorer = baselines.Scorer(self.future, loaded)
+    self.scorer = baselines.Scorer(
+      self.future,
+      loaded,
+      average=loaded is not None or self._has_many_clips(),
+    )
+
+  def _has_many_clips(self) -> bool:
+    """Says whether statistics of the gallery are of more than a few clips."""
+    return len(self.gallery_clips.videos) >= _FEWEST_CLIPS
 
   def _choose_masks(self) -> tuple[np.ndarray, np.ndarray]:
     request, size = self.request, self.world.tubelet[0]
@@ -119,8 +127,8 @@ class Session:
       steps, rest = divmod(frames, size)
       if rest or frames < 0:
         raise ValueError(
-          f'--context_frames={frames} is not a multiple of the {size} frames of '
-          'a tubelet'
+          f'--context_frames={frames} is not a multiple of the {size} frames '
+          'of a tubelet'
         )
     return choose_hidden(self.grid, request.hide, steps, request.box)
 
@@ -129,7 +137,7 @@ class Session:
     paths = [self.request.gallery] if self.request.gallery else []
     if not paths:
       known = [source['path'] for source in self.world.sources]
-      paths = [p for p in known if os.path.exists(p)] or [fallback]
+      paths = [p for p in known if glob.glob(p)] or [fallback]
     limit = self.request.gallery_clips
     path = paths[0]
     single = os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS
@@ -142,20 +150,24 @@ class Session:
 
   def _measure(self):
     """Measures the space of targets on the clips of the gallery."""
-    videos = self.gallery_clips.videos
-    if self.world.targets != 'pixels' and self.world.target_norm == 'position':
-      if len(videos) < _FEWEST_CLIPS:
-        raise ValueError(
-          f'targets of {self.source} are normalised over clips, and '
-          f'{self.gallery_name} has {len(videos)}: give --gallery with '
-          f'{_FEWEST_CLIPS} or more, or --decode, which knows the statistics'
-        )
-    size = self.request.batch_size
-    # A clip alone is compared with itself at another time.
-    videos = np.concatenate([videos] * 2) if len(videos) == 1 else videos
-    return measure_space(
+    videos, size = self.gallery_clips.videos, self.request.batch_size
+    by_position = (
+      self.world.targets != 'pixels' and self.world.target_norm == 'position'
+    )
+    if by_position and not self._has_many_clips():
+      raise ValueError(
+        f'targets of {self.source} are normalised over clips, and '
+        f'{self.gallery_name} has {len(videos)}: give --gallery with '
+        f'{_FEWEST_CLIPS} or more, or --decode, which knows the statistics'
+      )
+    space = measure_space(
       self.world, (videos[i : i + size] for i in range(0, len(videos), size))
     )
+    if not self._has_many_clips():
+      # Of so few, the mean at a position would be the very clip.
+      mean = np.broadcast_to(space.average.mean(axis=0), space.average.shape)
+      space = space._replace(average=mean)
+    return space
 
   def _describe(self) -> dict[str, Any]:
     """Says what was asked for, for `results.json`."""
@@ -191,9 +203,7 @@ class Session:
       name: {metric: value['mean'] for metric, value in values.items()}
       for name, values in scores.items()
     }
-    rolled = list(
-      roll(self.future, video, self.grid, windows, self.through, self.render)
-    )
+    rolled = list(roll(self.future, video, windows, self.through, self.render))
     neighbours = self._draw(output, clip, rolled[0].imagined)
     if self.render is not None:
       self._film(output, path, start, rate, clip, rolled)
@@ -224,13 +234,12 @@ class Session:
     """Draws `prediction.png` and `neighbours.png`."""
     future, world = self.future, self.world
     masks = future.visible, future.hidden
-    every = np.arange(np.prod(self.grid))
-    reveal = imagination.make_reveal(world, future.space, every)
-    actual = np.asarray(reveal(world.params, clip[None]))
+    actual = np.asarray(future.encode(clip[None]))
     predicted = np.asarray(imagined.predicted)
     tokens = np.asarray(join_tokens(imagined.seen, predicted, *masks))
-    scores = imagination.score_features(predicted, actual[:, future.hidden])
-    errors = np.full(len(every), np.nan)
+    truth = np.asarray(future.reveal(clip[None]))
+    scores = imagination.score_features(predicted, truth)
+    errors = np.full(actual.shape[1], np.nan)
     errors[future.hidden] = scores['error'][0]
     centred = np.concatenate([actual, tokens]) - future.space.average
     colours = project_features(centred, self.grid)
@@ -238,7 +247,7 @@ class Session:
     if self.render is not None:
       args = clip[None], imagined.seen
       frames['imagined'] = self.render(*args, predicted)[0]
-      frames['decoded truth'] = self.render(*args, actual[:, future.hidden])[0]
+      frames['decoded truth'] = self.render(*args, truth)[0]
     draw.draw_prediction(
       output / 'prediction.png',
       video=clip,
@@ -250,12 +259,10 @@ class Session:
         f'error {scores["error"].mean():.3f}'
       ),
     )
-    gallery = Gallery(
-      world, future.space, self.gallery_clips, self.request.batch_size
-    )
-    arguments = actual[0, future.hidden], future.hidden, _NEIGHBOURS
+    gallery = Gallery(future, self.gallery_clips, self.request.batch_size)
+    arguments = truth[0], future.hidden, _NEIGHBOURS
     near = gallery.find(predicted[0], *arguments)
-    reference = gallery.find(actual[0, future.hidden], *arguments)
+    reference = gallery.find(truth[0], *arguments)
     shown = draw.choose_steps(len(near.steps), 4)
     stride = world.tubelet[0]
     draw.draw_neighbours(
@@ -308,14 +315,12 @@ class Session:
     """Reads what came after the clip, as far as the video goes."""
     if length == len(clip):
       return clip
-    for frames in itertools.count(length, -self.world.tubelet[0]):
-      if frames <= len(clip):
-        return clip
+    step = self.world.tubelet[0]
+    for frames in range(length, len(clip), -step):
       options = dataclasses.replace(self.clip, frames=frames)
-      try:
+      with contextlib.suppress(decode.DecodeError):
         return read_from(path, options, start)[0]
-      except decode.DecodeError:
-        continue
+    return clip
 
   def evaluate(self, path: str, limit: int | None) -> dict[str, Any]:
     """Averages over held-out clips, and prints a table."""

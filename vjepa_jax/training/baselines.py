@@ -18,7 +18,8 @@ import numpy as np
 
 from vjepa_jax.training import imagination
 from vjepa_jax.training.decoding import LoadedDecoder
-from vjepa_jax.training.rolling import Future, Render, make_render, roll
+from vjepa_jax.training.imagination import Imagination
+from vjepa_jax.training.rolling import Render, make_render, roll
 
 TITLES = {
   'prediction': 'imagined',
@@ -37,20 +38,21 @@ Scores = dict[str, dict[str, np.ndarray]]
 class Scorer:
   """Scores the prediction of hidden tokens and its baselines, by clip."""
 
-  def __init__(self, future: Future, loaded: LoadedDecoder | None = None):
+  def __init__(
+    self,
+    future: Imagination,
+    loaded: LoadedDecoder | None = None,
+    average: bool = True,
+  ):
     """Compiles nothing yet.
 
     Args:
       future: The model and its mask.
       loaded: A decoder, for scores of pixels.
+      average: Whether the average of `space` is of other clips.
     """
-    self._future = future
-    world, space = future.world, future.space
-    masks = future.visible, future.hidden
-    self._imagine = imagination.make_imagine(
-      world, space, *masks, future.mask_token
-    )
-    self._reveal = imagination.make_reveal(world, space, future.hidden)
+    self._future, self._average = future, average
+    world = future.world
     self._render: Render | None = None
     if loaded is not None:
       self._render = make_render(future, loaded)
@@ -72,10 +74,10 @@ class Scorer:
       features, 'psnr' of its pixels in dB, each `[B]`.
     """
     future = self._future
-    world, grid = future.world, future.world.get_grid(video.shape)
+    world, grid = future.world, future.grid
     masks = future.visible, future.hidden
-    imagined = self._imagine(world.params, video)
-    truth = self._reveal(world.params, video)
+    imagined = future.imagine(video)
+    truth = future.reveal(video)
     seen = np.asarray(imagined.seen)
     frames = {
       how: imagination.fill_pixels(video, *masks, world.tubelet, how)
@@ -84,14 +86,14 @@ class Scorer:
     still = np.round(frames['last']).astype(np.uint8)
     features = {
       'prediction': imagined.predicted,
-      'last': self._reveal(world.params, still),
+      'last': future.reveal(still),
       'copy': seen[:, imagination.find_nearest(*masks, grid)],
       'mean': imagination.average_places(seen, *masks, grid),
-      'average': np.broadcast_to(
-        future.space.average[future.hidden], truth.shape
-      ),
-      'untrained': self._imagine(self._untrained, video).predicted,
+      'untrained': future.imagine(video, self._untrained).predicted,
     }
+    if self._average:
+      average = future.space.average[future.hidden]
+      features['average'] = np.broadcast_to(average, truth.shape)
     scores = {
       name: {
         metric: values.mean(axis=1)
@@ -116,7 +118,7 @@ class Scorer:
 
 
 def score_rolling(
-  future: Future,
+  future: Imagination,
   video: np.ndarray,
   frames: int,
   windows: int,
@@ -139,24 +141,21 @@ def score_rolling(
   """
   world, masks = future.world, (future.visible, future.hidden)
   first = video[:, :frames]
-  grid = world.get_grid(first.shape)
-  reveal = imagination.make_reveal(world, future.space, future.hidden)
+  grid = future.grid
   stills = {
     how: imagination.fill_pixels(first, *masks, world.tubelet, how)
     for how in ('last', 'mean')
   }
   stride = len(future.hidden) // (grid[1] * grid[2]) * world.tubelet[0]
   scores = []
-  for k, window in enumerate(
-    roll(future, first, grid, windows, through, render)
-  ):
+  for k, window in enumerate(roll(future, first, windows, through, render)):
     actual = video[:, k * stride : k * stride + frames]
     predicted = window.imagined.predicted
     values = {
       'prediction': {
         metric: x.mean(axis=1)
         for metric, x in imagination.score_features(
-          predicted, reveal(world.params, actual)
+          predicted, future.reveal(actual)
         ).items()
       }
     }

@@ -2,13 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.data.clips import Clips
-from vjepa_jax.models.positions import Grid
-from vjepa_jax.training.world import TargetSpace, WorldModel, encode_target
+from vjepa_jax.training.imagination import Imagination
 
 
 class Neighbours(NamedTuple):
@@ -32,25 +29,17 @@ class Neighbours(NamedTuple):
 class Gallery:
   """Features of real clips, every time step of which may be found."""
 
-  def __init__(
-    self, world: WorldModel, space: TargetSpace, clips: Clips, batch_size: int
-  ):
-    """Encodes the clips."""
+  def __init__(self, future: Imagination, clips: Clips, batch_size: int):
+    """Encodes the clips, as targets."""
     self._videos = clips.videos
-    self._grid: Grid = world.get_grid(clips.videos.shape)
-    self._average = space.average
-
-    @jax.jit
-    def encode(params, video):
-      features = space.normalize(encode_target(world, params, video))
-      return (features - space.average).astype(jnp.float16)
-
-    self._features = np.concatenate(
-      [
-        np.asarray(encode(world.params, clips.videos[i : i + batch_size]))
-        for i in range(0, len(clips.videos), batch_size)
-      ]
-    )
+    self._grid = future.grid
+    self._average = future.space.average
+    parts = [
+      np.asarray(future.encode(clips.videos[i : i + batch_size]))
+      for i in range(0, len(clips.videos), batch_size)
+    ]
+    centred = np.concatenate(parts) - self._average
+    self._features = centred.astype(np.float16)
 
   def find(
     self,

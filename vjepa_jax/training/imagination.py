@@ -3,7 +3,6 @@
 Everything is computed from what is visible; the truth is for comparison alone.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,87 +53,96 @@ def choose_mask_token(world: WorldModel, hide: str) -> int:
   return int(trained[-1]) if len(trained) else 0
 
 
-def make_imagine(
-  world: WorldModel,
-  space: TargetSpace,
-  visible: np.ndarray,
-  hidden: np.ndarray,
-  mask_token: int,
-) -> Callable[[Any, jax.Array], Imagined]:
-  """Makes the jitted function (params, video) -> `Imagined`.
+class Imagination:
+  """Predicts the same hidden tokens of any clips; compiles when first used.
 
-  Args:
+  Attributes:
     world: The model.
     space: Of its targets.
     visible: Ids of the visible tokens, int32 `[K]`.
     hidden: Ids of the tokens to predict, int32 `[H]`.
     mask_token: See `choose_mask_token`.
-
-  Returns:
-    A function of `world.params` and clips uint8 `[B, frames, h, w, 3]`. Hidden
-    pixels are blanked before any model sees the clips.
+    grid: Tubelet grid of the clips.
   """
 
-  @jax.jit
-  def imagine(params, video):
+  def __init__(
+    self,
+    world: WorldModel,
+    space: TargetSpace,
+    grid: Grid,
+    masks: tuple[np.ndarray, np.ndarray],
+    mask_token: int,
+  ):
+    """Takes the model, the ids of visible and hidden tokens, and the rest."""
+    self.world, self.space, self.grid = world, space, grid
+    self.visible, self.hidden = masks
+    self.mask_token = mask_token
+    self._imagine = jax.jit(self._imagine_once)
+    self._advance = jax.jit(self._predict)
+    self._encode = jax.jit(
+      lambda params, video: space.normalize(encode_target(world, params, video))
+    )
+    self._encode_hidden = jax.jit(
+      lambda params, video: space.normalize(
+        encode_target(world, params, video, self.hidden), self.hidden
+      )
+    )
+
+  def imagine(self, video: np.ndarray, params: Any = None) -> Imagined:
+    """Predicts what is hidden of clips, uint8 `[B, frames, h, w, 3]`.
+
+    Hidden pixels are blanked before any model sees the clips.
+
+    Args:
+      video: The clips.
+      params: In place of `world.params`.
+    """
+    return self._imagine(params or self.world.params, video)
+
+  def advance(self, context: jax.Array) -> jax.Array:
+    """Predicts from context features `[B, K, W]`: `[B, H, D]`."""
+    return self._advance(self.world.params, context)
+
+  def encode(self, video: np.ndarray) -> jax.Array:
+    """Encodes whole clips as targets, normalised: `[B, N, D]`."""
+    return self._encode(self.world.params, video)
+
+  def reveal(self, video: np.ndarray) -> jax.Array:
+    """Computes the truth, `[B, H, D]`: the targets of training.
+
+    They are of the whole clip, or of the hidden tokens by themselves where the
+    run's `target_view` says so.
+    """
+    if self.world.target_view == 'targets':
+      return self._encode_hidden(self.world.params, video)
+    return self.encode(video)[:, self.hidden]
+
+  def _imagine_once(self, params, video):
+    world, visible = self.world, self.visible
     pixels = normalize_visible(world.encoder, video, visible).video
     context = world.encoder.apply(
       {'params': params['encoder']}, pixels, _repeat(visible, video)
     )
-    predicted = predict_tokens(
-      world, params, context, visible, hidden, video.shape, mask_token
-    )
+    predicted = self._predict(params, context)
     if world.targets == 'pixels':
       seen = encode_target(world, params, video, visible)
     else:
       pixels = normalize_visible(world.target_encoder, video, visible).video
       seen = encode_target(world, params, pixels, visible)
-    return Imagined(predicted, space.normalize(seen, visible), context)
+    return Imagined(predicted, self.space.normalize(seen, visible), context)
 
-  return imagine
-
-
-def predict_tokens(
-  world: WorldModel,
-  params: Any,
-  context: jax.Array,
-  visible: np.ndarray,
-  hidden: np.ndarray,
-  video_shape: tuple[int, ...],
-  mask_token: int,
-) -> jax.Array:
-  """Predicts hidden tokens from context features `[B, K, W]`: `[B, H, D]`."""
-  predicted = world.predictor.apply(
-    {'params': params['predictor']},
-    context,
-    _repeat(visible, context),
-    _repeat(hidden, context),
-    world.get_grid(video_shape),
-    mask_token,
-  )
-  if world.predictor.predict_context:
-    predicted = predicted[0]
-  return predicted.astype(jnp.float32)
-
-
-def make_reveal(
-  world: WorldModel, space: TargetSpace, hidden: np.ndarray
-) -> Callable[[Any, jax.Array], jax.Array]:
-  """Makes the jitted function (params, video) -> the truth, `[B, H, D]`.
-
-  The targets of training: of the whole clip, or of the hidden tokens by
-  themselves where the run's `target_view` says so.
-  """
-
-  @jax.jit
-  def reveal(params, video):
-    if world.target_view == 'targets':
-      features = encode_target(world, params, video, hidden)
-    else:
-      features = encode_target(world, params, video)[:, hidden]
-    return space.normalize(features, hidden)
-
-  return reveal
+  def _predict(self, params, context):
+    predicted = self.world.predictor.apply(
+      {'params': params['predictor']},
+      context,
+      _repeat(self.visible, context),
+      _repeat(self.hidden, context),
+      self.grid,
+      self.mask_token,
+    )
+    if self.world.predictor.predict_context:
+      predicted = predicted[0]
+    return predicted.astype(jnp.float32)
 
 
 def score_features(

@@ -165,15 +165,13 @@ def draw_strip(
     figsize=(1 + 1.0 * len(steps), 1.1 * len(clips) + 0.3), layout='constrained'
   )
   axes = fig.subplots(len(clips), len(steps), squeeze=False)
-  for (name, clip), row in zip(clips.items(), axes, strict=True):
+  for i, ((name, clip), row) in enumerate(
+    zip(clips.items(), axes, strict=True)
+  ):
     row[0].set_ylabel(name, fontsize=8)
     for axis, step in zip(row, steps, strict=True):
       if step < len(clip):
-        _show(
-          axis,
-          clip[step],
-          str(step) if clip is next(iter(clips.values())) else '',
-        )
+        _show(axis, clip[step], '' if i else str(step))
       else:
         axis.set_axis_off()
   _save(fig, path)

@@ -1,7 +1,7 @@
 """Predictions turned into pixels, and fed back to go further than one clip."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,38 +9,12 @@ import numpy as np
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.training.decoding import LoadedDecoder
-from vjepa_jax.training.imagination import (
-  Imagined,
-  make_imagine,
-  predict_tokens,
-)
-from vjepa_jax.training.world import (
-  TargetSpace,
-  WorldModel,
-  normalize_visible,
-)
+from vjepa_jax.training.imagination import Imagination, Imagined
+from vjepa_jax.training.world import normalize_visible
 
 THROUGH = ('pixels', 'features')
 
 Render = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-class Future(NamedTuple):
-  """What is hidden and how it is predicted.
-
-  Attributes:
-    world: The model.
-    space: Of its targets.
-    visible: Ids of the visible tokens.
-    hidden: Ids of the tokens to predict.
-    mask_token: See `imagination.choose_mask_token`.
-  """
-
-  world: WorldModel
-  space: TargetSpace
-  visible: np.ndarray
-  hidden: np.ndarray
-  mask_token: int
 
 
 class Window(NamedTuple):
@@ -63,7 +37,7 @@ def join_tokens(
   return jnp.concatenate([seen, predicted], axis=1)[:, order]
 
 
-def make_render(future: Future, loaded: LoadedDecoder) -> Render:
+def make_render(future: Imagination, loaded: LoadedDecoder) -> Render:
   """Makes the function (video, seen, predicted) -> pixels.
 
   Colours come from the visible pixels of `video` where the encoder sees clips
@@ -86,10 +60,9 @@ def make_render(future: Future, loaded: LoadedDecoder) -> Render:
   return lambda *arguments: render(loaded.params, *arguments)
 
 
-def check_rolling(
-  future: Future, grid: tuple[int, int, int], through: str, decodes: bool
-) -> None:
+def check_rolling(future: Imagination, through: str, decodes: bool) -> None:
   """Raises ValueError unless predictions can be fed back."""
+  grid = future.grid
   if through not in THROUGH:
     raise ValueError(f'roll_through {through!r} is not one of {THROUGH}')
   steps = np.unique(future.visible // (grid[1] * grid[2]))
@@ -110,9 +83,8 @@ def check_rolling(
 
 
 def roll(
-  future: Future,
+  future: Imagination,
   video: np.ndarray,
-  grid: tuple[int, int, int],
   windows: int,
   through: str,
   render: Render | None = None,
@@ -134,7 +106,6 @@ def roll(
   Args:
     future: The model and its mask, the future hidden.
     video: uint8 `[B, frames, h, w, 3]`; the visible frames are used.
-    grid: Its tubelet grid.
     windows: Further windows, 0 for none.
     through: 'pixels' or 'features'.
     render: Of `make_render`; for 'pixels'.
@@ -142,23 +113,8 @@ def roll(
   Yields:
     The `windows + 1` windows.
   """
-  world, space = future.world, future.space
-  imagine = make_imagine(
-    world, space, future.visible, future.hidden, future.mask_token
-  )
-  step = jax.jit(
-    lambda params, context: predict_tokens(
-      world,
-      params,
-      context,
-      future.visible,
-      future.hidden,
-      video.shape,
-      future.mask_token,
-    )
-  )
-  params: Any = world.params
-  imagined = imagine(params, video)
+  world, space, grid = future.world, future.space, future.grid
+  imagined = future.imagine(video)
   clip = np.array(video)
   yield Window(imagined, clip)
   known = space.normalize(imagined.context, future.visible)
@@ -170,14 +126,14 @@ def roll(
         np.asarray(render(clip, imagined.seen, imagined.predicted)),
         len(future.visible) // (grid[1] * grid[2]) * world.tubelet[0],
       )
-      imagined = imagine(params, clip)
+      imagined = future.imagine(clip)
     else:
       tokens = join_tokens(
         known, imagined.predicted, future.visible, future.hidden
       )
       known = space.move(tokens[:, old], old, future.visible)
       context = space.restore(known, future.visible)
-      imagined = Imagined(step(params, context), known, context)
+      imagined = Imagined(future.advance(context), known, context)
     yield Window(imagined, clip)
 
 

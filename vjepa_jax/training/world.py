@@ -254,7 +254,7 @@ def measure_space(
     batches: Clips, uint8 `[B, frames, h, w, 3]`, all of one shape.
 
   Raises:
-    ValueError: There are fewer than two clips.
+    ValueError: There is no clip.
   """
   norm = 'none' if world.targets == 'pixels' else world.target_norm
 
@@ -276,8 +276,8 @@ def measure_space(
     part = {name: np.asarray(x, np.float64) for name, x in part.items()}
     total = part if total is None else {k: total[k] + part[k] for k in part}
     count += len(video)
-  if count < 2:
-    raise ValueError(f'statistics of targets need 2 clips, got {count}')
+  if not count:
+    raise ValueError('statistics of targets need clips, there are none')
   mean = {name: x / count for name, x in total.items()}
   variance = np.maximum(mean['squares'] - mean['sum'] ** 2, 0.0)
   average = mean['normal']
