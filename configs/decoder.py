@@ -37,7 +37,7 @@ _SHARED = (
 )
 # decoder, batch size, steps, compute dtype
 _VARIANTS = {
-  'small': (dict(width=128, depth=3, num_heads=4), 64, 400, 'float32'),
+  'small': (dict(width=128, depth=3, num_heads=4), 32, 600, 'float32'),
   'large': (dict(width=768, depth=8, num_heads=12), 256, 50_000, 'bfloat16'),
 }
 
@@ -74,7 +74,7 @@ def get_config(arg: str | None = None):
 
   config.total_steps = total_steps
   config.learning_rate.update(
-    kind='cosine', value=1e-3, final=1e-5, warmup_steps=total_steps // 20
+    kind='cosine', value=2e-3, final=1e-5, warmup_steps=total_steps // 20
   )
   config.ema.update(kind='constant', value=0.99)
   config.clip_norm = 1.0

@@ -12,6 +12,10 @@ from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.progress import make_bar
 
 
+# Further videos that cannot be used are counted and not named in the log.
+_MOST_NAMED = 5
+
+
 @dataclasses.dataclass(frozen=True)
 class Clips:
   """Clips and where they are from.
@@ -72,11 +76,14 @@ def load_clips(
       desc='decoding clips',
     ):
       if clip is None:
-        logging.warning('left out %s: %s', name, reason)
+        if len(failures) < _MOST_NAMED:
+          logging.warning('left out %s: %s', name, reason)
         failures.append({'name': name, 'reason': reason})
       else:
         clips.append(clip)
         names.append(name)
+  if len(failures) > _MOST_NAMED:
+    logging.warning('left out %d of %d videos', len(failures), count)
   if not clips:
     raise ValueError(
       f'none of {count} videos could be used, the first one, '
@@ -113,7 +120,7 @@ def read_from(
     if start < 0 or start + seconds > end + 0.5 * interval:
       raise decode.DecodeError(
         f'{options.frames} frames from {start:.2f} s on take {seconds:.2f} s, '
-        f'the video has {end:.2f} s: give another --start, or a longer video'
+        f'the video has {end:.2f} s'
       )
     indices = sampling.sample_frames(
       times[first:],

@@ -15,7 +15,8 @@ class FeatureDecoder(nn.Module):
   It shows what features hold; nothing that it learns reaches the encoder.
   V-JEPA 1 (section 6) decodes predictions with a diffusion model, this is the
   plain regression: where features leave several pictures open it paints their
-  mean.
+  mean. A linear map of each token by itself, which is learned first, is added
+  to what the transformer makes of all of them.
 
   Attributes:
     out_width: Numbers of a tubelet, t * p * p * 3.
@@ -60,7 +61,10 @@ class FeatureDecoder(nn.Module):
       name='transformer',
     )(x)
     x = transformer.LayerNorm(self.dtype, name='norm')(x)
-    init = make_initializer(0.02, self.width)
-    return Dense(self.out_width, init, self.dtype, name='proj')(x).astype(
-      jnp.float32
-    )
+    # From zero: what is random at first stays as noise in flat regions for long.
+    def project(x, name):
+      zeros = nn.initializers.zeros
+      return Dense(self.out_width, zeros, self.dtype, name=name)(x)
+
+    pixels = project(x, 'proj') + project(features, 'linear')
+    return pixels.astype(jnp.float32)

@@ -196,7 +196,7 @@ class Session:
     try:
       clip, rate = read_from(path, self.clip, start)
     except decode.DecodeError as error:
-      raise ValueError(f'{path}: {error}') from None
+      raise ValueError(f'{path} from --start={start}: {error}') from None
     video = clip[None]
     scores = baselines.summarize_scores(self.scorer(video))
     scores = {
