@@ -57,7 +57,7 @@ class Scorer:
     if loaded is not None:
       self._render = make_render(future, loaded)
     ids = jnp.zeros((1, 1), jnp.int32)
-    untrained = world.predictor.init(
+    untrained = jax.jit(world.predictor.init, static_argnums=4)(
       jax.random.key(0),
       jnp.zeros((1, 1, world.encoder.width)),
       ids,
