@@ -49,9 +49,7 @@ def _make_world(pixel_norm, **fields):
     num_mask_tokens=2,
   )
   state = jax.jit(
-    lambda key: init_state(
-      key, encoder, predictor, optax.scale_by_adam(), GRID
-    )
+    lambda key: init_state(key, encoder, predictor, optax.scale_by_adam(), GRID)
   )(jax.random.key(0))
   # Mask tokens are zero at first, and the target is the student.
   state.params['predictor']['mask_tokens'] = jax.random.normal(
@@ -69,7 +67,9 @@ def worlds():
 
 def _make(world, hide='future', steps=2, video=None):
   space = measure_space(world, [_video() if video is None else video])
-  return Imagination(world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0)
+  return Imagination(
+    world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0
+  )
 
 
 @pytest.fixture(scope='module')

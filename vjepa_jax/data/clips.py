@@ -11,7 +11,6 @@ from vjepa_jax.data import decode, sampling, sources, transforms
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.progress import make_bar
 
-
 # Further videos that cannot be used are counted and not named in the log.
 _MOST_NAMED = 5
 

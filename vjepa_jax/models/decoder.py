@@ -61,7 +61,8 @@ class FeatureDecoder(nn.Module):
       name='transformer',
     )(x)
     x = transformer.LayerNorm(self.dtype, name='norm')(x)
-    # From zero: what is random at first stays as noise in flat regions for long.
+
+    # From zero: what is random at first stays for long, as noise.
     def project(x, name):
       zeros = nn.initializers.zeros
       return Dense(self.out_width, zeros, self.dtype, name=name)(x)

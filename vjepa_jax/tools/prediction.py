@@ -1,8 +1,10 @@
 """What `vjepa_jax.tools.predict` does: a clip in pictures, clips in numbers."""
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import glob
+import json
 import os
 import pathlib
 from typing import Any
@@ -37,9 +39,15 @@ _NEIGHBOURS = 5
 class Request:
   """What is asked for; see the flags of `vjepa_jax.tools.predict`."""
 
+  source: str
+  video: str | None = None
+  start: float = 0.0
+  evaluate: str | None = None
+  max_clips: int | None = None
+  output: str | None = None
   hide: str = 'future'
   context_frames: int | None = None
-  box: tuple[float, ...] = (0.25, 0.25, 0.5, 0.5)
+  box: Sequence[float | str] = (0.25, 0.25, 0.5, 0.5)
   frames: int | None = None
   resolution: int | None = None
   frame_step: int | None = None
@@ -47,31 +55,73 @@ class Request:
   mask_token: int | None = None
   decode: str | None = None
   roll: int = 0
-  through: str | None = None
+  roll_through: str | None = None
   gallery: str | None = None
   gallery_clips: int = 256
   batch_size: int = 16
+  positions: str | None = None
+  predictor_heads: int | None = None
+
+
+def run(request: Request) -> dict[str, Any]:
+  """Does what is asked for, and writes `results.json`.
+
+  Returns:
+    What `results.json` holds: 'video' and 'evaluation', one of which may be of
+    an earlier run.
+
+  Raises:
+    ValueError: Something does not fit; one line says what.
+  """
+  if request.video is None and request.evaluate is None:
+    raise ValueError('give --video=FILE, --evaluate=MANIFEST or both')
+  folder = pathlib.Path(request.source)
+  output = folder / 'predict' if folder.is_dir() else pathlib.Path('predict')
+  if request.output:
+    output = pathlib.Path(request.output)
+  path = output / 'results.json'
+  results = json.loads(path.read_text()) if path.exists() else {}
+
+  def write(section, part):
+    results[section] = part
+    path.write_text(json.dumps(results, indent=2) + '\n')
+
+  session = Session(request)
+  if request.video is not None:
+    write('video', session.predict_video(request.video, request.start, output))
+  if request.evaluate is not None:
+    output.mkdir(parents=True, exist_ok=True)
+    write('evaluation', session.evaluate(request.evaluate, request.max_clips))
+  print(f'results: {path}')
+  return results
+
+
+def _parse_box(values: Sequence[float | str]) -> tuple[float, ...]:
+  try:
+    top, left, height, width = map(float, values)
+  except ValueError:
+    raise ValueError(
+      f'--box={",".join(map(str, values))} is not top,left,height,width in '
+      'shares of the frame, for example 0.25,0.25,0.5,0.5'
+    ) from None
+  return top, left, height, width
 
 
 class Session:
   """One model, one way of hiding, and what predictions are compared with."""
 
-  def __init__(
-    self, source: str, request: Request, *, fallback: str, **options: Any
-  ):
+  def __init__(self, request: Request):
     """Loads everything.
-
-    Args:
-      source: See `load_world_model`, as are the options.
-      request: What is asked for.
-      fallback: Video or videos to take for a gallery where there is none.
-      **options: Of an official file.
 
     Raises:
       ValueError: Something does not fit; one line says what.
     """
-    self.source, self.request = source, request
-    world = self.world = load_world_model(source, **options)
+    self.request = request
+    world = self.world = load_world_model(
+      request.source,
+      positions=request.positions,
+      predictor_heads=request.predictor_heads,
+    )
     self.clip = complete_clip(
       world,
       frames=request.frames,
@@ -90,8 +140,8 @@ class Session:
           f'{request.decode} decodes grids of {loaded.grid} tubelets, these '
           f'clips have {self.grid}: change --frames or --resolution'
         )
-    self.through = request.through or ('pixels' if loaded else 'features')
-    self.gallery_clips, self.gallery_name = self._load_gallery(fallback)
+    self.through = request.roll_through or ('pixels' if loaded else 'features')
+    self.gallery_clips, self.gallery_name = self._load_gallery()
     space = loaded.space if loaded else self._measure()
     token = request.mask_token
     if token is None:
@@ -130,14 +180,18 @@ class Session:
           f'--context_frames={frames} is not a multiple of the {size} frames '
           'of a tubelet'
         )
-    return choose_hidden(self.grid, request.hide, steps, request.box)
+    return choose_hidden(
+      self.grid, request.hide, steps, _parse_box(request.box)
+    )
 
-  def _load_gallery(self, fallback: str) -> tuple[Clips, str]:
+  def _load_gallery(self) -> tuple[Clips, str]:
     """Reads clips to compare with: as told, of training, or what there is."""
     paths = [self.request.gallery] if self.request.gallery else []
     if not paths:
       known = [source['path'] for source in self.world.sources]
-      paths = [p for p in known if glob.glob(p)] or [fallback]
+      paths = [p for p in known if glob.glob(p)] or [
+        self.request.video or self.request.evaluate
+      ]
     limit = self.request.gallery_clips
     path = paths[0]
     single = os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS
@@ -156,7 +210,7 @@ class Session:
     )
     if by_position and not self._has_many_clips():
       raise ValueError(
-        f'targets of {self.source} are normalised over clips, and '
+        f'targets of {self.request.source} are normalised over clips, and '
         f'{self.gallery_name} has {len(videos)}: give --gallery with '
         f'{_FEWEST_CLIPS} or more, or --decode, which knows the statistics'
       )
@@ -173,7 +227,7 @@ class Session:
     """Says what was asked for, for `results.json`."""
     future = self.future
     return {
-      'source': str(self.source),
+      'source': str(self.request.source),
       'hide': self.request.hide,
       'frames': self.clip.frames,
       'resolution': self.clip.resolution,
@@ -204,6 +258,7 @@ class Session:
       for name, values in scores.items()
     }
     rolled = list(roll(self.future, video, windows, self.through, self.render))
+    output.mkdir(parents=True, exist_ok=True)
     neighbours = self._draw(output, clip, rolled[0].imagined)
     if self.render is not None:
       self._film(output, path, start, rate, clip, rolled)
