@@ -74,6 +74,8 @@ def _run_task(config):
     from vjepa_jax.tasks.finetune import finetune as task  # noqa: PLC0415
   elif config.task == 'probe':
     from vjepa_jax.tasks.probe import probe as task  # noqa: PLC0415
+  elif config.task == 'decoder':
+    from vjepa_jax.tasks.decoder import train_decoder as task  # noqa: PLC0415
   else:
     raise ValueError(f'config.task {config.task!r} does not exist')
   return task(config, _WORKDIR.value, profile_steps)

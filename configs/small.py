@@ -12,14 +12,26 @@ on the way here. Departures from V-JEPA 1, beside the sizes:
   - random tubelets are hidden, not tubes: what fills a tube for the whole clip
     is never seen;
   - an EMA momentum and a learning rate for hundreds of steps, not 90 000.
+
+Variant `future` shows the first half of the clip and hides the second: for
+`python -m vjepa_jax.tools.predict`, see docs/prediction.md.
 """
 
 from configs import base
 
+# 4 x 4 x 4 = 64 tokens, half of them visible.
+_MASKS = {
+  'random': dict(kind='random', ratio=0.5, context_tokens=32, target_tokens=32),
+  'future': dict(
+    kind='future', context_ratio=(0.5, 0.5), context_tokens=32, target_tokens=32
+  ),
+}
+
 
 def get_config(arg: str | None = None):
-  """Returns the recipe; it has no options."""
-  base.parse_arg(arg, variant='default')
+  """Returns the recipe of a variant, 'random' or 'future' masks."""
+  options = base.parse_arg(arg, variant='random')
+  mask = base.choose(options, 'variant', _MASKS)
   config = base.get_config()
   config.task = 'quickstart'
   config.encoder.update(
@@ -54,11 +66,8 @@ def get_config(arg: str | None = None):
     crop_aspect_ratio=(1.0, 1.0),
   )
 
-  # 4 x 4 x 4 = 64 tokens.
-  config.mask_names = ('random',)
-  config.masks.random = dict(
-    kind='random', ratio=0.5, context_tokens=32, target_tokens=32
-  )
+  config.mask_names = (options['variant'],)
+  config.masks[options['variant']] = mask
   config.objective.target_norm = 'position'
 
   config.total_steps = 1000

@@ -172,26 +172,26 @@ def read_workdir(
     step = checkpointer.latest.step
     metadata = checkpointer.checkpointables_metadata(step)
     models = (metadata.custom_metadata or {}).get('model') or {}
-    encoder = _rebuild(Encoder, models, 'encoder', directory / str(step))
+    encoder = rebuild(Encoder, models, 'encoder', directory / str(step))
     abstract = {'encoder': make_abstract(encoder)}
     if 'target' not in metadata.metadata:
       which = 'encoder'  # training with labels keeps no average
     probe, predictor, params = None, None, {}
     if 'probe' in models:
-      probe = _rebuild(AttentiveProbe, models, 'probe', directory)
+      probe = rebuild(AttentiveProbe, models, 'probe', directory)
       abstract['probe'] = make_abstract(probe, encoder.width)
     if 'predictor' in models:
-      predictor = _rebuild(Predictor, models, 'predictor', directory)
+      predictor = rebuild(Predictor, models, 'predictor', directory)
       abstract['predictor'] = make_abstract(predictor, encoder.width)
     if which == 'encoder' or (with_predictor and predictor is not None):
       params = checkpointer.load_checkpointables(
-        step, {'params': _place(abstract)}
+        step, {'params': place(abstract)}
       )['params']
   if which == 'encoder':
     encoder_params = params['encoder']
   else:
     encoder_params = checkpoint.load_target(
-      path, abstract['encoder'], _place(abstract['encoder'], sharding_only=True)
+      path, abstract['encoder'], place(abstract['encoder'], sharding_only=True)
     )
   resolution, frames = _read_clip_size(path)
   weights = Weights(
@@ -219,7 +219,7 @@ def read_encoder(path: epath.PathLike) -> Encoder:
     CheckpointError: There is no checkpoint.
   """
   _, models = checkpoint.read_model(path)
-  return _rebuild(Encoder, models, 'encoder', epath.Path(path))
+  return rebuild(Encoder, models, 'encoder', epath.Path(path))
 
 
 def _make_encode(
@@ -267,7 +267,7 @@ def _resize(video: jax.Array, resolution: int) -> jax.Array:
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
-def _rebuild(
+def rebuild(
   kind: type, models: dict[str, Any], name: str, path: epath.Path
 ) -> Any:
   """Builds a model from the fields that its checkpoint carries."""
@@ -306,16 +306,16 @@ def make_abstract(
   )['params']
 
 
-def _place(abstract: Any, sharding_only: bool = False) -> Any:
+def place(abstract: Any, sharding_only: bool = False) -> Any:
   """Puts shapes, or gives their shardings, on the default device."""
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-  def place(x):
+  def put(x):
     if sharding_only:
       return sharding
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(place, abstract)
+  return jax.tree.map(put, abstract)
 
 
 def read_clip_rate(path: str | os.PathLike) -> dict[str, int | float | None]:

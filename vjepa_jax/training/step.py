@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vjepa_jax.parallel.sharding import constrain_batch
-from vjepa_jax.training.objective import Batch, Objective, compute_loss
+from vjepa_jax.training.objective import Batch, compute_loss
 from vjepa_jax.training.optimizer import apply_adamw, clip_by_module
 from vjepa_jax.training.schedules import Schedule
 from vjepa_jax.training.state import TrainState, update_target
@@ -18,13 +18,15 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-  objective: Objective,
+  objective: Any,
   tx: optax.GradientTransformation,
   schedules: dict[str, Schedule],
   *,
   clip_norm: float | None = None,
   clip_start_step: int = 0,
   microbatches: int = 1,
+  loss: Callable[..., tuple[jax.Array, Metrics]] = compute_loss,
+  averaged: str = 'encoder',
 ) -> TrainStep:
   """Makes the step: gradients, clipping, AdamW, then the EMA target.
 
@@ -33,7 +35,7 @@ def make_train_step(
   'skipped' counts it.
 
   Args:
-    objective: The objective.
+    objective: The `Objective`, or what else `loss` takes for it.
     tx: `optax.scale_by_adam`.
     schedules: 'learning_rate', 'weight_decay' and 'ema', the momentum of the
       target, as functions of the step.
@@ -41,6 +43,9 @@ def make_train_step(
     clip_start_step: First step, 0-based, that clips.
     microbatches: Parts of the batch that are differentiated one after the
       other, and averaged in float32 before the one update.
+    loss: Function of (parameters, objective, target or teacher, batch, step),
+      see `compute_loss`.
+    averaged: Module whose moving average is the state's target.
 
   Returns:
     A function from (state, batch) to (state, metrics), to be jitted with the
@@ -48,7 +53,7 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch: Batch):
-    metrics, grads = _accumulate(objective, state, batch, microbatches)
+    metrics, grads = _accumulate(objective, loss, state, batch, microbatches)
     now = {name: f(state.step) for name, f in schedules.items()}
     with jax.named_scope('optimizer'):
       limit = jnp.inf
@@ -58,7 +63,7 @@ def make_train_step(
         tx, state, grads, metrics['loss'], now, limit
       )
     with jax.named_scope('ema'):
-      target = update_target(state.target, params['encoder'], now['ema'])
+      target = update_target(state.target, params[averaged], now['ema'])
     metrics |= updated | now
     state = state.replace(
       step=state.step + 1, params=params, target=target, opt_state=opt_state
@@ -112,13 +117,17 @@ def update(
 
 
 def _accumulate(
-  objective: Objective, state: TrainState, batch: Batch, microbatches: int
+  objective: Any,
+  loss: Callable[..., tuple[jax.Array, Metrics]],
+  state: TrainState,
+  batch: Batch,
+  microbatches: int,
 ) -> tuple[Metrics, Any]:
   """Averages metrics and gradients over the microbatches of a batch."""
   target = state.target if state.teacher is None else state.teacher
 
   def differentiate(part):
-    (_, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
       state.params, objective, target, part, state.step
     )
     return metrics, grads

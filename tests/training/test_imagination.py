@@ -1,0 +1,334 @@
+"""Predictions: as in training, from what is visible alone, and on and on."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vjepa_jax.data.clips import Clips
+from vjepa_jax.masks.chosen import choose_hidden
+from vjepa_jax.models import zoo
+from vjepa_jax.models.decoder import FeatureDecoder
+from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.training import guesses, imagination, rolling
+from vjepa_jax.training.decoding import LoadedDecoder
+from vjepa_jax.training.gallery import Gallery
+from vjepa_jax.training.imagination import Imagination
+from vjepa_jax.training.objective import Objective, compute_loss
+from vjepa_jax.training.state import init_state
+from vjepa_jax.training.world import (
+  WorldModel,
+  complete_clip,
+  encode_target,
+  measure_space,
+)
+
+GRID, TUBELET = (4, 2, 2), (2, 8, 8)
+BOX = (0.0, 0.0, 0.5, 0.5)
+NUM_PIXELS = 3 * math.prod(TUBELET)
+
+
+def _video(count=4, seed=0):
+  shape = (count, 8, 16, 16, 3)
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _make_world(pixel_norm, **fields):
+  encoder = zoo.build_encoder(
+    'nano', tubelet=TUBELET, pixel_norm=pixel_norm, init_std=0.0
+  )
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=2,
+    width=24,
+    depth=1,
+    out_width=NUM_PIXELS if fields.get('targets') == 'pixels' else None,
+    num_mask_tokens=2,
+  )
+  state = jax.jit(
+    lambda key: init_state(key, encoder, predictor, optax.scale_by_adam(), GRID)
+  )(jax.random.key(0))
+  # Mask tokens are zero at first, and the target is the student.
+  state.params['predictor']['mask_tokens'] = jax.random.normal(
+    jax.random.key(1), (2, 24)
+  )
+  target = jax.tree.map(lambda x: 1.02 * x, state.target)
+  params = dict(state.params) | {'target': target}
+  return WorldModel(encoder, predictor, encoder, params, **fields)
+
+
+@pytest.fixture(scope='module')
+def worlds():
+  return {norm: _make_world(norm) for norm in ('imagenet', 'clip')}
+
+
+def _make(world, hide='future', steps=2, video=None):
+  space = measure_space(world, [_video() if video is None else video])
+  return Imagination(
+    world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0
+  )
+
+
+@pytest.fixture(scope='module')
+def future(worlds):
+  return _make(worlds['clip']._replace(target_norm='position'))
+
+
+@pytest.fixture(scope='module')
+def loaded(future):
+  decoder = FeatureDecoder(NUM_PIXELS, width=24, depth=1, num_heads=2)
+  init = jax.jit(decoder.init, static_argnums=2)
+  params = init(jax.random.key(0), jnp.zeros((1, 16, 48)), GRID)
+  params['params']['linear']['kernel'] = jax.random.normal(
+    jax.random.key(2), (48, NUM_PIXELS)
+  )
+  return LoadedDecoder(decoder, params['params'], future.space, GRID)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'target_norm': 'layer'},
+    {'target_norm': 'position'},
+    {'target_view': 'targets'},
+    {'targets': 'pixels'},
+  ],
+  ids=str,
+)
+def test_errors_are_the_loss_of_training(worlds, fields):
+  world = worlds['imagenet']._replace(**fields)
+  if 'targets' in fields:
+    world = _make_world('imagenet', **fields)
+  video = _video()
+  future = _make(world, 'region', 1, video)
+  ids = {
+    'context': np.tile(future.visible, (4, 1)),
+    'target': np.tile(future.hidden, (4, 1)),
+  }
+  objective = Objective(world.encoder, world.predictor, ('m',), **fields)
+  loss, metrics = jax.jit(compute_loss, static_argnums=1)(
+    {name: world.params[name] for name in ('encoder', 'predictor')},
+    objective,
+    world.params['target'],
+    {'video': video, 'masks': (ids,)},
+  )
+  predicted = future.imagine(video).predicted
+  scores = imagination.score_features(predicted, future.reveal(video))
+  np.testing.assert_allclose(scores['error'].mean(), loss, rtol=1e-4)
+  np.testing.assert_allclose(
+    scores['cosine'].mean(), metrics['prediction_cosine'], atol=1e-4
+  )
+
+
+@pytest.mark.parametrize(
+  'pixel_norm,hide,steps', [('imagenet', 'future', 1), ('clip', 'region', 0)]
+)
+def test_nothing_of_what_is_hidden_leaks(worlds, pixel_norm, hide, steps):
+  future = _make(worlds[pixel_norm], hide, steps)
+  video = _video(2, seed=1)
+  cells = patchify(video, TUBELET)
+  other = np.array(cells)
+  other[:, future.hidden] = 255 - other[:, future.hidden]
+  other = imagination.tub.unpatchify(other, GRID, TUBELET)
+  assert (other != video).mean() > 0.2
+  jax.tree.map(
+    np.testing.assert_array_equal, future.imagine(video), future.imagine(other)
+  )
+  # What is visible matters.
+  cells[:, future.visible[0]] //= 2
+  changed = imagination.tub.unpatchify(cells, GRID, TUBELET)
+  moved = future.imagine(changed).predicted - future.imagine(video).predicted
+  assert np.abs(moved).max() > 1e-3
+
+
+def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
+  video = _video(2, seed=1)
+  other = np.array(video)
+  other[:, 4:] = 255 - other[:, 4:]
+  render = rolling.make_render(future, loaded)
+  for through in rolling.THROUGH:
+    films = [
+      [
+        np.asarray(render(w.clip, w.imagined.seen, w.imagined.predicted))
+        for w in rolling.roll(future, clip, 2, through, render)
+      ]
+      for clip in (video, other, video)
+    ]
+    np.testing.assert_array_equal(films[0], films[1])
+    np.testing.assert_array_equal(films[0], films[2])  # deterministic
+    assert len(films[0]) == 3 and films[0][0].shape == video.shape
+    assert np.isfinite(films[0]).all()
+    # It goes on, and does not repeat itself.
+    assert np.abs(films[0][1] - films[0][0]).mean() > 0.1
+  for how in ('last', 'mean'):
+    args = future.visible, future.hidden, TUBELET, how
+    np.testing.assert_array_equal(
+      imagination.fill_pixels(video, *args),
+      imagination.fill_pixels(other, *args),
+    )
+
+
+def test_fed_back_pixels_are_the_end_of_the_window_before(future, loaded):
+  video = _video(1)
+  render = rolling.make_render(future, loaded)
+  first, second = rolling.roll(future, video, 1, 'pixels', render)
+  film = render(first.clip, first.imagined.seen, first.imagined.predicted)
+  np.testing.assert_array_equal(second.clip[:, :4], np.round(film[:, 4:]))
+  assert not second.clip[:, 4:].any()
+
+
+def test_fed_back_features_are_what_was_predicted(worlds):
+  # With three steps visible and one hidden, two of the three are real.
+  future = _make(worlds['imagenet']._replace(target_norm='position'), steps=3)
+  video = _video(1)
+  first, second = rolling.roll(future, video, 1, 'features')
+  space = future.space
+  np.testing.assert_allclose(
+    second.imagined.seen[:, 8:], first.imagined.predicted, rtol=1e-5
+  )
+  known = space.normalize(first.imagined.context, future.visible)
+  np.testing.assert_allclose(
+    second.imagined.seen[:, :8], known[:, 4:], rtol=1e-5
+  )
+  # As features of the places where they are now.
+  np.testing.assert_allclose(
+    second.imagined.context,
+    space.restore(second.imagined.seen, future.visible),
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize('norm', ['layer', 'position'])
+def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
+  world = worlds['imagenet']._replace(target_norm=norm)
+  video = _video(8)
+  space = measure_space(world, [video[:4], video[4:]])
+  ids = np.arange(3, 9)
+  encode = jax.jit(lambda x: encode_target(world, world.params, x))
+  features = encode(video)[:, ids]
+  normal = space.normalize(features, ids)
+  back = space.restore(normal, ids)
+  # By position it is exact; layer by layer but for what differs by token.
+  limit = 1e-4 if norm == 'position' else 0.5
+  assert np.abs(back - features).max() < limit * np.abs(features).max()
+  if norm == 'position':
+    np.testing.assert_allclose(
+      space.normalize(encode(video)).mean(axis=0),
+      0.0,
+      atol=1e-4,
+    )
+  else:
+    # The share of a position is exchanged for that of another.
+    mean = space.move(normal.mean(axis=0, keepdims=True), ids, ids + 4)
+    np.testing.assert_allclose(mean[0], space.average[ids + 4], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'hide,steps,through,decodes,message',
+  [
+    ('past', 2, 'features', False, 'needs --hide=future'),
+    ('region', 0, 'features', False, 'needs --hide=future'),
+    ('future', 2, 'pixels', False, 'needs --decode'),
+    ('future', 2, 'thoughts', True, 'is not one of'),
+  ],
+)
+def test_rolling_that_is_impossible(
+  worlds, hide, steps, through, decodes, message
+):
+  future = _make(worlds['clip'], hide, steps)
+  with pytest.raises(ValueError, match=message):
+    rolling.check_rolling(future, through, decodes)
+
+
+def test_pixels_of_baselines():
+  video = _video(1)
+  visible, hidden = choose_hidden(GRID, 'future', 2, BOX)
+  last = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  np.testing.assert_array_equal(last[:, :4], video[:, :4])
+  np.testing.assert_array_equal(last[:, 4:], video[:, [3] * 4])
+  mean = imagination.fill_pixels(video, visible, hidden, TUBELET, 'mean')
+  expected = video[:, :4].astype(np.float32).mean(axis=1, keepdims=True)
+  np.testing.assert_allclose(mean[:, 4:], expected.repeat(4, 1), rtol=1e-5)
+  visible, hidden = choose_hidden(GRID, 'past', 2, BOX)
+  first = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  np.testing.assert_array_equal(first[:, :4], video[:, [4] * 4])
+  # Where a place is never visible its neighbour stands in, as it moves.
+  visible, hidden = choose_hidden(GRID, 'region', 0, BOX)
+  near = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  np.testing.assert_array_equal(near[:, :, :8, :8], video[:, :, :8, 8:])
+
+
+def test_psnr_is_of_hidden_pixels():
+  video = np.full((2, 8, 16, 16, 3), 100, np.uint8)
+  other = video.astype(np.float32)
+  other[:, :4] += 50  # visible: does not count
+  other[0, 4:] += 2
+  other[1, 4:] += 10
+  _, hidden = choose_hidden(GRID, 'future', 2, BOX)
+  scores = imagination.score_pixels(other, video, hidden, TUBELET)
+  np.testing.assert_allclose(scores, 20 * np.log10([127.5, 25.5]), rtol=1e-5)
+
+
+def test_scores_of_the_truth_are_perfect_and_baselines_are_there(
+  future, loaded
+):
+  video = _video(3, seed=2)
+  video[:, 4:] = video[:, [3]]  # a still, which its last frame predicts
+  scores = guesses.Scorer(future, loaded)(video)
+  assert set(scores) == set(guesses.TITLES)
+  np.testing.assert_allclose(scores['last']['cosine'], 1.0, atol=1e-5)
+  assert (scores['last']['psnr'] > 60).all()
+  assert (scores['prediction']['cosine'] < 0.9).all()
+  np.testing.assert_allclose(
+    scores['last_decoded']['psnr'], scores['actual']['psnr'], atol=1e-3
+  )
+  summary = guesses.summarize_scores(guesses.join_scores([scores] * 2))
+  x = np.tile(scores['mean']['psnr'], 2)
+  assert summary['mean']['psnr'] == pytest.approx(
+    {'mean': x.mean(), 'standard_error': x.std(ddof=1) / 6**0.5}
+  )
+  table = guesses.format_scores(summary).splitlines()
+  assert len(table) == 1 + len(guesses.TITLES) and '±' in table[1]
+
+
+def test_a_gallery_finds_what_is_in_it(future):
+  videos = _video(5, seed=3)
+  gallery = Gallery(future, Clips(videos, tuple('abcde')), 2)
+  truth = np.asarray(future.reveal(videos[[3]]))[0]
+  found = gallery.find(truth, truth, future.hidden, 2)
+  assert found.steps.tolist() == [2, 3] and found.candidates == 21
+  assert found.ranks.tolist() == [1, 1]
+  np.testing.assert_allclose(found.similarities[:, 0], 1.0, atol=1e-3)
+  np.testing.assert_array_equal(found.frames[:, 0], videos[3, [5, 7]])
+  other = np.asarray(future.reveal(videos[[1]]))[0]
+  assert (gallery.find(other, truth, future.hidden, 2).ranks > 1).all()
+
+
+def test_the_mask_token_is_one_that_was_trained(worlds):
+  world = worlds['clip']
+  assert imagination.choose_mask_token(world, 'future') == 1
+  kinds = world._replace(mask_kinds=('future', 'random'))
+  assert imagination.choose_mask_token(kinds, 'future') == 0
+  tokens = np.array(world.params['predictor']['mask_tokens'])
+  for trained, expected in ((1, 0), (0, 0)):
+    tokens[trained:] = 0
+    predictor = world.params['predictor'] | {'mask_tokens': tokens}
+    other = world._replace(params=world.params | {'predictor': predictor})
+    assert imagination.choose_mask_token(other, 'future') == expected
+
+
+def test_clips_of_models_that_do_not_say_are_asked_for(worlds):
+  world = worlds['clip']
+  with pytest.raises(ValueError, match='give frames, resolution, frame_step'):
+    complete_clip(world)
+  known = world._replace(frames=8, resolution=16)
+  with pytest.raises(ValueError, match='give frame_step or fps .of released'):
+    complete_clip(known)
+  clip = complete_clip(known, fps=4.0)
+  assert (clip.frames, clip.resolution) == (8, 16)
+  assert (clip.frame_step, clip.fps) == (None, 4.0)
+  with pytest.raises(ValueError, match='height of the clip, 20'):
+    complete_clip(known, resolution=20, fps=4.0)

@@ -1,0 +1,139 @@
+"""Loads encoder, predictor and target encoder of one checkpoint."""
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+
+from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import (
+  make_abstract,
+  place,
+  read_encoder,
+  read_weights,
+)
+from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.training import checkpoint
+from vjepa_jax.training.world import WorldModel
+
+
+def load_world_model(
+  source: str | os.PathLike,
+  *,
+  positions: str | None = None,
+  predictor_heads: int | None = None,
+) -> WorldModel:
+  """Loads what predicts, and what makes the features that are predicted.
+
+  The context encoder was trained with the predictor, and feeds it; the target
+  encoder is its moving average, or the teacher of the run. A Hugging Face
+  folder has one encoder, which is used as both.
+
+  Args:
+    source: A workdir of pretraining, a Hugging Face folder or name, or an
+      official file.
+    positions: Of an official file, see `pytorch.read_checkpoint`.
+    predictor_heads: The same.
+
+  Raises:
+    WeightsError: The source cannot be used, or has no predictor.
+    CheckpointError: The same, of a workdir.
+  """
+  options = {'positions': positions, 'predictor_heads': predictor_heads}
+  online = read_weights(source, which='encoder', **options)
+  if online.encoder is None:
+    raise WeightsError(f'{source} holds probes, and no encoder')
+  if online.predictor is None:
+    raise WeightsError(
+      f'{source} has no predictor: prediction needs a workdir of pretraining, '
+      'or weights with one'
+    )
+  config = _read_config(source)
+  objective = config.get('objective', {})
+  averaged = read_weights(
+    source,
+    which='target_encoder',
+    with_predictor=False,
+    **(options | {'predictor_heads': None}),
+  )
+  target_encoder, target = averaged.encoder, averaged.encoder_params
+  if objective.get('targets') == 'frozen':
+    target_encoder, target = _load_teacher(source)
+  platform = jax.devices()[0].platform
+
+  def prepare(model):
+    attention = choose_attention(platform, jnp.float32)
+    return model.clone(dtype=jnp.float32, attention=attention)
+
+  return WorldModel(
+    prepare(online.encoder),
+    prepare(online.predictor),
+    prepare(target_encoder),
+    jax.device_put(
+      {
+        'encoder': online.encoder_params,
+        'predictor': online.predictor_params,
+        'target': target,
+      }
+    ),
+    clip=_read_clip(config),
+    sources=_read_sources(config),
+    held_out=config.get('probe', {}).get('test', ''),
+    targets=objective.get('targets', 'ema'),
+    target_view=objective.get('target_view', 'clip'),
+    target_norm=objective.get('target_norm', 'layer'),
+    mask_kinds=tuple(
+      config['masks'][name]['kind'] for name in config.get('mask_names', ())
+    ),
+    resolution=online.resolution,
+    frames=online.frames,
+  )
+
+
+def _read_config(source: str | os.PathLike) -> dict[str, Any]:
+  """Reads the config of a workdir; {} of all other sources."""
+  path = epath.Path(source)
+  if not (path / 'checkpoints').is_dir():
+    return {}
+  try:
+    return json.loads((path / 'config.json').read_text())
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise WeightsError(f'{path}/config.json is damaged: {error}') from None
+
+
+def _read_clip(config: dict[str, Any]) -> ClipOptions | None:
+  """Reads how a run cuts its clips, None where its config does not say."""
+  clip = config.get('clip', {})
+  if not {'frame_step', 'fps'} <= set(clip):
+    return None
+  return ClipOptions(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in clip.items()}
+  )
+
+
+def _read_sources(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+  sources = config.get('data', {}).get('sources', {}).values()
+  return tuple(source for source in sources if source.get('path'))
+
+
+def _load_teacher(source: str | os.PathLike) -> tuple[Any, Any]:
+  """Loads the teacher whose features a run predicts."""
+  record = epath.Path(source) / 'teacher.json'
+  if not record.exists():
+    raise WeightsError(
+      f'{source} predicts the features of a frozen teacher, and has no '
+      'teacher.json that names it'
+    )
+  used = json.loads(record.read_text())
+  encoder = read_encoder(used['path'])
+  abstract = make_abstract(encoder)
+  params = checkpoint.load_target(
+    used['path'], abstract, place(abstract, sharding_only=True), used['step']
+  )
+  return encoder, params

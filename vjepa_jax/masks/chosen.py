@@ -1,0 +1,71 @@
+"""Masks that someone chose, for looking at predictions; not for training."""
+
+import numpy as np
+
+from vjepa_jax.masks.temporal import Temporal
+
+Grid = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+HIDDEN = ('future', 'past', 'region')
+
+
+def choose_hidden(
+  grid: Grid, hide: str, context_steps: int, box: Box
+) -> tuple[np.ndarray, np.ndarray]:
+  """Splits the tokens of a clip into visible and hidden ones.
+
+  Args:
+    grid: Tubelet grid (T, H, W).
+    hide: 'future' shows the first `context_steps` time steps and 'past' the
+      last ones; 'region' hides a box, after the first `context_steps` steps.
+    context_steps: See there; 0 hides a region for the whole clip.
+    box: Of a region: top, left, height and width, as shares of the frame.
+
+  Returns:
+    Ids of the visible and of the hidden tokens, int32 `[K]`, sorted, raster
+    order over (t, h, w).
+
+  Raises:
+    ValueError: Nothing would be hidden, or nothing visible.
+  """
+  if hide not in HIDDEN:
+    raise ValueError(f'hide {hide!r} is not one of {HIDDEN}')
+  least = 0 if hide == 'region' else 1
+  if not least <= context_steps < grid[0]:
+    raise ValueError(
+      f'a clip of {grid[0]} time steps can show {least} to {grid[0] - 1} of '
+      f'them, not {context_steps}: change --context_frames'
+    )
+  if hide == 'region':
+    hidden = np.zeros(grid, bool)
+    hidden[context_steps:] = _find_cells(grid, box)
+  else:
+    ratio = context_steps / grid[0]
+    hidden = Temporal(hide, (ratio, ratio)).draw(grid, np.random.default_rng(0))
+  hidden = hidden.reshape(-1)
+  return tuple(np.flatnonzero(m).astype(np.int32) for m in (~hidden, hidden))
+
+
+def _find_cells(grid: Grid, box: Box) -> np.ndarray:
+  """Marks the cells `[H, W]` whose middle lies in a box."""
+  top, left, height, width = box
+  if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
+    raise ValueError(
+      f'box (top, left, height, width) = {tuple(box)} must lie within the '
+      'frame, in shares of it: for example 0.25,0.25,0.5,0.5'
+    )
+  rows, columns = (
+    (first <= middles) & (middles <= first + side)
+    for first, side, middles in (
+      (top, height, (np.arange(grid[1]) + 0.5) / grid[1]),
+      (left, width, (np.arange(grid[2]) + 0.5) / grid[2]),
+    )
+  )
+  cells = rows[:, None] & columns[None]
+  if not cells.any() or cells.all():
+    raise ValueError(
+      f'box {tuple(box)} covers {cells.sum()} of {cells.size} tubelets of a '
+      'frame: choose one that covers some and not all'
+    )
+  return cells

@@ -1,0 +1,71 @@
+"""The feature decoder: frozen features to the pixels of their tubelets."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from vjepa_jax.models import transformer
+from vjepa_jax.models.encoder import encode_positions
+from vjepa_jax.models.linear import Dense, make_initializer
+from vjepa_jax.models.positions import Grid
+
+
+class FeatureDecoder(nn.Module):
+  """A small transformer from features of tokens to pixels of tubelets.
+
+  It shows what features hold; nothing that it learns reaches the encoder.
+  V-JEPA 1 (section 6) decodes predictions with a diffusion model, this is the
+  plain regression: where features leave several pictures open it paints their
+  mean. A linear map of each token by itself, which is learned first, is added
+  to what the transformer makes of all of them.
+
+  Attributes:
+    out_width: Numbers of a tubelet, t * p * p * 3.
+    width: Features inside, divisible by `num_heads`.
+    depth: Number of blocks.
+    num_heads: Attention heads.
+    attention: Attention kernel, see `attention.attend`.
+    dtype: Compute dtype.
+  """
+
+  out_width: int
+  width: int = 384
+  depth: int = 4
+  num_heads: int = 6
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: jnp.ndarray, grid: Grid) -> jnp.ndarray:
+    """Decodes clips.
+
+    Args:
+      features: `[B, N, D]` of all tokens, raster order over (t, h, w), in the
+        space that the predictor predicts.
+      grid: Tubelet grid (T, H, W).
+
+    Returns:
+      float32 `[B, N, out_width]`: pixels as the encoder sees them (normalised),
+      ordered as by `tubelets.patchify`.
+    """
+    init = make_initializer(0.0, features.shape[-1])
+    x = Dense(self.width, init, self.dtype, name='embed')(features)
+    x, _ = encode_positions(x, jnp.arange(x.shape[1])[None], grid, 'sincos', 0)
+    x = transformer.Transformer(
+      self.depth,
+      self.num_heads,
+      4 * self.width,
+      0.0,
+      True,
+      attention=self.attention,
+      dtype=self.dtype,
+      name='transformer',
+    )(x)
+    x = transformer.LayerNorm(self.dtype, name='norm')(x)
+
+    # From zero: what is random at first stays for long, as noise.
+    def project(x, name):
+      zeros = nn.initializers.zeros
+      return Dense(self.out_width, zeros, self.dtype, name=name)(x)
+
+    pixels = project(x, 'proj') + project(features, 'linear')
+    return pixels.astype(jnp.float32)

@@ -1,0 +1,90 @@
+"""Real clips to compare predictions with: nearest frames in feature space."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vjepa_jax.data.clips import Clips
+from vjepa_jax.training.imagination import Imagination
+
+
+class Neighbours(NamedTuple):
+  """What was found for hidden time steps, S of them.
+
+  Attributes:
+    steps: The hidden time steps, int `[S]`.
+    frames: uint8 `[S, k, h, w, 3]`, the middle frames of the nearest steps.
+    similarities: float32 `[S, k]`, cosine of centred features.
+    ranks: int `[S]`, place of what was there among all candidates, from 1.
+    candidates: How many there were.
+  """
+
+  steps: np.ndarray
+  frames: np.ndarray
+  similarities: np.ndarray
+  ranks: np.ndarray
+  candidates: int
+
+
+class Gallery:
+  """Features of real clips, every time step of which may be found."""
+
+  def __init__(self, future: Imagination, clips: Clips, batch_size: int):
+    """Encodes the clips, as targets."""
+    self._videos = clips.videos
+    self._grid = future.grid
+    self._average = future.space.average
+    parts = [
+      np.asarray(future.encode(clips.videos[i : i + batch_size]))
+      for i in range(0, len(clips.videos), batch_size)
+    ]
+    centred = np.concatenate(parts) - self._average
+    self._features = centred.astype(np.float16)
+
+  def find(
+    self,
+    features: np.ndarray,
+    actual: np.ndarray,
+    hidden: np.ndarray,
+    count: int,
+  ) -> Neighbours:
+    """Finds the real time steps nearest to hidden ones.
+
+    Features are compared at the places that are hidden, less what clips have in
+    common at each position.
+
+    Args:
+      features: Of hidden tokens, `[H, D]`: what is looked for.
+      actual: What was there, `[H, D]`.
+      hidden: Ids of the tokens `[H]`.
+      count: How many to return.
+    """
+    frame = self._grid[1] * self._grid[2]
+    stride = self._videos.shape[1] // self._grid[0]
+    centred = [x - self._average[hidden] for x in (features, actual)]
+    steps = np.unique(hidden // frame)
+    frames, similarities, ranks = [], [], []
+    for step in steps:
+      at = hidden // frame == step
+      places = hidden[at] % frame
+      wanted, truth = (_flatten(x[at][None]) for x in centred)
+      found = self._features.reshape(-1, frame, self._features.shape[-1])
+      cosines = _flatten(found[:, places]) @ wanted[0]
+      order = np.argsort(-cosines)[:count]
+      clip, time = np.divmod(order, self._grid[0])
+      frames.append(self._videos[clip, time * stride + stride // 2])
+      similarities.append(cosines[order])
+      ranks.append(1 + int((cosines > truth[0] @ wanted[0] + 1e-6).sum()))
+    return Neighbours(
+      steps,
+      np.stack(frames),
+      np.stack(similarities),
+      np.array(ranks),
+      len(self._features) * self._grid[0] + 1,
+    )
+
+
+def _flatten(x: np.ndarray) -> np.ndarray:
+  """Flattens tokens `[n, K, D]` to unit vectors `[n, K * D]`."""
+  x = np.asarray(x, np.float32).reshape(len(x), -1)
+  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

@@ -1,0 +1,298 @@
+"""A world model in use: what it sees, what it predicts, what was there.
+
+Training lets the target encoder see the whole clip, and normalises targets by
+the batch. In use there is one clip, and nothing of what is hidden may reach a
+prediction:
+- pixels are normalised by what is visible (with `pixel_norm='clip'` training
+  takes the mean and deviation of the whole clip, six numbers of hidden pixels
+  among them), and hidden pixels are zeroed before any model sees the clip;
+- targets normalised by position over the batch are normalised by statistics of
+  other clips, see `TargetSpace`.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.models import tubelets as tub
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.positions import Grid
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.training.normalization import (
+  normalize_features,
+  normalize_tubelets,
+)
+
+Params = Any
+
+
+class WorldModel(NamedTuple):
+  """Encoder, predictor and target encoder of one checkpoint.
+
+  Attributes:
+    encoder: Makes the features of what is visible, from `params['encoder']`.
+    predictor: Predicts, from `params['predictor']`.
+    target_encoder: Makes the features that are predicted; the same module as
+      `encoder` but for a frozen teacher.
+    params: {'encoder', 'predictor', 'target'}, float32.
+    clip: How its clips are cut, None where that is not known.
+    sources: 'path', 'weight' and options of the sources that it was trained on,
+      () where not known.
+    held_out: Path of the source of its online probe's test, '' for none.
+    targets, target_view, target_norm: See `objective.Objective`.
+    resolution, frames: Of its clips, None where not known.
+    mask_kinds: Kind of each mask spec of training, in order; () if not known.
+  """
+
+  encoder: Encoder
+  predictor: Predictor
+  target_encoder: Encoder
+  params: dict[str, Params]
+  clip: ClipOptions | None = None
+  sources: tuple[dict[str, Any], ...] = ()
+  held_out: str = ''
+  targets: str = 'ema'
+  target_view: str = 'clip'
+  target_norm: str = 'layer'
+  mask_kinds: tuple[str, ...] = ()
+  resolution: int | None = None
+  frames: int | None = None
+
+  @property
+  def tubelet(self) -> tuple[int, int, int]:
+    """Tubelet size in (frames, pixels, pixels)."""
+    return self.encoder.tubelet
+
+  def get_grid(self, video_shape: tuple[int, ...]) -> Grid:
+    """Returns the tubelet grid of clips `[B, frames, h, w, 3]`."""
+    return tub.compute_grid(video_shape, self.tubelet)
+
+
+def complete_clip(
+  world: WorldModel,
+  *,
+  frames: int | None = None,
+  resolution: int | None = None,
+  frame_step: int | None = None,
+  fps: float | None = None,
+) -> ClipOptions:
+  """Completes how clips are cut by what is known of the model.
+
+  Args:
+    world: The model.
+    frames, resolution, frame_step, fps: See `ClipOptions`; None for those of
+      the model's training.
+
+  Raises:
+    ValueError: Something is neither given nor known, or does not fit the
+      tubelets.
+  """
+  known = world.clip or ClipOptions()
+  frames = frames or world.frames
+  resolution = resolution or world.resolution
+  if frame_step is None and fps is None and world.clip is not None:
+    frame_step, fps = known.frame_step, known.fps
+  missing = [
+    name
+    for name, value in (
+      ('frames', frames),
+      ('resolution', resolution),
+      ('frame_step or fps', frame_step or fps),
+    )
+    if not value
+  ]
+  if missing:
+    raise ValueError(
+      f'the clips of this model are not known: give {", ".join(missing)} (of '
+      'released models V-JEPA 1 was trained on 16 frames at a frame_step of 4, '
+      'V-JEPA 2 at an fps of 4)'
+    )
+  tub.compute_grid((1, frames, resolution, resolution), world.tubelet)
+  return dataclasses.replace(
+    known, frames=frames, resolution=resolution, frame_step=frame_step, fps=fps
+  )
+
+
+class Pixels(NamedTuple):
+  """Clips as the encoder sees them, and the way back.
+
+  Attributes:
+    video: float32 `[B, frames, h, w, 3]`, normalised, 0 where hidden.
+    mean: float32 `[B, 1, 1, 1, 3]`, in units of 0..255.
+    scale: The same, what was divided by.
+  """
+
+  video: jax.Array
+  mean: jax.Array
+  scale: jax.Array
+
+  def restore(self, video: jax.Array) -> jax.Array:
+    """Maps normalised pixels to 0..255, float32, clipped."""
+    return jnp.clip(video * self.scale + self.mean, 0.0, 255.0)
+
+
+def normalize_visible(
+  encoder: Encoder, video: jax.Array, visible_ids: np.ndarray
+) -> Pixels:
+  """Normalises clips by their visible pixels, and blanks the others.
+
+  Args:
+    encoder: Says how.
+    video: uint8 `[B, frames, h, w, 3]`.
+    visible_ids: int32 `[K]` of visible tokens, raster order over (t, h, w).
+  """
+  grid = tub.compute_grid(video.shape, encoder.tubelet)
+  x = video.astype(jnp.float32)
+  if encoder.pixel_norm == 'clip':
+    visible = tub.patchify(x, encoder.tubelet)[:, visible_ids]
+    visible = visible.reshape(len(x), -1, 3) / 255.0
+    mean = visible.mean(axis=1)
+    std = jnp.sqrt(jnp.square(visible - mean[:, None]).mean(axis=1))
+    mean, scale = mean * 255.0, (std + 0.02) * 255.0  # as normalize_clips
+    mean, scale = mean[:, None, None, None], scale[:, None, None, None]
+  else:
+    shape = len(x), 1, 1, 1, 3
+    mean = jnp.broadcast_to(jnp.asarray(tub.PIXEL_MEAN, jnp.float32), shape)
+    scale = jnp.broadcast_to(jnp.asarray(tub.PIXEL_STD, jnp.float32), shape)
+  shown = np.zeros((1, int(np.prod(grid)), 1), np.float32)
+  shown[:, np.asarray(visible_ids)] = 1.0
+  size = int(np.prod(encoder.tubelet))
+  shown = tub.unpatchify(shown.repeat(size, axis=2), grid, encoder.tubelet)
+  return Pixels((x - mean) / scale * shown, mean, scale)
+
+
+class TargetSpace(NamedTuple):
+  """The space that the predictor predicts, for clips one at a time.
+
+  Attributes:
+    norm: 'layer': each token is normalised by itself. 'position': each feature
+      by its mean and deviation over clips at each position; training takes
+      those of the batch, which one clip has not. 'none': pixel targets, which
+      are normalised as they are made.
+    mean: float32 `[N, D]`, mean over clips of the features at each position,
+      before normalisation.
+    scale: float32 `[N, D]`, 'position': what is divided by.
+    average: float32 `[N, D]`, mean over clips after normalisation: what can be
+      predicted of a clip unseen.
+    token_mean: float32 `[]`, of the features of a token, mean over tokens.
+    token_std: The same of their deviation.
+  """
+
+  norm: str
+  mean: np.ndarray
+  scale: np.ndarray
+  average: np.ndarray
+  token_mean: np.ndarray
+  token_std: np.ndarray
+
+  def normalize(
+    self, features: jax.Array, ids: np.ndarray | slice = slice(None)
+  ) -> jax.Array:
+    """Normalises features `[B, K, D]` of tokens `ids` `[K]`, to float32."""
+    if self.norm == 'position':
+      x = features.astype(jnp.float32)
+      return (x - self.mean[ids]) / self.scale[ids]
+    return features if self.norm == 'none' else normalize_features(features)
+
+  def restore(self, features: jax.Array, ids: np.ndarray) -> jax.Array:
+    """Inverts `normalize`; for 'layer' with the usual mean and deviation."""
+    if self.norm == 'position':
+      return features * self.scale[ids] + self.mean[ids]
+    return features * self.token_std + self.token_mean
+
+  def move(
+    self, features: jax.Array, ids: np.ndarray, new_ids: np.ndarray
+  ) -> jax.Array:
+    """Moves normalised features to other positions, `ids` to `new_ids`.
+
+    What all clips have in common at a position is exchanged; normalised by
+    position it is gone already.
+    """
+    if self.norm == 'position':
+      return features
+    return features + (self.average[new_ids] - self.average[ids])
+
+
+def encode_target(
+  world: WorldModel,
+  params: dict[str, Params],
+  video: jax.Array,
+  ids: jax.Array | None = None,
+) -> jax.Array:
+  """Computes targets before they are normalised, of whole clips.
+
+  Args:
+    world: The model.
+    params: `world.params`, passed on its own so that it may be traced.
+    video: uint8 `[B, frames, h, w, 3]`, or normalised floats.
+    ids: int32 `[K]`: encode these tokens, seeing nothing else; None for all.
+
+  Returns:
+    `[B, N, D]` or `[B, K, D]`. Pixel targets are normalised.
+  """
+  if world.targets == 'pixels':
+    tubelets = tub.patchify(video, world.tubelet)
+    tubelets = tubelets if ids is None else tubelets[:, ids]
+    return normalize_tubelets(tubelets)
+  if ids is not None:
+    ids = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (len(video), len(ids)))
+  return world.target_encoder.apply({'params': params['target']}, video, ids)
+
+
+def measure_space(
+  world: WorldModel, batches: Iterable[np.ndarray]
+) -> TargetSpace:
+  """Measures the statistics of targets over clips.
+
+  Args:
+    world: The model.
+    batches: Clips, uint8 `[B, frames, h, w, 3]`, all of one shape.
+
+  Raises:
+    ValueError: There is no clip.
+  """
+  norm = 'none' if world.targets == 'pixels' else world.target_norm
+
+  @jax.jit
+  def measure(params, video):
+    x = encode_target(world, params, video).astype(jnp.float32)
+    normal = x if norm == 'none' else normalize_features(x)
+    return {
+      'sum': x.sum(axis=0),
+      'squares': jnp.square(x).sum(axis=0),
+      'normal': normal.sum(axis=0),
+      'token_mean': x.mean(axis=(1, 2)).sum(),
+      'token_std': x.std(axis=2).mean(axis=1).sum(),
+    }
+
+  total, count = None, 0
+  for video in batches:
+    part = jax.device_get(measure(world.params, video))
+    part = {name: np.asarray(x, np.float64) for name, x in part.items()}
+    total = part if total is None else {k: total[k] + part[k] for k in part}
+    count += len(video)
+  if not count:
+    raise ValueError('statistics of targets need clips, there are none')
+  mean = {name: x / count for name, x in total.items()}
+  variance = np.maximum(mean['squares'] - mean['sum'] ** 2, 0.0)
+  average = mean['normal']
+  if norm == 'position':
+    average = np.zeros_like(average)
+  return TargetSpace(
+    norm,
+    *(
+      np.float32(x)
+      for x in (
+        mean['sum'],
+        np.sqrt(variance) + 0.05,  # as normalize_over_clips
+        average,
+        mean['token_mean'],
+        mean['token_std'],
+      )
+    ),
+  )
