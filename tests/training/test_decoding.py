@@ -100,7 +100,8 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   for _ in range(80):
     state, metrics = step(state, {'video': video})
     losses.append(float(metrics['loss']))
-  assert losses[0] == pytest.approx(0.5, rel=0.1)  # a clip's deviation is 1
+  # It starts from grey; a clip's deviation is nearly 1.
+  assert 0.4 < losses[0] <= 0.5
   assert losses[-1] < 0.02
   # The average is what is used, and the encoder is as it was.
   loss, _ = decoding.compute_decoder_loss(
