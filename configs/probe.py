@@ -22,9 +22,7 @@ on the validation set itself, which is a little more. Without
 config.data.validation a tenth of the training videos is kept for it.
 Departures:
   - random crops alone: no RandAugment, no erasing;
-  - biases and norms have no weight decay, in both (V-JEPA 2 decays all);
-  - the last layer's features, where V-JEPA 2 gives Diving48 and Jester four
-    layers'.
+  - biases and norms have no weight decay, in both (V-JEPA 2 decays all).
 """
 
 from ml_collections import config_dict
@@ -55,11 +53,13 @@ _PROBES = {
   'v2': _V2,
   'linear': (0, False, (1e-1, 3e-2, 1e-2, 3e-3), (1e-4, 0.01), None),
 }
-# Where V-JEPA 2 departs from its own grid.
+# Where V-JEPA 2 departs from its own grid, and from the last layer: tokens of
+# four layers, by the depth of the encoder (ViT-L, ViT-g).
 _GRIDS = {
   'diving48': ((1e-3, 3e-4, 1e-4), (0.8,)),
   'jester': ((1e-3, 3e-4, 1e-4), (0.8,)),
 }
+_LAYERS = {'24': (17, 19, 21, 23), '40': (24, 29, 34, 39)}
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
@@ -88,6 +88,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     'attention',
     'clip',
     'optimizer',
+    'fsdp',
     'max_skipped',
     'checkpoint',
     'log_every_steps',
@@ -133,6 +134,10 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   # and crops of each in evaluation, over which it averages.
   config.segments = segments
   config.views = views
+  # Blocks of the encoder that a probe sees together, counted from 0. None: as
+  # layers_of_depth says for an encoder of so many, or else the last.
+  config.layers = config_dict.placeholder(tuple)
+  config.layers_of_depth = _LAYERS if options['data'] in _GRIDS else {}
   config.probe = dict(
     kind='linear' if options['probe'] == 'linear' else 'attentive',
     depth=depth,
@@ -141,7 +146,11 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     learning_rates=rates,
     weight_decays=decays,
     clip_norm=config_dict.placeholder(float),
+    # Probes computed side by side, where the whole grid does not fit in memory.
+    at_once=config_dict.placeholder(int),
   )
+  if options['data'] != 'folder':
+    config.probe.at_once = 1
   if clip_norm:
     config.probe.clip_norm = clip_norm
   if options['probe'] == 'v2' and options['data'] != 'folder':

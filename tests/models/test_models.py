@@ -467,3 +467,25 @@ def test_drop_path_is_off_in_evaluation_and_at_rate_0():
 
   assert run(0.5) == run(0.0) == run(0.0, drop_path=True)
   assert run(0.5, drop_path=True) != run(0.0)
+
+
+def test_outputs_of_several_layers_are_those_of_shallower_encoders():
+  encoder = zoo.build_encoder(
+    'mini', tubelet=(2, 8, 8), positions='rope_interleaved'
+  )
+  video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+  params = encoder.init(jax.random.key(0), video)['params']
+  outputs = encoder.apply({'params': params}, video, layers=(0, 2))
+  assert outputs.shape == (2, 2, 8, 128)
+  for place, layer in enumerate((0, 2)):
+    shallow = encoder.clone(depth=layer + 1)
+    blocks = params['transformer']['blocks']
+    cut = params | {
+      'transformer': {
+        'blocks': jax.tree.map(lambda x, n=layer + 1: x[:n], blocks)
+      }
+    }
+    expected = shallow.apply({'params': cut}, video)
+    np.testing.assert_allclose(outputs[:, place], expected, atol=1e-5)
+  with pytest.raises(ValueError, match='encoder with 4 blocks: name some of 0'):
+    encoder.apply({'params': params}, video, layers=(2, 4))

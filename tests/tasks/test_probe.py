@@ -180,6 +180,10 @@ def test_mistakes_are_named(backbone, splits, tmp_path):
   config.probe.num_heads = 7
   with pytest.raises(ValueError, match='does not divide the 48'):
     task.probe(config, tmp_path)
+  config = _make_config(backbone, splits)
+  config.layers = (1, 9)
+  with pytest.raises(ValueError, match='name some of 0 to 1'):
+    task.probe(config, tmp_path)
 
 
 def test_views_lie_along_the_long_side(toy_videos):

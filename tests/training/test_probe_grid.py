@@ -1,5 +1,7 @@
 """Probes trained side by side are the probes trained one by one."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -52,7 +54,11 @@ def _train(grid, batches, mesh=None):
     return state, metrics
   places = sharding.shard_tree(state, mesh)
   rows = sharding.shard_batch(mesh)
-  step = jax.jit(step, in_shardings=(places, rows))
+  step = jax.jit(
+    step,
+    in_shardings=(places, rows),
+    out_shardings=(places, sharding.replicate(mesh)),
+  )
   state = jax.device_put(state, places)
   with jax.set_mesh(mesh):
     for batch in batches:
@@ -76,10 +82,11 @@ def test_each_probe_is_as_if_trained_alone(batches):
   assert np.abs(first - second).max() > 1e-4
 
 
-def test_sharded_equals_unsharded(batches):
-  alone, metrics = _train(_make_grid(POINTS), batches)
+def test_sharded_and_one_after_the_other_equals_side_by_side(batches):
+  grid = _make_grid(POINTS)
+  alone, metrics = _train(grid, batches)
   sharded, sharded_metrics = _train(
-    _make_grid(POINTS), batches, mesh_lib.make_mesh(1)
+    dataclasses.replace(grid, at_once=1), batches, mesh_lib.make_mesh(2)
   )
   np.testing.assert_allclose(
     metrics['loss'], sharded_metrics['loss'], rtol=1e-5
@@ -125,6 +132,22 @@ def test_segments_are_seen_together_and_views_are_averaged(batches):
   ]
   assert probabilities.shape == (2, len(POINTS), 3)
   np.testing.assert_allclose(probabilities, np.mean(by_view, axis=0), atol=1e-6)
+
+
+def test_tokens_of_several_layers_are_seen_together(batches):
+  grid = _make_grid(POINTS)
+  state, _ = _train(grid, batches[:1])
+  video = batches[0]['video'][None, :SEGMENTS]
+  last = grid.encode(state.teacher, video)
+  both = dataclasses.replace(grid, layers=(0, 1)).encode(state.teacher, video)
+  assert both.shape == (1, 1, SEGMENTS * 2 * 32, 48)
+  tokens = both.reshape(1, 1, SEGMENTS, 2, 32, 48)
+  np.testing.assert_allclose(
+    tokens[:, :, :, 1].reshape(last.shape), last, atol=1e-5
+  )
+  assert not np.allclose(
+    tokens[:, :, :, 0].reshape(last.shape), last, atol=1e-3
+  )
 
 
 def test_a_linear_probe_does_not_mind_the_size_of_features():

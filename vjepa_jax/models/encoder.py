@@ -52,6 +52,17 @@ def check_pixel_norm(pixel_norm: str) -> None:
     )
 
 
+def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
+  """Raises ValueError unless the layers exist and increase."""
+  if layers is None:
+    return
+  if list(layers) != sorted(set(layers)) or not set(layers) <= {*range(depth)}:
+    raise ValueError(
+      f'layers {layers} of an encoder with {depth} blocks: name some of 0 to '
+      f'{depth - 1}, in increasing order'
+    )
+
+
 class Encoder(nn.Module):
   """Vision transformer over the tubelets of a clip.
 
@@ -89,6 +100,7 @@ class Encoder(nn.Module):
     self,
     video: jnp.ndarray,
     ids: jnp.ndarray | tuple[jnp.ndarray, ...] | None = None,
+    layers: tuple[int, ...] | None = None,
   ) -> jnp.ndarray | tuple[jnp.ndarray, ...]:
     """Encodes the visible tubelets of clips.
 
@@ -99,14 +111,19 @@ class Encoder(nn.Module):
       ids: Visible token ids, int32 `[B, K]`, raster order over (t, h, w); None
         for all tokens. Of a tuple each entry is encoded by itself, all of them
         in one pass.
+      layers: Blocks whose outputs are wanted, counted from 0, increasing, each
+        after the final LayerNorm (as probes of V-JEPA 2 read several); None for
+        the last block alone.
 
     Returns:
       Features `[B, K, width]` in the compute dtype, after the final LayerNorm;
-      a tuple for a tuple of ids.
+      a tuple for a tuple of ids; with `layers` `[B, len(layers), K, width]`.
 
     Raises:
-      ValueError: A side of the clip is not a multiple of the tubelet's.
+      ValueError: A side of the clip is not a multiple of the tubelet's, or
+        there are no such layers.
     """
+    check_layers(layers, self.depth)
     if video.ndim == 4:
       video = video[:, None]
     if video.shape[1] == 1:
@@ -139,6 +156,6 @@ class Encoder(nn.Module):
       self.dtype,
       self.drop_path_rate,
       name='transformer',
-    )(x, rope, lengths)
+    )(x, rope, lengths, layers)
     x = transformer.LayerNorm(self.dtype, name='norm')(x)
     return tub.unpack(x, lengths) if isinstance(ids, tuple) else x

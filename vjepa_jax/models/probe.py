@@ -23,6 +23,8 @@ class AttentiveProbe(nn.Module):
     output_projection: Project what the query attended to (V-JEPA 1).
     epsilon: Of the LayerNorms. The official probes have 1e-5; the classifiers
       of Hugging Face take their encoder's, 1e-6.
+    attention: Kernel of the self-attention, see `attention.attend`.
+    dtype: Compute dtype; parameters and logits are float32.
   """
 
   num_classes: int
@@ -30,30 +32,32 @@ class AttentiveProbe(nn.Module):
   depth: int = 0
   output_projection: bool = True
   epsilon: float = 1e-5
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:
     """Maps features `[B, N, D]` to logits `[B, num_classes]`."""
     batch, _, width = features.shape
     normal = nn.initializers.normal(0.02)
-
-    def norm(name):
-      return nn.LayerNorm(
-        epsilon=self.epsilon, use_fast_variance=False, name=name
-      )
+    features = features.astype(self.dtype)
 
     def project(x, name):
-      x = nn.Dense(width, kernel_init=normal, name=name)(x)
+      x = nn.Dense(width, dtype=self.dtype, kernel_init=normal, name=name)(x)
       x = x.reshape(batch, -1, self.num_heads, width // self.num_heads)
       return x.transpose(0, 2, 1, 3)
 
     for i in range(self.depth):
-      features = _ProbeBlock(self.num_heads, self.epsilon, name=f'block_{i}')(
-        features
-      )
+      features = _ProbeBlock(
+        self.num_heads,
+        self.epsilon,
+        self.attention,
+        self.dtype,
+        name=f'block_{i}',
+      )(features)
     query = self.param('query', normal, (1, 1, width))
-    query = jnp.broadcast_to(query, (batch, 1, width))
-    y = norm('norm1')(features)
+    query = jnp.broadcast_to(query, (batch, 1, width)).astype(self.dtype)
+    y = _make_norm(self, 'norm1')(features)
     heads = attend(
       project(query, 'query_proj'),
       project(y, 'key_proj'),
@@ -62,11 +66,14 @@ class AttentiveProbe(nn.Module):
     )
     y = heads.transpose(0, 2, 1, 3).reshape(batch, 1, width)
     if self.output_projection:
-      y = nn.Dense(width, kernel_init=normal, name='out_proj')(y)
+      y = nn.Dense(
+        width, dtype=self.dtype, kernel_init=normal, name='out_proj'
+      )(y)
     x = query + y
-    x = x + Mlp(4 * width, name='mlp')(norm('norm2')(x))
+    y = _make_norm(self, 'norm2')(x)
+    x = x + Mlp(4 * width, dtype=self.dtype, name='mlp')(y)
     return nn.Dense(self.num_classes, kernel_init=normal, name='classifier')(
-      x[:, 0]
+      x[:, 0].astype(jnp.float32)
     )
 
 
@@ -75,18 +82,32 @@ class _ProbeBlock(nn.Module):
 
   num_heads: int
   epsilon: float
+  attention: str
+  dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps tokens `[B, N, D]` to the same."""
+    attention = Attention(
+      self.num_heads,
+      implementation=self.attention,
+      dtype=self.dtype,
+      name='attention',
+    )
+    mlp = Mlp(4 * x.shape[-1], dtype=self.dtype, name='mlp')
+    x = x + attention(_make_norm(self, 'norm1')(x))
+    return x + mlp(_make_norm(self, 'norm2')(x))
 
-    def norm(name):
-      return nn.LayerNorm(
-        epsilon=self.epsilon, use_fast_variance=False, name=name
-      )
 
-    x = x + Attention(self.num_heads, name='attention')(norm('norm1')(x))
-    return x + Mlp(4 * x.shape[-1], name='mlp')(norm('norm2')(x))
+def _make_norm(
+  module: 'AttentiveProbe | _ProbeBlock', name: str
+) -> nn.LayerNorm:
+  return nn.LayerNorm(
+    epsilon=module.epsilon,
+    dtype=module.dtype,
+    use_fast_variance=False,
+    name=name,
+  )
 
 
 class LinearProbe(nn.Module):
@@ -104,6 +125,7 @@ class LinearProbe(nn.Module):
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:
     """Maps features `[B, N, D]` to logits `[B, num_classes]`."""
-    x = nn.LayerNorm(use_bias=False, use_scale=False)(features.mean(axis=1))
+    x = features.astype(jnp.float32).mean(axis=1)
+    x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
     init = nn.initializers.normal(0.01)
     return nn.Dense(self.num_classes, kernel_init=init, name='classifier')(x)

@@ -205,6 +205,7 @@ class Transformer(nn.Module):
     x: jnp.ndarray,
     rope: tuple[jnp.ndarray, jnp.ndarray] | None = None,
     lengths: tuple[int, ...] | None = None,
+    layers: tuple[int, ...] | None = None,
   ) -> jnp.ndarray:
     """Maps tokens to tokens.
 
@@ -213,9 +214,10 @@ class Transformer(nn.Module):
       rope: Tables of make_rope_tables for these tokens.
       lengths: Tokens of each sequence, end to end along N; None for one. No
         token sees another sequence.
+      layers: Blocks whose outputs are wanted, increasing; None for the last.
 
     Returns:
-      `[B, N, D]`.
+      `[B, N, D]`; with `layers` `[B, len(layers), N, D]`.
     """
     lengths = lengths or (x.shape[1],)
     head_dim = x.shape[-1] // self.num_heads
@@ -248,11 +250,24 @@ class Transformer(nn.Module):
       self.drop_path_rate / max(self.depth - 1, 1),
       name='blocks',
     )
+
+    def collect(block, carry, layer):
+      x, outputs = carry
+      x, _ = body(block, x, layer)
+      # Outputs go to the place of the next block that is wanted, where its own
+      # is the last; those after all of them go nowhere.
+      place = jnp.searchsorted(jnp.array(layers), layer)
+      return (x, outputs.at[:, place].set(x, mode='drop')), None
+
     scan = nn.scan(
-      body,
+      body if layers is None else collect,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'drop_path': True},
       length=self.depth,
     )
-    x, _ = scan(block, x, jnp.arange(self.depth))
-    return x
+    if layers is None:
+      x, _ = scan(block, x, jnp.arange(self.depth))
+      return x
+    outputs = jnp.zeros((x.shape[0], len(layers), *x.shape[1:]), x.dtype)
+    (_, outputs), _ = scan(block, (x, outputs), jnp.arange(self.depth))
+    return outputs

@@ -22,6 +22,7 @@ from vjepa_jax.data.features import (
 )
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models.attention import choose_attention
+from vjepa_jax.models.encoder import check_layers
 from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
@@ -75,7 +76,7 @@ def probe(
   write_config(workdir, config)
 
   # Devices, durations, models, shardings, step.
-  mesh = mesh_lib.make_mesh(1)
+  mesh = mesh_lib.make_mesh(config.fsdp)
   clips = config.data.batch_size * config.segments
   if clips % mesh.devices.size:
     raise ValueError(
@@ -223,7 +224,7 @@ class _Evaluation:
       return inputs if cached else grid.encode(params['encoder'], inputs)
 
     def pool(params, inputs):
-      return encode(params, inputs).mean(axis=(1, 2))
+      return encode(params, inputs).astype(jnp.float32).mean(axis=(1, 2))
 
     def classify(params, inputs):
       return grid.classify(params['probe'], encode(params, inputs))
@@ -361,7 +362,12 @@ def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:
         'features of the encoder'
       )
     module = AttentiveProbe(
-      num_classes, heads, options.depth, options.output_projection
+      num_classes,
+      heads,
+      options.depth,
+      options.output_projection,
+      attention=attention,
+      dtype=dtype,
     )
   else:
     raise ValueError(
@@ -370,7 +376,18 @@ def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:
   points = make_points(
     tuple(options.learning_rates), tuple(options.weight_decays)
   )
-  return ProbeGrid(encoder, module, points, config.segments)
+  layers = config.layers or config.layers_of_depth.get(str(encoder.depth))
+  if layers:
+    layers = tuple(layers)
+    check_layers(layers, encoder.depth)
+    if holds_features(config.data.train):
+      raise ValueError(
+        f'config.layers {layers} of features that hold the last layer: give '
+        'videos, or set config.layers=None and config.layers_of_depth={}'
+      )
+  return ProbeGrid(
+    encoder, module, points, config.segments, layers, options.at_once
+  )
 
 
 def _load_encoder(config, backbone, grid: ProbeGrid, places) -> Any:

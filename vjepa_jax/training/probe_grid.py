@@ -5,6 +5,7 @@ learn from its features side by side, as one vectorised probe (V-JEPA 2,
 section 5, trains some twenty together).
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -30,12 +31,18 @@ class ProbeGrid:
     probe: Module of features `[B, tokens, D]` to logits `[B, classes]`.
     points: (learning rate, weight decay) of each probe.
     segments: Clips of a video whose tokens a probe sees together.
+    layers: Blocks of the encoder whose tokens it sees together, counted from
+      0; None for the last one alone.
+    at_once: Probes that are computed side by side, the others after them: less
+      memory for activations, the same numbers. None for all.
   """
 
   encoder: Encoder
   probe: nn.Module
   points: tuple[tuple[float, float], ...]
   segments: int = 1
+  layers: tuple[int, ...] | None = None
+  at_once: int | None = None
 
   def init(
     self, key: jax.Array, tx: optax.GradientTransformation
@@ -52,8 +59,14 @@ class ProbeGrid:
       opt_state=jax.vmap(tx.init)(params),
     )
 
+  def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+    """Applies `f` to each probe's part of the trees, along their first axis."""
+    if self.at_once is None:
+      return jax.vmap(f)(*trees)
+    return jax.lax.map(lambda parts: f(*parts), trees, batch_size=self.at_once)
+
   def encode(self, params: Any, videos: jax.Array) -> jax.Array:
-    """Encodes videos, float32 features of all of a video's segments together.
+    """Encodes videos, all segments of one together.
 
     Args:
       params: Of the encoder.
@@ -61,12 +74,12 @@ class ProbeGrid:
         one after the other.
 
     Returns:
-      `[V, views, segments * N, D]`.
+      `[V, views, segments * layers * N, D]`, in the encoder's compute dtype.
     """
     count, clips = videos.shape[:2]
     flat = constrain_batch(videos.reshape(-1, *videos.shape[2:]))
-    features = self.encoder.apply({'params': params}, flat)
-    features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    features = self.encoder.apply({'params': params}, flat, layers=self.layers)
+    features = jax.lax.stop_gradient(features)
     views = clips // self.segments
     features = features.reshape(
       count, self.segments, views, *features.shape[1:]
@@ -85,7 +98,7 @@ class ProbeGrid:
       Probabilities `[V, probes, classes]`, the mean over the views.
     """
     flat = features.reshape(-1, *features.shape[2:])
-    logits = jax.vmap(lambda p: self.probe.apply({'params': p}, flat))(params)
+    logits = self.map(lambda p: self.probe.apply({'params': p}, flat), params)
     shares = jax.nn.softmax(logits)  # [probes, V * views, classes]
     shares = shares.reshape(len(self.points), *features.shape[:2], -1)
     return jnp.swapaxes(shares.mean(axis=2), 0, 1)
@@ -145,15 +158,12 @@ def make_probe_step(
       features = grid.encode(state.teacher, videos)[:, 0]
       labels = labels[:: grid.segments]
     now = schedule(state.step)
-    params, opt_state, loss, hits, finite = jax.vmap(
-      update, in_axes=(0, 0, 0, 0, None, None)
-    )(
+    params, opt_state, loss, hits, finite = grid.map(
+      lambda *probe: update(*probe, features, labels),
       state.params['probe'],
       state.opt_state,
       rates * now,
       decays,
-      features,
-      labels,
     )
     state = state.replace(
       step=state.step + 1, params={'probe': params}, opt_state=opt_state
