@@ -8,7 +8,7 @@ import pytest
 
 from vjepa_jax.models import encoder as encoder_lib
 from vjepa_jax.models import positions, transformer, tubelets, zoo
-from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.models.probe import AttentiveProbe, compute_attention
 
 TUBELET = (2, 8, 8)
 GRID = (4, 4, 4)
@@ -388,6 +388,32 @@ def test_attentive_probe_attends_to_all_tokens():
   )
   other = probe.apply({'params': params}, features.at[:, 8].add(1.0))
   assert (other != logits).any()
+
+
+def test_attention_of_a_probe_is_what_its_query_gathers():
+  probe = AttentiveProbe(5, num_heads=1, depth=1, output_projection=False)
+  features = jax.random.normal(jax.random.key(0), (3, 9, 48))
+  params = probe.init(jax.random.key(1), features)['params']
+  params['query'] *= 50.0  # something to look for
+  params['key_proj']['kernel'] *= 50.0
+  attention = compute_attention(probe, params, features)
+  assert attention.shape == (3, 9) and attention.max() > 0.15
+  np.testing.assert_allclose(attention.sum(axis=1), 1.0, atol=1e-5)
+  _, captured = probe.apply(
+    {'params': params},
+    features,
+    capture_intermediates=True,
+    mutable='intermediates',
+  )
+  outputs = {
+    k: v['__call__']
+    for k, v in captured['intermediates'].items()
+    if '__call__' in v
+  }
+  gathered = params['query'] + attention[:, None] @ outputs['value_proj'][0]
+  gathered -= gathered.mean(axis=-1, keepdims=True)
+  gathered /= np.sqrt((gathered**2).mean(axis=-1, keepdims=True) + 1e-5)
+  np.testing.assert_allclose(gathered, outputs['norm2'][0], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,9 @@ def test_results_say_what_was_selected_and_how(finished):
   assert results['selected'] == best and len(results['grid']) == 2
   assert 0 <= results['top1'] <= results['top5'] <= 1
   assert 0 <= results['knn_top1'] <= 1
-  picture = cv2.imread(str(workdir / 'confusion.png'))
-  assert picture.shape[0] > 300 and picture.std() > 10
+  for name in ('confusion', 'attention'):
+    picture = cv2.imread(str(workdir / f'{name}.png'))
+    assert picture.shape[0] > 300 and picture.std() > 10
 
 
 def test_test_videos_have_no_part_in_the_selection(

@@ -1,5 +1,7 @@
 """Probes: small classifiers on frozen features."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,37 @@ class AttentiveProbe(nn.Module):
     return nn.Dense(self.num_classes, kernel_init=normal, name='classifier')(
       x[:, 0].astype(jnp.float32)
     )
+
+
+def compute_attention(
+  probe: AttentiveProbe, params: Any, features: jax.Array
+) -> jax.Array:
+  """Computes where the learned query looks.
+
+  Args:
+    probe: The probe.
+    params: Its parameters.
+    features: `[B, N, D]`.
+
+  Returns:
+    float32 `[B, N]`, the mean over heads; each row sums to 1.
+  """
+  _, captured = probe.apply(
+    {'params': params},
+    features,
+    capture_intermediates=lambda module, _: (
+      module.name in ('query_proj', 'key_proj')
+    ),
+    mutable='intermediates',
+  )
+  query, key = (
+    captured['intermediates'][name]['__call__'][0].astype(jnp.float32)
+    for name in ('query_proj', 'key_proj')
+  )
+  heads = probe.num_heads
+  query, key = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key))
+  scores = jnp.einsum('bqhd,bnhd->bhn', query, key) / key.shape[-1] ** 0.5
+  return jax.nn.softmax(scores).mean(axis=1)
 
 
 class _ProbeBlock(nn.Module):

@@ -1,5 +1,6 @@
 """Frozen evaluation: a grid of probes on features that stay as they are."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -14,7 +15,7 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
-from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data import decode, pipeline, sources
 from vjepa_jax.data.features import (
   FeatureLoader,
   FeatureSource,
@@ -23,7 +24,12 @@ from vjepa_jax.data.features import (
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import check_layers
-from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
+from vjepa_jax.models.probe import (
+  AttentiveProbe,
+  LinearProbe,
+  compute_attention,
+)
+from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.backbone import (
@@ -44,6 +50,9 @@ from vjepa_jax.training.probe_grid import (
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.telemetry import Telemetry
+
+# Test videos whose attention is drawn.
+_LOOKED_AT = 6
 
 
 def probe(
@@ -202,6 +211,10 @@ def probe(
       tested.probabilities.argmax(axis=-1),
       grid.probe.num_classes,
     )
+  if config.probe.kind == 'attentive' and not cached:
+    best = results['grid'].index(results['selected'])
+    evaluation.draw_attention(state, best, test, workdir / 'attention.png')
+  if jax.process_index() == 0:
     print(_format(results, workdir))
   return results
 
@@ -210,7 +223,7 @@ class _Evaluation:
   """Validates all probes of the grid, and tests the one that was selected."""
 
   def __init__(self, config, grid: ProbeGrid, mesh, validation, cached: bool):
-    self._points = grid.points
+    self._grid, self._points = grid, grid.points
     self._validation = validation
     self._options = None
     if not cached:
@@ -229,16 +242,17 @@ class _Evaluation:
     def classify(params, inputs):
       return grid.classify(params['probe'], encode(params, inputs))
 
-    self._predict, self._pool = (
-      classification.make_predict(
+    def make_predict(apply):
+      return classification.make_predict(
         apply,
         grid.probe.num_classes,
         mesh,
         config.evaluation.batch_size,
         num_threads=config.data.num_threads,
       )
-      for apply in (classify, pool)
-    )
+
+    self._make_predict = make_predict
+    self._predict, self._pool = make_predict(classify), make_predict(pool)
 
   def _run(self, state: TrainState, source) -> classification.Predictions:
     params = {'encoder': state.teacher, 'probe': state.params['probe']}
@@ -291,6 +305,46 @@ class _Evaluation:
       'validation_videos': len(self._validation),
       'grid': rows,
     }, predictions
+
+  def draw_attention(
+    self,
+    state: TrainState,
+    best: int,
+    source: sources.Source,
+    path: epath.Path,
+  ) -> None:
+    """Draws where probe `best` of the grid looks in the first videos."""
+    grid = self._grid
+
+    def attend(params, videos):
+      features = grid.encode(params['encoder'], videos)[:, 0]
+      one = jax.tree.map(lambda x: x[best], params['probe'])
+      return compute_attention(grid.probe, one, features)
+
+    few = sources.Subset(source, np.arange(min(_LOOKED_AT, len(source))))
+    options = dataclasses.replace(self._options, views=1)
+    params = {'encoder': state.teacher, 'probe': state.params['probe']}
+    attention, labels, _ = self._make_predict(attend)(params, few, options)
+    if jax.process_index():
+      return
+    clips = []
+    for record in few:
+      # What is damaged was left out there too, and told.
+      with contextlib.suppress(decode.DecodeError):
+        clips.append(pipeline.read_clips(record, options))
+    if not clips:
+      return
+    videos = np.stack(clips)  # [n, segments, T, H, W, 3]
+    videos = videos.reshape(len(videos), -1, *videos.shape[3:])
+    sides = compute_grid(clips[0].shape, grid.encoder.tubelet)
+    layers = len(grid.layers or (None,))
+    attention = attention.reshape(len(videos), grid.segments, layers, *sides)
+    pictures.draw_attention(
+      path,
+      videos,
+      attention.sum(axis=2).reshape(len(videos), -1, *sides[1:]),
+      [f'class {label}' for label in labels],
+    )
 
   def score_knn(self, state: TrainState, train, test, neighbours: int) -> float:
     """Scores nearest neighbours on means over all tokens of a video."""
@@ -426,4 +480,7 @@ def _format(results: dict[str, Any], workdir: epath.Path) -> str:
     f'results: {workdir / "results.json"}',
     f'picture: {workdir / "confusion.png"}',
   ]
+  attention = workdir / 'attention.png'
+  if attention.exists():
+    lines.append(f'picture: {attention}')
   return '\n'.join(lines)

@@ -243,3 +243,53 @@ def draw_confusion(
   right.set_xlabel('class, worst first')
   right.grid(alpha=0.3, axis='y')
   fig.savefig(path, dpi=90)
+
+
+def draw_attention(
+  path: epath.PathLike,
+  videos: np.ndarray,
+  attention: np.ndarray,
+  titles: Sequence[str],
+) -> None:
+  """Draws where a probe looks, over the frames of clips.
+
+  Args:
+    path: PNG to write.
+    videos: uint8 `[n, frames, h, w, 3]`.
+    attention: float `[n, T, H, W]`; each clip has its own scale.
+    titles: One a clip.
+  """
+  count, steps = attention.shape[:2]
+  shown = np.unique(
+    np.linspace(0, steps - 1, min(steps, 8)).round().astype(int)
+  )
+  stride = videos.shape[1] // steps
+  height, width = videos.shape[2:4]
+  fig = figure.Figure(
+    figsize=(1 + 1.4 * len(shown), 1.5 * count), layout='constrained'
+  )
+  axes = fig.subplots(count, len(shown), squeeze=False)
+  for i, step in np.ndindex(count, len(shown)):
+    frame = shown[step] * stride + stride // 2
+    axis = axes[i, step]
+    _show(axis, videos[i, frame], '' if i else f'frame {frame}')
+    axis.imshow(
+      attention[i, shown[step]],
+      extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+      cmap='inferno',
+      alpha=0.6,
+      vmin=0,
+      vmax=attention[i].max(),
+    )
+    # What `_show` switched off, for the titles.
+    if not step:
+      axis.text(
+        -0.05 * width,
+        height / 2,
+        titles[i],
+        rotation=90,
+        ha='right',
+        va='center',
+        fontsize=8,
+      )
+  fig.savefig(path, dpi=90)
