@@ -16,6 +16,10 @@ _DECODER = (
   '--config.held_out.every_steps=2 --config.held_out.max_clips=8 '
   '--config.held_out.batch_size=8'
 )
+_PROBE = (
+  '--config.total_steps=4 --config.data.batch_size=16 '
+  '--config.evaluation.batch_size=8'
+)
 _PREDICT = '--max_clips=8 --gallery_clips=16 --batch_size=8'
 
 
@@ -64,6 +68,7 @@ def test_it_runs_from_top_to_bottom(tmp_path):
   flags = ' '.join(f'--config.{k}={v}' for k, v in options.items())
   first['source'] += (
     f'\nWORKDIR = {str(tmp_path / "run")!r}\nOPTIONS = {flags!r}\n'
+    f'PROBE_OPTIONS = {_PROBE!r}\n'
     f'DECODER_OPTIONS = {_DECODER!r}\nPREDICT_OPTIONS = {_PREDICT!r}\n'
     'INSTALL = False\n'
   )
@@ -89,5 +94,5 @@ def test_it_runs_from_top_to_bottom(tmp_path):
     d['text/html'] for d in data if 'srcdoc' in d.get('text/html', '')
   ]
   # With what the tools left in the run.
-  for words in ('Is this run healthy?', 'Decoder', 'Predict'):
+  for words in ('Is this run healthy?', 'Probe', 'Decoder', 'Predict'):
     assert words in report
