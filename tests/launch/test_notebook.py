@@ -17,7 +17,7 @@ _DECODER = (
   '--config.held_out.batch_size=8'
 )
 _PROBE = (
-  '--config.total_steps=4 --config.data.batch_size=16 '
+  '--config.total_epochs=1 --config.data.batch_size=16 '
   '--config.evaluation.batch_size=8'
 )
 _PREDICT = '--max_clips=8 --gallery_clips=16 --batch_size=8'

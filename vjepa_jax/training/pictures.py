@@ -272,7 +272,9 @@ def draw_attention(
   for i, step in np.ndindex(count, len(shown)):
     frame = shown[step] * stride + stride // 2
     axis = axes[i, step]
-    _show(axis, videos[i, frame], '' if i else f'frame {frame}')
+    _show(axis, videos[i, frame], '' if step else titles[i])
+    if not i:
+      axis.set_title(f'frame {frame}', fontsize=8)
     axis.imshow(
       attention[i, shown[step]],
       extent=(-0.5, width - 0.5, height - 0.5, -0.5),
@@ -281,15 +283,4 @@ def draw_attention(
       vmin=0,
       vmax=attention[i].max(),
     )
-    # What `_show` switched off, for the titles.
-    if not step:
-      axis.text(
-        -0.05 * width,
-        height / 2,
-        titles[i],
-        rotation=90,
-        ha='right',
-        va='center',
-        fontsize=8,
-      )
   fig.savefig(path, dpi=90)
