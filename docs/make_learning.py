@@ -139,8 +139,8 @@ def make_table(records: dict[int, dict]) -> str:
       lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
   lines += [
     '',
-    f'Mean over {len(records)} seeds ± standard deviation; with 160 labels each '
-    'of them is itself the mean over four draws of the labelled clips.',
+    f'Mean over {len(records)} seeds ± standard deviation; with 160 labels '
+    'each of them is itself the mean over four draws of the labelled clips.',
   ]
   return '\n'.join(lines)
 

@@ -14,22 +14,33 @@ from vjepa_jax.training.normalization import (
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
 from vjepa_jax.training.surprise_scores import score_pairs
+from vjepa_jax.training.world import WorldModel
 
 WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
 
 
-def _make_model(pixel_norm='imagenet', target_norm='layer', view='clip'):
+def _make_model(pixel_norm='imagenet', **fields):
   encoder = zoo.build_encoder(
     'nano', tubelet=(2, 8, 8), pixel_norm=pixel_norm, init_std=0.0
   )
-  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=1)
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=2,
+    width=24,
+    depth=1,
+    out_width=2 * 8 * 8 * 3 if fields.get('targets') == 'pixels' else None,
+  )
   # Compiled: op by op it takes longer.
   state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
     jax.random.key(0), encoder, predictor, optax.identity(), (4, 2, 2)
   )
   target = jax.tree.map(lambda x: x + 0.01, state.target)
-  return surprise.Model(
-    encoder, predictor, state.params, target, target_norm, view
+  return WorldModel(
+    encoder,
+    predictor,
+    encoder,
+    state.params | {'target': target},
+    **fields,
   )
 
 
@@ -38,25 +49,26 @@ def _film(frames=12, seed=0):
   return rng.integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize('view', ['clip', 'targets'])
-def test_surprise_is_the_loss_of_training(view):
-  model, film = _make_model(view=view), _film()
+@pytest.mark.parametrize(
+  'fields', [{}, {'target_view': 'targets'}, {'targets': 'pixels'}], ids=str
+)
+def test_surprise_is_the_loss_of_training(fields):
+  model, film = _make_model(**fields), _film()
   curve = surprise.make_measure(model, WINDOWS, batch_size=2)([film])[0]
   assert curve.shape == (3,)
-  objective = Objective(
-    model.encoder, model.predictor, ('future',), target_view=view
-  )
+  objective = Objective(model.encoder, model.predictor, ('future',), **fields)
 
   @jax.jit
   def compute(params, target, batch):
     loss, _ = compute_loss(params, objective, target, batch)
     return loss
 
+  params = {k: model.params[k] for k in ('encoder', 'predictor')}
   ids = np.arange(16, dtype=np.int32)[None]
   mask = {'context': ids[:, :8], 'target': ids[:, 8:]}
   for start, value in zip((0, 2, 4), curve, strict=True):
     batch = {'video': film[None, start : start + 8], 'masks': (mask,)}
-    loss = compute(model.params, model.target, batch)
+    loss = compute(params, model.params['target'], batch)
     np.testing.assert_allclose(value, loss, rtol=1e-4)
 
 
@@ -72,7 +84,7 @@ def test_hidden_pixels_change_no_prediction(pixel_norm):
   np.testing.assert_array_equal(*predicted)
   # What is compared with does change, and so does what is seen.
   target = [
-    surprise.encode_rest(model, model.target, clip[None, :8], 4)
+    surprise.encode_rest(model, model.params, clip[None, :8], 4)
     for clip in (film, other)
   ]
   assert np.abs(target[0] - target[1]).max() > 0.1
@@ -88,7 +100,7 @@ def test_position_norm_is_by_the_reference_films():
   measure = surprise.make_measure(model, WINDOWS, films, batch_size=2)
   # Of films that are the reference, it is that of a batch of them.
   videos = np.stack(films)
-  features = surprise.encode_rest(model, model.target, videos, 4)
+  features = surprise.encode_rest(model, model.params, videos, 4)
   predicted = surprise.predict_features(model, model.params, videos[:, :4], 8)
   error = np.abs(predicted - normalize_over_clips(features))
   np.testing.assert_allclose(

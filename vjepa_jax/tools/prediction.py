@@ -205,10 +205,7 @@ class Session:
   def _measure(self):
     """Measures the space of targets on the clips of the gallery."""
     videos, size = self.gallery_clips.videos, self.request.batch_size
-    by_position = (
-      self.world.targets != 'pixels' and self.world.target_norm == 'position'
-    )
-    if by_position and not self._has_many_clips():
+    if self.world.norm == 'position' and not self._has_many_clips():
       raise ValueError(
         f'targets of {self.request.source} are normalised over clips, and '
         f'{self.gallery_name} has {len(videos)}: give --gallery with '

@@ -26,10 +26,11 @@ from vjepa_jax import mistakes
 from vjepa_jax.data import pairs, sources
 from vjepa_jax.data.decode import DecodeError
 from vjepa_jax.interop.layout import WeightsError
-from vjepa_jax.interop.load import read_weights
+from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training import surprise, surprise_pictures, surprise_scores
 from vjepa_jax.training.state import init_state
+from vjepa_jax.training.world import WorldModel
 
 _INPUT = flags.DEFINE_string(
   'input', 'data/physics', 'Folder of a physics set, with its test.csv.'
@@ -60,49 +61,7 @@ _NUM_REFERENCE = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the untrained model.')
 
 
-def load_model(
-  source: str, config: dict[str, Any]
-) -> tuple[surprise.Model, int, int]:
-  """Loads a model with its predictor; `config` is that of the run.
-
-  Returns:
-    The model, its resolution in pixels and the frames of its clips.
-
-  Raises:
-    WeightsError: The source cannot be used, or predicts something else.
-  """
-  objective = config.get('objective', {})
-  if (targets := objective.get('targets', 'ema')) != 'ema':
-    raise WeightsError(
-      f'{source} was trained with objective.targets={targets!r}: its predictor '
-      'does not predict the features of its target encoder'
-    )
-  online = read_weights(source, which='encoder')
-  if online.encoder is None or online.predictor is None:
-    raise WeightsError(
-      f'{source} holds no predictor, surprise is about predictions: give a '
-      'workdir of pretraining or files that have one'
-    )
-  if online.resolution is None:
-    raise WeightsError(
-      f'{source} does not say what resolution it is for: convert it with '
-      'python -m vjepa_jax.tools.convert --resolution=...'
-    )
-  target = read_weights(source, with_predictor=False).encoder_params
-  model = surprise.Model(
-    online.encoder,
-    online.predictor,
-    jax.device_put(
-      {'encoder': online.encoder_params, 'predictor': online.predictor_params}
-    ),
-    jax.device_put(target),
-    objective.get('target_norm', 'layer'),
-    objective.get('target_view', 'clip'),
-  )
-  return model, online.resolution, online.frames or 16
-
-
-def make_untrained(model: surprise.Model, seed: int) -> surprise.Model:
+def make_untrained(model: WorldModel, seed: int) -> WorldModel:
   """Returns the same model with the parameters of step 0."""
   state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
     jax.random.key(seed),
@@ -111,7 +70,10 @@ def make_untrained(model: surprise.Model, seed: int) -> surprise.Model:
     optax.identity(),
     (2, 1, 1),
   )
-  return model._replace(params=state.params, target=state.target)
+  params = state.params | {'target': state.target}
+  if model.targets == 'frozen':
+    params['target'] = model.params['target']
+  return model._replace(params=params)
 
 
 def read_films(
@@ -165,7 +127,7 @@ def read_reference(
 
 
 def measure_set(
-  model: surprise.Model,
+  model: WorldModel,
   windows: surprise.Windows,
   films: dict[str, np.ndarray],
   reference: list[np.ndarray],
@@ -192,7 +154,7 @@ def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
   if not found:
     raise ValueError(f'{_INPUT.value} has no pair of which both films are good')
   reference = []
-  if model.target_norm == 'position':
+  if model.norm == 'position':
     reference = read_reference(config, resolution, step, windows.frames)
   curves = measure_set(model, windows, films, reference)
   results = {
@@ -206,7 +168,7 @@ def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
     'context_frames': windows.context_frames,
     'stride': windows.stride,
     'frame_step': step,
-    'target_norm': model.target_norm,
+    'target_norm': model.norm,
     'left_out': len(set(paths)) - len(films),
   }
   path = folder / 'results.json'
@@ -244,7 +206,7 @@ def run_video(
     raise ValueError(f'{_VIDEO.value}: {error}') from None
   windows.place(len(film))
   reference = []
-  if model.target_norm == 'position':
+  if model.norm == 'position':
     reference = read_reference(config, resolution, step, windows.frames)
   curve = surprise.make_measure(model, windows, reference)([film])[0]
   centre = windows.centre(len(film))
@@ -298,12 +260,17 @@ def main(argv: list[str]) -> None:
   # What is quickly found to be wrong is, before weights are read.
   found = None if _VIDEO.value else pairs.read_pairs(_INPUT.value)
   config = read_config(source)
-  model, resolution, frames = load_model(source, config)
-  frames = _WINDOW.value or frames
+  model = load_world_model(source)
+  if model.resolution is None:
+    raise WeightsError(
+      f'{source} does not say what resolution it is for: convert it with '
+      'python -m vjepa_jax.tools.convert --resolution=...'
+    )
+  frames = _WINDOW.value or model.frames or 16
   windows = surprise.Windows(
     frames, _CONTEXT.value or frames // 2, _STRIDE.value
   )
-  windows.check(model.encoder.tubelet)
+  windows.check(model.tubelet)
   step = _STEP.value or config.get('clip', {}).get('frame_step') or 1
   folder = epath.Path(_OUTPUT.value or epath.Path(source) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
@@ -314,7 +281,7 @@ def main(argv: list[str]) -> None:
     folder,
     found,
     config=config,
-    resolution=resolution,
+    resolution=model.resolution,
     step=step,
   )
 

@@ -9,41 +9,20 @@ by a violation of physics the impossible one should surprise more.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.predictor import Predictor
-from vjepa_jax.models.tubelets import compute_grid, normalize_clips
+from vjepa_jax.models.tubelets import normalize_clips
 from vjepa_jax.progress import make_bar
+from vjepa_jax.training.imagination import choose_mask_token
 from vjepa_jax.training.normalization import normalize_features
+from vjepa_jax.training.world import WorldModel, encode_target
 
 Films = Sequence[np.ndarray]
 Measure = Callable[[Films], list[np.ndarray]]
-
-
-class Model(NamedTuple):
-  """What predicts, and what is predicted.
-
-  Attributes:
-    encoder: Context and target encoder.
-    predictor: Predictor.
-    params: {'encoder', 'predictor'}: parameters of the context encoder and of
-      the predictor.
-    target: Parameters of the target encoder.
-    target_norm, target_view: Of the objective it was trained with, see
-      `objective.Objective`.
-  """
-
-  encoder: Encoder
-  predictor: Predictor
-  params: Mapping[str, Any]
-  target: Any
-  target_norm: str = 'layer'
-  target_view: str = 'clip'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +80,11 @@ class Windows:
 
 
 def predict_features(
-  model: Model, params: Mapping[str, Any], seen: jax.Array, frames: int
+  model: WorldModel,
+  params: Mapping[str, Any],
+  seen: jax.Array,
+  frames: int,
+  mask_token: int = 0,
 ) -> jax.Array:
   """Predicts the features of the rest of a window from its first frames.
 
@@ -113,13 +96,13 @@ def predict_features(
     params: Its `params`, an argument so that it is not compiled in.
     seen: uint8 `[B, context_frames, H, W, 3]`.
     frames: Frames of the window.
+    mask_token: See `imagination.choose_mask_token`.
 
   Returns:
     float32 `[B, Kt, D]`, tokens in raster order over (t, h, w).
   """
-  tubelet = model.encoder.tubelet
-  steps, height, width = compute_grid(seen.shape, tubelet)
-  grid = (frames // tubelet[0], height, width)
+  steps, height, width = model.get_grid(seen.shape)
+  grid = (frames // model.tubelet[0], height, width)
   if model.encoder.pixel_norm == 'clip':
     seen = normalize_clips(seen)
   # The position of a token does not depend on the length of the clip.
@@ -133,6 +116,7 @@ def predict_features(
     ids[:, :split],
     ids[:, split:],
     grid,
+    mask_token,
   )
   if model.predictor.predict_context:
     predicted = predicted[0]
@@ -140,33 +124,34 @@ def predict_features(
 
 
 def encode_rest(
-  model: Model, target: Any, video: jax.Array, context_frames: int
+  model: WorldModel,
+  params: Mapping[str, Any],
+  video: jax.Array,
+  context_frames: int,
 ) -> jax.Array:
   """Computes the features that are to be predicted, not yet normalised.
 
   Args:
     model: Its modules are used.
-    target: Its `target`.
+    params: Its `params`.
     video: Windows, uint8 `[B, T, H, W, 3]`.
     context_frames: Those that are not predicted.
 
   Returns:
     float32 `[B, Kt, D]`.
   """
-  steps, height, width = compute_grid(video.shape, model.encoder.tubelet)
-  first = context_frames // model.encoder.tubelet[0] * height * width
-  variables = {'params': target}
+  steps, height, width = model.get_grid(video.shape)
+  first = context_frames // model.tubelet[0] * height * width
   if model.target_view == 'targets':
     ids = jnp.arange(first, steps * height * width)
-    ids = jnp.broadcast_to(ids, (len(video), len(ids)))
-    features = model.encoder.apply(variables, video, ids)
+    features = encode_target(model, params, video, ids)
   else:
-    features = model.encoder.apply(variables, video)[:, first:]
+    features = encode_target(model, params, video)[:, first:]
   return features.astype(jnp.float32)
 
 
 def make_measure(
-  model: Model,
+  model: WorldModel,
   windows: Windows,
   reference: Films = (),
   *,
@@ -193,34 +178,43 @@ def make_measure(
     ValueError: The windows are not made of whole tubelets, or there are no
       reference films where they are needed.
   """
-  windows.check(model.encoder.tubelet)
+  windows.check(model.tubelet)
   seen = windows.context_frames
 
-  def encode(target, video):
-    return encode_rest(model, target, video, seen)
+  def encode(params, video):
+    return encode_rest(model, params, video, seen)
 
   normalize = normalize_features
-  if model.target_norm == 'position':
+  if model.norm == 'none':
+
+    def normalize(features):
+      return features
+
+  elif model.norm == 'position':
     if not len(reference):
       raise ValueError(
         "targets normalised by 'position' need possible films as a reference"
       )
     mean, deviation = _measure_moments(
-      jax.jit(encode), model.target, reference, windows, batch_size
+      jax.jit(encode), model.params, reference, windows, batch_size
     )
 
     def normalize(features):
       return (features - mean) / (deviation + 0.05)
 
+  token = choose_mask_token(model, 'future')
+
   @jax.jit
-  def surprise(params, target, video):
-    predicted = predict_features(model, params, video[:, :seen], windows.frames)
-    error = jnp.abs(predicted - normalize(encode(target, video)))
+  def surprise(params, video):
+    predicted = predict_features(
+      model, params, video[:, :seen], windows.frames, token
+    )
+    error = jnp.abs(predicted - normalize(encode(params, video)))
     return error.mean(axis=(1, 2))
 
   def measure(films):
     values = [
-      np.asarray(surprise(model.params, model.target, batch))[:count]
+      np.asarray(surprise(model.params, batch))[:count]
       for batch, count in _iterate(films, windows, batch_size, 'surprise')
     ]
     ends = np.cumsum([len(windows.place(len(film))) for film in films])
@@ -248,7 +242,7 @@ def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
 
 def _measure_moments(
   encode: Callable[..., jax.Array],
-  target: Any,
+  params: Any,
   films: Films,
   windows: Windows,
   batch_size: int,
@@ -256,7 +250,7 @@ def _measure_moments(
   """Mean and deviation of features over windows, float32 `[Kt, D]` each."""
   total = squares = count = 0
   for batch, size in _iterate(films, windows, batch_size, 'reference'):
-    features = np.asarray(encode(target, batch), np.float64)[:size]
+    features = np.asarray(encode(params, batch), np.float64)[:size]
     total = total + features.sum(axis=0)
     squares = squares + np.square(features).sum(axis=0)
     count += size

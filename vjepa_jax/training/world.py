@@ -68,6 +68,11 @@ class WorldModel(NamedTuple):
     """Tubelet size in (frames, pixels, pixels)."""
     return self.encoder.tubelet
 
+  @property
+  def norm(self) -> str:
+    """Returns how targets are normalised, see `TargetSpace.norm`."""
+    return 'none' if self.targets == 'pixels' else self.target_norm
+
   def get_grid(self, video_shape: tuple[int, ...]) -> Grid:
     """Returns the tubelet grid of clips `[B, frames, h, w, 3]`."""
     return tub.compute_grid(video_shape, self.tubelet)
@@ -256,7 +261,7 @@ def measure_space(
   Raises:
     ValueError: There is no clip.
   """
-  norm = 'none' if world.targets == 'pixels' else world.target_norm
+  norm = world.norm
 
   @jax.jit
   def measure(params, video):
