@@ -70,7 +70,7 @@ def get_config(arg: str | None = None):
   config.masks[options['variant']] = mask
   config.objective.target_norm = 'position'
 
-  config.total_steps = 1000
+  config.total_steps = 2000
   config.learning_rate.update(
     kind='cosine', value=1e-3, final=1e-5, warmup_steps=50
   )
@@ -83,6 +83,6 @@ def get_config(arg: str | None = None):
   config.diagnose_every_steps = 25
   # The paths are those of the motion set.
   config.probe.update(
-    every_steps=200, max_clips=800, batch_size=64, attentive_labels=160
+    every_steps=400, max_clips=800, batch_size=64, attentive_labels=160
   )
   return config
