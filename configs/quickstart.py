@@ -1,4 +1,4 @@
-"""Ten minutes on two CPU cores: real video in, a table and a picture out.
+"""A quarter of an hour on two CPU cores: real video in, a table and a picture out.
 
   python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 

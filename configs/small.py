@@ -3,7 +3,7 @@
   python main.py --config=configs/small.py --workdir=runs/small
 
 The motion set, its baselines, pretraining, probes, a table and a picture, in
-about ten minutes: it is the quickstart. docs/learning.md tells what was tried
+a quarter of an hour: it is the quickstart. docs/learning.md tells what was tried
 on the way here. Departures from V-JEPA 1, beside the sizes:
   - pixels normalised by clip, targets normalised by position: without them
     brightness and a constant are predicted first, and features shrink to that;

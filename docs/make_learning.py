@@ -3,7 +3,7 @@
 python docs/make_learning.py --run  # three seeds of configs/small.py first
 python docs/make_learning.py        # from docs/learning/*.json
 
-A run takes about ten minutes on two CPU cores; --workdir keeps it, so that an
+A run takes a quarter of an hour on two CPU cores; --workdir keeps it, so that an
 interrupted one goes on.
 """
 
