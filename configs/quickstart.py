@@ -1,4 +1,4 @@
-"""A quarter of an hour on two CPU cores: real video in, a table and a picture out.
+"""Fifteen minutes on two CPU cores: real video in, a table and a picture out.
 
   python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 

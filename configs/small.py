@@ -2,8 +2,8 @@
 
   python main.py --config=configs/small.py --workdir=runs/small
 
-The motion set, its baselines, pretraining, probes, a table and a picture, in
-a quarter of an hour: it is the quickstart. docs/learning.md tells what was tried
+The motion set, its baselines, pretraining, probes, a table and a picture, in a
+quarter of an hour: it is the quickstart. docs/learning.md tells what was tried
 on the way here. Departures from V-JEPA 1, beside the sizes:
   - pixels normalised by clip, targets normalised by position: without them
     brightness and a constant are predicted first, and features shrink to that;

@@ -3,8 +3,8 @@
 python docs/make_learning.py --run  # three seeds of configs/small.py first
 python docs/make_learning.py        # from docs/learning/*.json
 
-A run takes a quarter of an hour on two CPU cores; --workdir keeps it, so that an
-interrupted one goes on.
+A run takes a quarter of an hour on two CPU cores; --workdir keeps it, so that
+an interrupted one goes on.
 """
 
 import argparse
