@@ -144,7 +144,9 @@ def test_cached_features_give_what_videos_give(backbone, splits, tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     read = pipeline.read_clips
     patch.setattr(
-      pipeline, 'read_clips', lambda record, options, rng: read(record, options)
+      pipeline,
+      'read_clips',
+      lambda record, options, *rng: read(record, options),
     )
     direct = task.probe(config, tmp_path / 'direct')
   config.data.update(train=str(tmp_path / 'train'), test=str(tmp_path / 'test'))

@@ -95,6 +95,7 @@ def test_a_decoder_run_leaves_numbers_and_a_picture(decoder):
   assert np.asarray(Image.open(decoder / 'decoder.png')).std() > 10
 
 
+@pytest.mark.slow
 def test_an_interrupted_decoder_goes_on_as_if_it_had_not(
   backbone, decoder, tmp_path
 ):
