@@ -5,7 +5,7 @@
   python -m vjepa_jax.tools.surprise runs/physics --input=data/physics
 
 A small encoder learns from possible films alone to predict their second half
-from their first (vjepa_jax/data/physics.py); how far off it is on impossible
+from their first (vjepa_jax/sets/physics.py); how far off it is on impossible
 ones is their surprise, see docs/surprise.md. From configs/small.py
 it departs in what is hidden, the future; in data and steps; and in pixels
 normalised by fixed statistics, as those of a clip would tell of its future.

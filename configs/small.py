@@ -45,7 +45,7 @@ def get_config(arg: str | None = None):
   config.compute_dtype = 'float32'  # bfloat16 is emulated on a CPU
   config.remat = 'none'
 
-  # Written by vjepa_jax/data/motion.py from videos of PyPI packages, or from
+  # Written by vjepa_jax/sets/motion.py from videos of PyPI packages, or from
   # the files in `videos`.
   config.motion = dict(
     folder='data/motion',

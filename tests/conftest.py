@@ -21,7 +21,7 @@ flags.FLAGS.mark_as_parsed()
 @pytest.fixture(scope='session')
 def toy_videos(tmp_path_factory):
   """Manifest of 24 rendered videos whose label is their direction."""
-  from vjepa_jax.data.synthetic import write_toy_videos
+  from vjepa_jax.sets.toy import write_toy_videos
 
   return write_toy_videos(tmp_path_factory.mktemp('toy'), 24)
 

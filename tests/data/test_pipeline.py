@@ -134,7 +134,7 @@ def test_several_clips_a_video(toy_videos):
 
 
 def test_mixture_follows_its_weights(toy_videos, tmp_path):
-  from vjepa_jax.data.synthetic import write_toy_videos
+  from vjepa_jax.sets.toy import write_toy_videos
 
   other = write_toy_videos(tmp_path, 4, seed=1)
   loader = _loader([toy_videos, other])

@@ -42,7 +42,7 @@ def test_it_is_stored_without_outputs_and_compiles():
 def test_it_runs_from_top_to_bottom(tmp_path):
   nbclient = pytest.importorskip('nbclient')
   nbformat = pytest.importorskip('nbformat')
-  from vjepa_jax.data.synthetic import write_toy_videos
+  from vjepa_jax.sets.toy import write_toy_videos
 
   write_toy_videos(tmp_path / 'videos', 6, size=(128, 160), frames=16)
   options = {

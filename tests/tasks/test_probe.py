@@ -9,11 +9,11 @@ import pytest
 
 from configs import probe as recipe
 from vjepa_jax.data import pipeline, sources, transforms
+from vjepa_jax.evaluation import extraction
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import probe as task
 from vjepa_jax.tools import convert
-from vjepa_jax.training import extraction
 from vjepa_jax.training.telemetry import read_metrics
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import quickstart as recipe
-from vjepa_jax.data.synthetic import write_toy_videos
+from vjepa_jax.evaluation import probing
+from vjepa_jax.sets.toy import write_toy_videos
 from vjepa_jax.tasks import quickstart as task
-from vjepa_jax.training import probing
 from vjepa_jax.training.telemetry import read_metrics
 
 

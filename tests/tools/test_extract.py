@@ -15,11 +15,11 @@ import vjepa_jax
 from vjepa_jax.data import sources
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
+from vjepa_jax.evaluation import extraction, probing
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tools import convert
-from vjepa_jax.training import extraction, probing
 
 prepare = import_command('prepare')
 

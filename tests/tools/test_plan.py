@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import vjepa1, vjepa2
-from vjepa_jax.parallel import topology
+from vjepa_jax.compilation import topology
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tools import plan

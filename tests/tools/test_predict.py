@@ -23,8 +23,8 @@ from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.decoder import train_decoder
 from vjepa_jax.tools import prediction
 from vjepa_jax.training.checkpoint import CheckpointError
-from vjepa_jax.training.decoding import load_decoder
 from vjepa_jax.training.telemetry import read_metrics
+from vjepa_jax.world.decoding import load_decoder
 
 
 @pytest.fixture(scope='module')

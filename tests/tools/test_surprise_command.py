@@ -9,13 +9,13 @@ import jax
 import optax
 import pytest
 
-from vjepa_jax.data import physics
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.models import zoo
+from vjepa_jax.sets import physics
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import init_state
-from vjepa_jax.training.surprise_scores import MODELS
+from vjepa_jax.world.surprise_scores import MODELS
 
 surprise = import_command('surprise')
 

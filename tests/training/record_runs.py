@@ -16,7 +16,8 @@ import time
 from absl import app, flags
 
 from configs import small
-from vjepa_jax.data import motion, package_videos, pipeline
+from vjepa_jax.data import pipeline
+from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tasks.pretrain import pretrain
 from vjepa_jax.training.telemetry import read_metrics
 

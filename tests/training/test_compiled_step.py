@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from configs import vjepa1, vjepa2
-from vjepa_jax.parallel import hlo, sharding
+from vjepa_jax.compilation import hlo
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop

@@ -11,9 +11,9 @@ import numpy as np
 
 from vjepa_jax.bench.measure import BenchError
 from vjepa_jax.data.decode import open_video
-from vjepa_jax.data.package_videos import fetch_package_videos
-from vjepa_jax.data.synthetic import write_toy_videos
 from vjepa_jax.progress import make_bar
+from vjepa_jax.sets.package_videos import fetch_package_videos
+from vjepa_jax.sets.toy import write_toy_videos
 
 _FPS = 30
 

@@ -18,7 +18,7 @@ from vjepa_jax.interop.load import (
 )
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.training import checkpoint
-from vjepa_jax.training.world import WorldModel
+from vjepa_jax.world.model import WorldModel
 
 
 def load_world_model(

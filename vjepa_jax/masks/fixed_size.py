@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.masks.multiblock import MultiBlock
-from vjepa_jax.masks.random import RandomTube, RandomTubelets
 from vjepa_jax.masks.temporal import DIRECTIONS, Temporal
+from vjepa_jax.masks.tube import RandomTube, RandomTubelets
 
 Grid = tuple[int, int, int]
 

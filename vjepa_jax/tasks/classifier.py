@@ -7,13 +7,13 @@ from ml_collections import config_dict
 import numpy as np
 import optax
 
+from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.backbone import count_classes, place
 from vjepa_jax.tasks.program import get_steps
-from vjepa_jax.training.finetuning import Classifier
 from vjepa_jax.training.schedules import Schedule, make_schedule
 from vjepa_jax.training.state import TrainState
 

@@ -17,23 +17,24 @@ import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clips import load_clips
+from vjepa_jax.evaluation import probing
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import unpatchify
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
+from vjepa_jax.tasks import session
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import get_steps, make_schedules
-from vjepa_jax.training import decoding, imagination, loop, probing
-from vjepa_jax.training import prediction_pictures as pictures
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
-from vjepa_jax.training.feed import Feed, Quarantine
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import make_train_step
-from vjepa_jax.training.telemetry import Telemetry
-from vjepa_jax.training.world import (
+from vjepa_jax.world import decoding
+from vjepa_jax.world import predict as imagination
+from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
   complete_clip,
@@ -135,50 +136,24 @@ def train_decoder(
     state, position = init(jax.random.key(config.seed)), 0
   state = state.replace(teacher=frozen)
   del frozen
-  start_step = int(state.step)
-  if start_step > total_steps:
-    raise ValueError(
-      f'{workdir} is at step {start_step}, past the {total_steps} of this '
-      'config: raise config.total_steps or use another --workdir'
-    )
-  feed = Feed(
-    _make_batches(config, loader, position, jax.process_count()),
-    rows,
-    Quarantine(workdir),
-    position=position,
-    samples_per_batch=batch_size,
-  )
-  telemetry = Telemetry(
-    workdir,
-    start_step=start_step,
-    total_steps=total_steps,
-    clips_per_step=batch_size,
-  )
   count = sum(x.size for x in jax.tree.leaves(abstract.params)) / 1e6
   logging.info('decoder %.1f M parameters of %s', count, config.backbone)
-  try:
-    with jax.set_mesh(mesh):
-      state = loop.train(
-        state,
-        train_step,
-        feed,
-        loop.Cadence(
-          total_steps=total_steps,
-          log_every=config.log_every_steps,
-          diagnose_every=0,
-          evaluate_every=config.held_out.every_steps,
-          max_skipped=config.max_skipped,
-          profile=profile_steps,
-        ),
-        start_step=start_step,
-        checkpoints=checkpoints,
-        telemetry=telemetry,
-        evaluate=evaluate,
-      )
-  finally:
-    feed.close()
-    telemetry.close()
-    checkpoints.close()
+  state = session.run(
+    config,
+    workdir,
+    state,
+    train_step,
+    _make_batches(config, loader, position),
+    mesh=mesh,
+    checkpoints=checkpoints,
+    position=position,
+    samples_per_batch=batch_size // loader.options.num_clips,
+    clips_per_step=batch_size,
+    total_steps=total_steps,
+    profile_steps=profile_steps,
+    evaluate=evaluate,
+    evaluate_every=config.held_out.every_steps,
+  )
   return None if state is None else evaluate.report(workdir, state.target)
 
 
@@ -220,16 +195,13 @@ def _get_sides(options: pipeline.ClipOptions) -> tuple[int, int, int, int]:
   return options.frames, options.resolution, options.resolution, 3
 
 
-def _make_batches(config, loader, position, process_count):
-  return pipeline.make_batches(
+def _make_batches(config, loader, position, whole=False):
+  return session.make_batches(
+    config,
     loader,
+    position,
     weights=[s.weight for s in config.data.sources.values()],
-    batch_size=config.data.batch_size,
-    position=position,
-    process_index=jax.process_index() % process_count,
-    process_count=process_count,
-    num_workers=config.data.num_workers,
-    num_threads=config.data.num_threads,
+    whole=whole,
   )
 
 
@@ -245,7 +217,9 @@ def _measure_or_read(
     return space
   count = max(1, config.statistics_clips // config.data.batch_size)
   # Every host reads the same clips, the first of the run.
-  batches = itertools.islice(_make_batches(config, loader, 0, 1), count)
+  batches = itertools.islice(
+    _make_batches(config, loader, 0, whole=True), count
+  )
   space = measure_space(
     world,
     (

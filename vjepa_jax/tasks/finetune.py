@@ -12,9 +12,12 @@ from ml_collections import config_dict
 import optax
 
 from vjepa_jax.data import pipeline
+from vjepa_jax.evaluation import classification
+from vjepa_jax.evaluation.finetuning import make_finetune_step
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.tasks import session
 from vjepa_jax.tasks.backbone import open_split, read_backbone
 from vjepa_jax.tasks.classifier import (
   build_classifier,
@@ -24,12 +27,8 @@ from vjepa_jax.tasks.classifier import (
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import check_steps, get_steps
 from vjepa_jax.tasks.smoke import shrink_finetuning
-from vjepa_jax.training import classification, loop
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
-from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.finetuning import make_finetune_step
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.telemetry import Telemetry
 
 
 def finetune(
@@ -111,36 +110,6 @@ def finetune(
     state, position = restored
   else:
     state, position = init_state(classifier, backbone, tx, key, shardings), 0
-  start_step = int(state.step)
-  check_steps(workdir, start_step, total_steps, profile_steps)
-  feed = Feed(
-    pipeline.make_batches(
-      pipeline.SampleLoader(
-        (train,),
-        pipeline.ClipOptions(**config.clip),
-        (),
-        config.seed,
-        classifier.probe.num_classes,
-      ),
-      weights=[1.0],
-      batch_size=batch_size,
-      position=position,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.data.num_workers,
-      num_threads=config.data.num_threads,
-    ),
-    rows,
-    Quarantine(workdir),
-    position=position,
-    samples_per_batch=batch_size // config.clip.num_clips,
-  )
-  telemetry = Telemetry(
-    workdir,
-    start_step=start_step,
-    total_steps=total_steps,
-    clips_per_step=batch_size,
-  )
   logging.info(
     '%d training and %d test videos of %d classes; %.1f M parameters; steps '
     '%d to %d of %d clips, %.1f epochs',
@@ -148,34 +117,34 @@ def finetune(
     len(test),
     classifier.probe.num_classes,
     sum(x.size for x in jax.tree.leaves(abstract.params)) / 1e6,
-    start_step,
+    int(state.step),
     total_steps,
     batch_size,
     total_steps / steps_per_epoch,
   )
-  try:
-    with jax.set_mesh(mesh):
-      state = loop.train(
-        state,
-        train_step,
-        feed,
-        loop.Cadence(
-          total_steps=total_steps,
-          log_every=config.log_every_steps,
-          diagnose_every=0,
-          evaluate_every=get_steps(config.evaluation, 'every', steps_per_epoch),
-          max_skipped=config.max_skipped,
-          profile=profile_steps,
-        ),
-        start_step=start_step,
-        checkpoints=checkpoints,
-        telemetry=telemetry,
-        evaluate=evaluate,
-      )
-  finally:
-    feed.close()
-    telemetry.close()
-    checkpoints.close()
+  loader = pipeline.SampleLoader(
+    (train,),
+    pipeline.ClipOptions(**config.clip),
+    (),
+    config.seed,
+    classifier.probe.num_classes,
+  )
+  state = session.run(
+    config,
+    workdir,
+    state,
+    train_step,
+    session.make_batches(config, loader, position),
+    mesh=mesh,
+    checkpoints=checkpoints,
+    position=position,
+    samples_per_batch=batch_size // config.clip.num_clips,
+    clips_per_step=batch_size,
+    total_steps=total_steps,
+    profile_steps=profile_steps,
+    evaluate=evaluate,
+    evaluate_every=get_steps(config.evaluation, 'every', steps_per_epoch),
+  )
   if state is None:
     return None
   # A run that had ended before evaluates again.

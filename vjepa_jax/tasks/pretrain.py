@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.evaluation import probing
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.tasks import session
 from vjepa_jax.tasks.program import (
   build_program,
   check_steps,
@@ -24,16 +26,13 @@ from vjepa_jax.tasks.program import (
 )
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.tasks.teacher import load_teacher
-from vjepa_jax.training import loop, probing
 from vjepa_jax.training.checkpoint import (
   Checkpoints,
   load_initial,
   write_config,
 )
 from vjepa_jax.training.diagnostics import make_diagnose
-from vjepa_jax.training.feed import Feed, Quarantine
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.telemetry import Telemetry
 
 
 def pretrain(
@@ -103,56 +102,30 @@ def pretrain(
       resumed=restored is not None,
     )
     state = state.replace(teacher=teacher)
-  start_step = int(state.step)
-  check_steps(workdir, start_step, total_steps, profile_steps)
-
-  feed = Feed(
-    pipeline.make_batches(
+  log_plan(config, loader, abstract, mesh, int(state.step), total_steps)
+  return session.run(
+    config,
+    workdir,
+    state,
+    program.train_step,
+    session.make_batches(
+      config,
       loader,
+      position,
       weights=[s.weight for s in config.data.sources.values()],
-      batch_size=batch_size,
-      position=position,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.data.num_workers,
-      num_threads=config.data.num_threads,
     ),
-    program.batch_sharding,
-    Quarantine(workdir),
+    mesh=mesh,
+    checkpoints=checkpoints,
     position=position,
     samples_per_batch=batch_size // config.clip.num_clips,
-  )
-  telemetry = Telemetry(
-    workdir,
-    start_step=start_step,
-    total_steps=total_steps,
     clips_per_step=batch_size,
+    total_steps=total_steps,
+    profile_steps=profile_steps,
+    diagnose=diagnose,
+    diagnose_every=config.diagnose_every_steps,
+    evaluate=evaluate,
+    evaluate_every=config.probe.every_steps if evaluate else 0,
   )
-  log_plan(config, loader, abstract, mesh, start_step, total_steps)
-  try:
-    with jax.set_mesh(mesh):
-      return loop.train(
-        state,
-        program.train_step,
-        feed,
-        loop.Cadence(
-          total_steps=total_steps,
-          log_every=config.log_every_steps,
-          diagnose_every=config.diagnose_every_steps,
-          evaluate_every=config.probe.every_steps if evaluate else 0,
-          max_skipped=config.max_skipped,
-          profile=profile_steps,
-        ),
-        start_step=start_step,
-        checkpoints=checkpoints,
-        telemetry=telemetry,
-        diagnose=diagnose,
-        evaluate=evaluate,
-      )
-  finally:
-    feed.close()
-    telemetry.close()
-    checkpoints.close()
 
 
 def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:

@@ -21,6 +21,12 @@ from vjepa_jax.data.features import (
   FeatureSource,
   holds_features,
 )
+from vjepa_jax.evaluation import classification, probing
+from vjepa_jax.evaluation.probe_grid import (
+  ProbeGrid,
+  make_points,
+  make_probe_step,
+)
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import check_layers
@@ -32,6 +38,8 @@ from vjepa_jax.models.probe import (
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.plots import training as pictures
+from vjepa_jax.tasks import session
 from vjepa_jax.tasks.backbone import (
   count_classes,
   open_split,
@@ -39,17 +47,9 @@ from vjepa_jax.tasks.backbone import (
   read_backbone,
 )
 from vjepa_jax.tasks.program import check_steps, get_steps
-from vjepa_jax.training import classification, loop, pictures, probing
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
-from vjepa_jax.training.feed import Feed, Quarantine
-from vjepa_jax.training.probe_grid import (
-  ProbeGrid,
-  make_points,
-  make_probe_step,
-)
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.telemetry import Telemetry
 
 # Test videos whose attention is drawn.
 _LOOKED_AT = 6
@@ -130,30 +130,6 @@ def probe(
   state = state.replace(
     teacher=_load_encoder(config, backbone, grid, shardings.teacher)
   )
-  start_step = int(state.step)
-  check_steps(workdir, start_step, total_steps, profile_steps)
-  feed = Feed(
-    pipeline.make_batches(
-      _make_loader(config, train, grid.probe.num_classes),
-      weights=[1.0],
-      batch_size=clips,
-      position=position,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.data.num_workers,
-      num_threads=config.data.num_threads,
-    ),
-    rows,
-    Quarantine(workdir),
-    position=position,
-    samples_per_batch=config.data.batch_size,
-  )
-  telemetry = Telemetry(
-    workdir,
-    start_step=start_step,
-    total_steps=total_steps,
-    clips_per_step=clips,
-  )
   logging.info(
     '%d probes of %d classes; %d training, %d validation and %d test videos; '
     'steps %d to %d, %.1f epochs',
@@ -162,35 +138,33 @@ def probe(
     len(train),
     len(validation),
     len(test),
-    start_step,
+    int(state.step),
     total_steps,
     total_steps / steps_per_epoch,
   )
-  try:
-    with jax.set_mesh(mesh):
-      state = loop.train(
-        state,
-        train_step,
-        feed,
-        loop.Cadence(
-          total_steps=total_steps,
-          log_every=config.log_every_steps,
-          diagnose_every=0,
-          evaluate_every=max(
-            1, round(config.validate_every_epochs * steps_per_epoch)
-          ),
-          max_skipped=config.max_skipped,
-          profile=profile_steps,
-        ),
-        start_step=start_step,
-        checkpoints=checkpoints,
-        telemetry=telemetry,
-        evaluate=evaluation,
-      )
-  finally:
-    feed.close()
-    telemetry.close()
-    checkpoints.close()
+  state = session.run(
+    config,
+    workdir,
+    state,
+    train_step,
+    session.make_batches(
+      config,
+      _make_loader(config, train, grid.probe.num_classes),
+      position,
+      batch_size=clips,
+    ),
+    mesh=mesh,
+    checkpoints=checkpoints,
+    position=position,
+    samples_per_batch=config.data.batch_size,
+    clips_per_step=clips,
+    total_steps=total_steps,
+    profile_steps=profile_steps,
+    evaluate=evaluation,
+    evaluate_every=max(
+      1, round(config.validate_every_epochs * steps_per_epoch)
+    ),
+  )
   if state is None:
     return None
   results, tested = evaluation.test(state, test)

@@ -9,12 +9,14 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from vjepa_jax.data import motion, package_videos, pipeline, sources
+from vjepa_jax.data import pipeline, sources
+from vjepa_jax.evaluation import baselines, probing, supervised
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.plots import training as pictures
+from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import build_models, get_grid
-from vjepa_jax.training import baselines, pictures, probing, supervised
 from vjepa_jax.training.telemetry import read_metrics
 
 # Accuracies of the table, with all labels and with few.

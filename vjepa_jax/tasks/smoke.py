@@ -3,8 +3,8 @@
 from etils import epath
 from ml_collections import config_dict
 
-from vjepa_jax.data.synthetic import write_toy_videos
 from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.sets.toy import write_toy_videos
 
 _STEPS = 4
 

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from vjepa_jax import mistakes
 from vjepa_jax.data import sources
 from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.evaluation.extraction import extract
 from vjepa_jax.interop.load import LoadedEncoder, load, read_clip_rate
-from vjepa_jax.training.extraction import extract
 
 _BACKBONE = flags.DEFINE_string(
   'backbone', None, 'Workdir, Hugging Face folder or official file.'

@@ -16,7 +16,8 @@ from absl import app, flags
 from etils import epath
 
 from vjepa_jax import mistakes
-from vjepa_jax.training import health, pictures
+from vjepa_jax.plots import training as pictures
+from vjepa_jax.training import health
 from vjepa_jax.training.telemetry import read_metrics
 
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON lines, draw nothing.')

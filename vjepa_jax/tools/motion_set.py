@@ -8,9 +8,9 @@ from pathlib import Path
 from absl import app, flags
 from matplotlib import figure
 
-from vjepa_jax.data import motion, package_videos
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource, ManifestSource
+from vjepa_jax.sets import motion, package_videos
 
 _OUTPUT = flags.DEFINE_string('output', 'data/motion', 'Folder of the set.')
 _VIDEOS = flags.DEFINE_string(

@@ -9,7 +9,7 @@ import sys
 from absl import app, flags
 
 from vjepa_jax import mistakes
-from vjepa_jax.data import physics
+from vjepa_jax.sets import physics
 
 _OUTPUT = flags.DEFINE_string('output', 'data/physics', 'Folder of the set.')
 _NUM_TRAIN = flags.DEFINE_integer('num_train', 2000, 'Possible training films.')

@@ -24,7 +24,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_dict, config_flags
 
-from vjepa_jax.parallel import flops, hlo, topology
+from vjepa_jax.compilation import flops, hlo, topology
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.program import (

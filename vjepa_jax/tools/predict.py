@@ -19,7 +19,7 @@ import sys
 from absl import app, flags, logging
 
 from vjepa_jax import mistakes
-from vjepa_jax.masks.chosen import HIDDEN
+from vjepa_jax.world.masks import HIDDEN
 
 flags.DEFINE_string('video', None, 'Video to predict a part of.')
 flags.DEFINE_string(

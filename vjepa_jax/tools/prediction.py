@@ -14,21 +14,22 @@ import numpy as np
 from vjepa_jax.data import decode, sources
 from vjepa_jax.data.clips import Clips, load_clips, read_from, read_windows
 from vjepa_jax.interop.world import load_world_model
-from vjepa_jax.masks.chosen import choose_hidden
 from vjepa_jax.models.tubelets import patchify, unpatchify
+from vjepa_jax.plots import prediction as draw
+from vjepa_jax.plots.training import project_features
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training import guesses, imagination
-from vjepa_jax.training import prediction_pictures as draw
-from vjepa_jax.training.decoding import LoadedDecoder, load_decoder
-from vjepa_jax.training.gallery import Gallery
-from vjepa_jax.training.pictures import project_features
-from vjepa_jax.training.rolling import (
+from vjepa_jax.world import baselines as guesses
+from vjepa_jax.world import predict as imagination
+from vjepa_jax.world.decoding import LoadedDecoder, load_decoder
+from vjepa_jax.world.masks import choose_hidden
+from vjepa_jax.world.model import complete_clip, measure_space
+from vjepa_jax.world.retrieval import Gallery
+from vjepa_jax.world.rollout import (
   check_rolling,
   join_tokens,
   make_render,
   roll,
 )
-from vjepa_jax.training.world import complete_clip, measure_space
 
 # Below it the deviation at a position says little.
 _FEWEST_CLIPS = 16

@@ -23,14 +23,16 @@ import numpy as np
 import optax
 
 from vjepa_jax import mistakes
-from vjepa_jax.data import pairs, sources
+from vjepa_jax.data import sources
 from vjepa_jax.data.decode import DecodeError
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.world import load_world_model
+from vjepa_jax.plots import surprise as surprise_pictures
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training import surprise, surprise_pictures, surprise_scores
+from vjepa_jax.sets import pairs
 from vjepa_jax.training.state import init_state
-from vjepa_jax.training.world import WorldModel
+from vjepa_jax.world import surprise, surprise_scores
+from vjepa_jax.world.model import WorldModel
 
 _INPUT = flags.DEFINE_string(
   'input', 'data/physics', 'Folder of a physics set, with its test.csv.'

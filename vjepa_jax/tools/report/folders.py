@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from vjepa_jax.tools.report.charts import Chart, draw_all_charts
+from vjepa_jax.plots.charts import Chart, draw_all_charts
 from vjepa_jax.training.telemetry import read_metrics
 
 _PICTURES = {

@@ -9,7 +9,8 @@ from typing import Any
 from etils import epath
 import jinja2
 
-from vjepa_jax.tools.report import charts, folders, run
+from vjepa_jax.plots import charts
+from vjepa_jax.tools.report import folders, run
 from vjepa_jax.training import health
 from vjepa_jax.training.telemetry import read_metrics
 

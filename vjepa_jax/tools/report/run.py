@@ -16,12 +16,12 @@ import numpy as np
 
 from vjepa_jax.interop.load import load, make_abstract
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.plots.training import paint_mask, project_features
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.pretrain import make_loader
 from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.tasks.teacher import read_teacher
 from vjepa_jax.tools.report.folders import Picture, embed, format_value
-from vjepa_jax.training.pictures import paint_mask, project_features
 
 _SHOWN_CLIPS = 2
 # Clips whose features the components are of.

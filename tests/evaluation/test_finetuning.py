@@ -6,11 +6,12 @@ import optax
 import pytest
 
 from configs import finetune
+from vjepa_jax.evaluation import classification
+from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.tasks.classifier import make_schedules
-from vjepa_jax.training import classification, optimizer
-from vjepa_jax.training.finetuning import Classifier
+from vjepa_jax.training import optimizer
 
 
 def test_layers_move_by_their_share_of_the_rate():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vjepa_jax.masks.chosen import choose_hidden
+from vjepa_jax.world.masks import choose_hidden
 
 BOX = (0.25, 0.25, 0.5, 0.5)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vjepa_jax.compilation import flops, hlo
 from vjepa_jax.models import zoo
-from vjepa_jax.parallel import flops, hlo
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.parallel.sharding import replicate, shard_batch
 from vjepa_jax.training.objective import Objective, compute_loss

@@ -8,19 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from vjepa_jax.masks.chosen import choose_hidden
 from vjepa_jax.models import zoo
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify
-from vjepa_jax.training import decoding, rolling
-from vjepa_jax.training.imagination import Imagination
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import make_train_step
-from vjepa_jax.training.world import (
+from vjepa_jax.world import decoding
+from vjepa_jax.world import rollout as rolling
+from vjepa_jax.world.masks import choose_hidden
+from vjepa_jax.world.model import (
   WorldModel,
   measure_space,
   normalize_visible,
 )
+from vjepa_jax.world.predict import Imagination
 
 GRID, TUBELET = (2, 2, 2), (2, 8, 8)
 NUM_PIXELS = 3 * math.prod(TUBELET)

@@ -17,9 +17,9 @@ import numpy as np
 
 from vjepa_jax.models.tubelets import normalize_clips
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training.imagination import choose_mask_token
 from vjepa_jax.training.normalization import normalize_features
-from vjepa_jax.training.world import WorldModel, encode_target
+from vjepa_jax.world.model import WorldModel, encode_target
+from vjepa_jax.world.predict import choose_mask_token
 
 Films = Sequence[np.ndarray]
 Measure = Callable[[Films], list[np.ndarray]]

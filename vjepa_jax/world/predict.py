@@ -11,7 +11,7 @@ import numpy as np
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.positions import Grid
-from vjepa_jax.training.world import (
+from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
   encode_target,

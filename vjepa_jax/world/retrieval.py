@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vjepa_jax.data.clips import Clips
-from vjepa_jax.training.imagination import Imagination
+from vjepa_jax.world.predict import Imagination
 
 
 class Neighbours(NamedTuple):

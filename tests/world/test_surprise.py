@@ -6,15 +6,15 @@ import optax
 import pytest
 
 from vjepa_jax.models import zoo
-from vjepa_jax.training import surprise
 from vjepa_jax.training.normalization import (
   normalize_features,
   normalize_over_clips,
 )
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
-from vjepa_jax.training.surprise_scores import score_pairs
-from vjepa_jax.training.world import WorldModel
+from vjepa_jax.world import surprise
+from vjepa_jax.world.model import WorldModel
+from vjepa_jax.world.surprise_scores import score_pairs
 
 WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
 

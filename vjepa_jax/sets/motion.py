@@ -26,7 +26,7 @@ import av
 import cv2
 import numpy as np
 
-from vjepa_jax.data.encode import write_video
+from vjepa_jax.data.encode import is_written, write_video
 from vjepa_jax.progress import make_bar
 
 av.logging.set_libav_level(av.logging.PANIC)
@@ -132,7 +132,7 @@ def write_motion_set(
     },
     'video_bytes': sum(v.stat().st_size for v in (*train_videos, *test_videos)),
   }
-  if _is_finished(folder, options):
+  if is_written(folder / 'motion.json', options):
     logging.info('The motion set in %s is complete.', folder)
     return folder
 
@@ -173,20 +173,6 @@ def _split(videos, test_videos, seed):
       f'all {len(videos)} videos are test videos: none is left to train'
     )
   return train, test
-
-
-def _is_finished(folder: pathlib.Path, options: dict) -> bool:
-  marker = folder / 'motion.json'
-  if not marker.exists():
-    return False
-  found = json.loads(marker.read_text())
-  for name, value in options.items():
-    if found.get(name) != value:
-      raise ValueError(
-        f'{folder} holds another motion set, with {name}={found.get(name)}, '
-        f'not {value}: give another folder, or delete this one'
-      )
-  return True
 
 
 def _write_split(folder, split, num_clips, videos, seed, pool, bar):

@@ -9,22 +9,24 @@ import optax
 import pytest
 
 from vjepa_jax.data.clips import Clips
-from vjepa_jax.masks.chosen import choose_hidden
 from vjepa_jax.models import zoo
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify
-from vjepa_jax.training import guesses, imagination, rolling
-from vjepa_jax.training.decoding import LoadedDecoder
-from vjepa_jax.training.gallery import Gallery
-from vjepa_jax.training.imagination import Imagination
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
-from vjepa_jax.training.world import (
+from vjepa_jax.world import baselines as guesses
+from vjepa_jax.world import predict as imagination
+from vjepa_jax.world import rollout as rolling
+from vjepa_jax.world.decoding import LoadedDecoder
+from vjepa_jax.world.masks import choose_hidden
+from vjepa_jax.world.model import (
   WorldModel,
   complete_clip,
   encode_target,
   measure_space,
 )
+from vjepa_jax.world.predict import Imagination
+from vjepa_jax.world.retrieval import Gallery
 
 GRID, TUBELET = (4, 2, 2), (2, 8, 8)
 BOX = (0.0, 0.0, 0.5, 0.5)

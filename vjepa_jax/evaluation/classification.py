@@ -12,9 +12,9 @@ import numpy as np
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.features import join_segments
 from vjepa_jax.data.pipeline import ClipOptions, check_label, read_clips
+from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training.finetuning import Classifier
 
 
 class Predictions(NamedTuple):

@@ -6,11 +6,11 @@ import statistics
 
 import numpy as np
 
+from vjepa_jax.evaluation import probing
+from vjepa_jax.evaluation.probing import LabelledClips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import make_sincos_table
 from vjepa_jax.models.tubelets import compute_grid, patchify
-from vjepa_jax.training import probing
-from vjepa_jax.training.probing import LabelledClips
 
 Scores = dict[str, float]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vjepa_jax.data.pairs import Pair
+from vjepa_jax.sets.pairs import Pair
 
 # How the surprise of windows makes the score of a film.
 SCORES = ('max', 'mean')

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import optax
 
+from vjepa_jax.evaluation.probing import LabelledClips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training.probing import LabelledClips
 
 
 def score_supervised(

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib import figure
 
-from vjepa_jax.training.pictures import CURVES, find_curves
+from vjepa_jax.plots.training import CURVES, find_curves
 
 # Colours that stand for those of the page, which differ by day and night.
 _INK, _FAINT = '#010101', '#020202'

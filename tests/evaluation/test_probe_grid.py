@@ -7,15 +7,15 @@ import numpy as np
 import optax
 import pytest
 
-from vjepa_jax.models import zoo
-from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
-from vjepa_jax.parallel import mesh as mesh_lib
-from vjepa_jax.parallel import sharding
-from vjepa_jax.training.probe_grid import (
+from vjepa_jax.evaluation.probe_grid import (
   ProbeGrid,
   make_points,
   make_probe_step,
 )
+from vjepa_jax.models import zoo
+from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
 
 POINTS = make_points((3e-3, 1e-3), (0.1,))
 SEGMENTS, VIDEOS = 2, 8

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.models import tubelets as tub
-from vjepa_jax.training.decoding import LoadedDecoder
-from vjepa_jax.training.imagination import Imagination, Imagined
-from vjepa_jax.training.world import normalize_visible
+from vjepa_jax.world.decoding import LoadedDecoder
+from vjepa_jax.world.model import normalize_visible
+from vjepa_jax.world.predict import Imagination, Imagined
 
 THROUGH = ('pixels', 'features')
 

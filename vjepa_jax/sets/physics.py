@@ -26,7 +26,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from vjepa_jax.data.encode import write_video
+from vjepa_jax.data.encode import is_written, write_video
 from vjepa_jax.progress import make_bar
 
 # What is violated: an object vanishes or comes out of nothing, changes its
@@ -145,7 +145,7 @@ def write_physics_set(
     'num_train': num_train,
     'num_sets': num_sets,
   }
-  if _is_finished(folder, options):
+  if is_written(folder / 'physics.json', options):
     return folder
   for split in ('train', 'test'):
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -193,20 +193,6 @@ def render_set(
     switched = [before[: scene.moment], after[scene.moment :]]
     films += [before, np.concatenate(switched)]
   return films
-
-
-def _is_finished(folder: pathlib.Path, options: dict) -> bool:
-  marker = folder / 'physics.json'
-  if not marker.exists():
-    return False
-  found = json.loads(marker.read_text())
-  for name, value in options.items():
-    if found.get(name) != value:
-      raise ValueError(
-        f'{folder} holds another physics set, with {name}={found.get(name)}, '
-        f'not {value}: give another folder, or delete this one'
-      )
-  return True
 
 
 def _write_train(

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vjepa_jax.data import motion, package_videos
 from vjepa_jax.data.decode import open_video
-from vjepa_jax.data.synthetic import write_toy_videos
+from vjepa_jax.sets import motion, package_videos
+from vjepa_jax.sets.toy import write_toy_videos
 
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from vjepa_jax.data import pairs, physics
 from vjepa_jax.data.sources import ManifestSource
+from vjepa_jax.sets import pairs, physics
 
 
 @pytest.fixture(scope='module')

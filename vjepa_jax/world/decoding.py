@@ -20,7 +20,7 @@ from vjepa_jax.models.positions import Grid
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.checkpoint import CheckpointError
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.world import (
+from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
   encode_target,

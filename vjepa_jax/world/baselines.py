@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.training import imagination
-from vjepa_jax.training.decoding import LoadedDecoder
-from vjepa_jax.training.imagination import Imagination
-from vjepa_jax.training.rolling import Render, make_render, roll
+from vjepa_jax.world import predict as imagination
+from vjepa_jax.world.decoding import LoadedDecoder
+from vjepa_jax.world.predict import Imagination
+from vjepa_jax.world.rollout import Render, make_render, roll
 
 TITLES = {
   'prediction': 'imagined',

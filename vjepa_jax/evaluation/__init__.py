@@ -1,0 +1,1 @@
+"""What a frozen or fine-tuned encoder knows: probes, baselines, features."""

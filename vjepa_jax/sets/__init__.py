@@ -1,0 +1,1 @@
+"""Data that is made: rendered and cut videos with known answers."""
