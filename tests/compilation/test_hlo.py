@@ -151,19 +151,24 @@ def test_minimum_is_what_the_step_multiplies_without_remat(fields):
     return jax.ShapeDtypeStruct((3, n), jnp.int32)
 
   batch = {
-    'video': jax.ShapeDtypeStruct((3, 8, 32, 32, 3), jnp.uint8),
-    'masks': (
-      {'context': ids(20), 'target': ids(30)},
-      {'context': ids(10), 'target': ids(40)},
-    ),
+    'video': {
+      'pixels': jax.ShapeDtypeStruct((3, 8, 32, 32, 3), jnp.uint8),
+      'masks': (
+        {'context': ids(20), 'target': ids(30)},
+        {'context': ids(10), 'target': ids(40)},
+      ),
+    },
   }
   params = {
     'encoder': jax.eval_shape(
-      encoder.init, jax.random.key(0), batch['video'], ids(4)
+      encoder.init, jax.random.key(0), batch['video']['pixels'], ids(4)
     )['params']
   }
   target = jax.eval_shape(
-    goal.target_encoder.init, jax.random.key(0), batch['video'], ids(4)
+    goal.target_encoder.init,
+    jax.random.key(0),
+    batch['video']['pixels'],
+    ids(4),
   )['params']
   features = jax.ShapeDtypeStruct((3, 4, encoder.width), jnp.float32)
   params['predictor'] = jax.eval_shape(

@@ -35,22 +35,23 @@ def _take(loader, count, *, batch_size=4, weights=(1.0,), **options):
 
 def _assert_same(batches, others):
   for a, b in zip(batches, others, strict=True):
-    np.testing.assert_array_equal(a['video'], b['video'])
-    for x, y in zip(a['masks'], b['masks'], strict=True):
+    np.testing.assert_array_equal(a['video']['pixels'], b['video']['pixels'])
+    for x, y in zip(a['video']['masks'], b['video']['masks'], strict=True):
       np.testing.assert_array_equal(x['context'], y['context'])
       np.testing.assert_array_equal(x['target'], y['target'])
 
 
 def test_batches_hold_clips_and_masks(toy_videos):
   batch = _take(_loader([toy_videos]), 1)[0]
-  assert batch['video'].shape == (4, 4, 32, 32, 3)
-  assert batch['video'].dtype == np.uint8
-  assert batch['masks'][0]['context'].shape == (4, 12)
-  assert batch['masks'][0]['target'].shape == (4, 10)
+  assert batch['video']['pixels'].shape == (4, 4, 32, 32, 3)
+  assert batch['video']['pixels'].dtype == np.uint8
+  assert batch['video']['masks'][0]['context'].shape == (4, 12)
+  assert batch['video']['masks'][0]['target'].shape == (4, 10)
   # Samples differ, in content and in mask.
-  assert (batch['video'][0] != batch['video'][1]).any()
+  assert (batch['video']['pixels'][0] != batch['video']['pixels'][1]).any()
   assert (
-    batch['masks'][0]['context'][0] != batch['masks'][0]['context'][1]
+    batch['video']['masks'][0]['context'][0]
+    != batch['video']['masks'][0]['context'][1]
   ).any()
   assert not batch['failures'].size
 
@@ -71,11 +72,13 @@ def test_hosts_together_read_what_one_host_reads(toy_videos):
   ]
   joined = [
     {
-      'video': np.concatenate([a['video'], b['video']]),
-      'masks': [
-        {k: np.concatenate([x[k], y[k]]) for k in x}
-        for x, y in zip(a['masks'], b['masks'], strict=True)
-      ],
+      'video': {
+        'pixels': np.concatenate([a['video']['pixels'], b['video']['pixels']]),
+        'masks': [
+          {k: np.concatenate([x[k], y[k]]) for k in x}
+          for x, y in zip(a['video']['masks'], b['video']['masks'], strict=True)
+        ],
+      }
     }
     for a, b in zip(*halves, strict=True)
   ]
@@ -97,8 +100,8 @@ def test_a_position_resumes_on_the_very_next_batch(toy_videos, hosts, workers):
   )
   rows = 8 // hosts
   for batch in expected:
-    batch['video'] = batch['video'][:rows]
-    for mask in batch['masks']:
+    batch['video']['pixels'] = batch['video']['pixels'][:rows]
+    for mask in batch['video']['masks']:
       mask.update({k: v[:rows] for k, v in mask.items()})
   _assert_same(resumed, expected[3:])
 
@@ -128,8 +131,8 @@ def test_several_clips_a_video(toy_videos):
     frames=4, resolution=32, frame_step=2, num_clips=2
   )
   batch = _take(_loader([toy_videos], options), 1)[0]
-  assert batch['video'].shape == (4, 4, 32, 32, 3)
-  context = batch['masks'][0]['context']
+  assert batch['video']['pixels'].shape == (4, 4, 32, 32, 3)
+  context = batch['video']['masks'][0]['context']
   assert (context[0] != context[1]).any()  # masks are a clip's, not a video's
 
 
@@ -142,7 +145,7 @@ def test_mixture_follows_its_weights(toy_videos, tmp_path):
   drawn = [index[i][0] for i in range(400)]
   assert np.mean(drawn) == pytest.approx(0.25, abs=0.01)
   batch = _take(loader, 1, weights=(0.75, 0.25))[0]
-  assert len(batch['video']) == 4
+  assert len(batch['video']['pixels']) == 4
 
 
 @pytest.fixture
@@ -176,7 +179,7 @@ def test_bad_videos_are_replaced_and_reported(broken_folder):
   # Two passes over 14 videos meet each of the broken ones.
   assert {event['name'] for event in events} == broken
   assert all(event['reason'] for event in events)
-  assert all(len(batch['video']) == 2 for batch in batches)
+  assert all(len(batch['video']['pixels']) == 2 for batch in batches)
   _assert_same(_take(loader, 14, batch_size=2, num_workers=2), batches)
 
 

@@ -26,10 +26,14 @@ def batches():
   rng = np.random.default_rng(0)
   return [
     {
-      'video': rng.integers(
-        0, 255, (VIDEOS * SEGMENTS, 4, 32, 32, 3), np.uint8
-      ),
-      'label': np.repeat(rng.integers(0, 3, VIDEOS), SEGMENTS).astype(np.int32),
+      'video': {
+        'pixels': rng.integers(
+          0, 255, (VIDEOS * SEGMENTS, 4, 32, 32, 3), np.uint8
+        ),
+        'label': np.repeat(rng.integers(0, 3, VIDEOS), SEGMENTS).astype(
+          np.int32
+        ),
+      },
     }
     for _ in range(3)
   ]
@@ -137,7 +141,7 @@ def test_segments_are_seen_together_and_views_are_averaged(batches):
 def test_tokens_of_several_layers_are_seen_together(batches):
   grid = _make_grid(POINTS)
   state, _ = _train(grid, batches[:1])
-  video = batches[0]['video'][None, :SEGMENTS]
+  video = batches[0]['video']['pixels'][None, :SEGMENTS]
   last = grid.encode(state.teacher, video)
   both = dataclasses.replace(grid, layers=(0, 1)).encode(state.teacher, video)
   assert both.shape == (1, 1, SEGMENTS * 2 * 32, 48)

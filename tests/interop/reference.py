@@ -203,17 +203,17 @@ def train(encoder, predictor, batches, schedules, clip_norm, clip_start):
       group['lr'] = schedules['learning_rate'](step)
       decay = schedules['weight_decay'](step)
       group['weight_decay'] = decay if group['decays'] else 0.0
-    video = normalize(batch['video'])
+    video = normalize(batch['video']['pixels'])
     with torch.no_grad():
       h = target(video)
       h = functional.layer_norm(h, h.shape[-1:])
     loss = 0.0
-    for i, mask in enumerate(batch['masks']):
+    for i, mask in enumerate(batch['video']['masks']):
       ids = {k: torch.tensor(v).long() for k, v in mask.items()}
       context = encoder(video, ids['context'])
       z = predictor(context, ids['context'], ids['target'], i)
       loss = loss + (z - take(h, ids['target'])).abs().mean()
-    loss = loss / len(batch['masks'])
+    loss = loss / len(batch['video']['masks'])
     optimizer.zero_grad()
     loss.backward()
     if step >= clip_start:

@@ -41,14 +41,16 @@ def _batches():
     masks = [[sampler(rng) for _ in range(4)] for sampler in samplers]
     batches.append(
       {
-        'video': rng.integers(0, 256, (4, 4, 32, 32, 3), dtype=np.uint8),
-        'masks': tuple(
-          {
-            'context': np.stack([c for c, _ in clips]),
-            'target': np.stack([t for _, t in clips]),
-          }
-          for clips in masks
-        ),
+        'video': {
+          'pixels': rng.integers(0, 256, (4, 4, 32, 32, 3), dtype=np.uint8),
+          'masks': tuple(
+            {
+              'context': np.stack([c for c, _ in clips]),
+              'target': np.stack([t for _, t in clips]),
+            }
+            for clips in masks
+          ),
+        },
       }
     )
   return batches
@@ -147,16 +149,16 @@ def trained(request):
 def test_forward_equals_the_reference_in_float64(name, check_parity):
   (encoder_t, predictor_t), (encoder, predictor), params = _build(name)
   batch = _batches()[0]
-  video = reference.normalize(batch['video']).double()
+  video = reference.normalize(batch['video']['pixels']).double()
   label = f'{name} (reference, float64)'
   encoder_t.double(), predictor_t.double()
-  for index, mask in enumerate(batch['masks']):
+  for index, mask in enumerate(batch['video']['masks']):
     ids = {k: torch.tensor(v).long() for k, v in mask.items()}
     with torch.no_grad():
       context_t = encoder_t(video, ids['context'])
       predicted_t = predictor_t(context_t, ids['context'], ids['target'], index)
     context = encoder.apply(
-      {'params': params['encoder']}, batch['video'], mask['context']
+      {'params': params['encoder']}, batch['video']['pixels'], mask['context']
     )
     predicted = predictor.apply(
       {'params': params['predictor']},

@@ -206,5 +206,5 @@ def test_batches_must_split_into_devices_and_microbatches():
   with pytest.raises(ValueError, match='2 data shards x 3 microbatches'):
     build_program(config, mesh, 100_000, 1000)
   batch = make_abstract_batch(config)
-  assert batch['video'].shape == (32, 4, 64, 64, 3)
-  assert batch['masks'][0]['target'].shape == (32, 16)
+  assert batch['video']['pixels'].shape == (32, 4, 64, 64, 3)
+  assert batch['video']['masks'][0]['target'].shape == (32, 16)

@@ -62,7 +62,7 @@ def _batch(seed):
       }
     )
   video = rng.integers(0, 256, (BATCH, 4, 32, 32, 3), dtype=np.uint8)
-  return {'video': video, 'masks': tuple(masks)}
+  return {'video': {'pixels': video, 'masks': tuple(masks)}}
 
 
 @pytest.fixture(scope='module')
@@ -134,13 +134,17 @@ def test_loss_is_the_published_formula(initial, loss_exp):
     initial.params, goal, initial.target, batch
   )
   encoder, predictor = _models()
-  clip = np.asarray(encoder.apply({'params': initial.target}, batch['video']))
+  clip = np.asarray(
+    encoder.apply({'params': initial.target}, batch['video']['pixels'])
+  )
   mean, var = clip.mean(-1, keepdims=True), clip.var(-1, keepdims=True)
   clip = (clip - mean) / np.sqrt(var + 1e-5)
   losses, stds = [], []
-  for i, mask in enumerate(batch['masks']):
+  for i, mask in enumerate(batch['video']['masks']):
     context = encoder.apply(
-      {'params': initial.params['encoder']}, batch['video'], mask['context']
+      {'params': initial.params['encoder']},
+      batch['video']['pixels'],
+      mask['context'],
     )
     z = np.asarray(
       predictor.apply(
@@ -177,18 +181,19 @@ def test_variance_term_is_optional(initial):
 
 def test_targets_by_position_have_nothing_that_clips_share(initial):
   batch = _batch(3)
-  batch['masks'] = tuple(
+  batch['video']['masks'] = tuple(
     {k: np.broadcast_to(ids[:1], ids.shape) for k, ids in mask.items()}
-    for mask in batch['masks']
+    for mask in batch['video']['masks']
   )
   by_position = _objective(target_norm='position')
   targets, _ = objective.encode_targets(by_position, initial.target, batch)
   encoder = by_position.encoder
   features = np.asarray(
-    encoder.apply({'params': initial.target}, batch['video']), np.float32
+    encoder.apply({'params': initial.target}, batch['video']['pixels']),
+    np.float32,
   )
   expected = (features - features.mean(0)) / (features.std(0) + 0.05)
-  for target, mask in zip(targets, batch['masks'], strict=True):
+  for target, mask in zip(targets, batch['video']['masks'], strict=True):
     np.testing.assert_allclose(target.mean(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(
       target, expected[:, mask['target'][0]], atol=1e-4
@@ -204,11 +209,15 @@ def test_target_of_targets_cannot_see_the_context(initial):
   seen, _ = objective.encode_targets(
     _objective(target_view='targets'), initial.target, batch
   )
-  other = dict(batch, video=batch['video'].copy())
+  other = {
+    'video': batch['video'] | {'pixels': batch['video']['pixels'].copy()}
+  }
   # Token 0 is the corner of the first frames; change it where it is hidden
   # from the first mask's targets.
-  rows = [r for r in range(BATCH) if 0 not in batch['masks'][0]['target'][r]]
-  other['video'][rows, :2, :8, :8] = 0
+  rows = [
+    r for r in range(BATCH) if 0 not in batch['video']['masks'][0]['target'][r]
+  ]
+  other['video']['pixels'][rows, :2, :8, :8] = 0
   again, _ = objective.encode_targets(
     _objective(target_view='targets'), initial.target, other
   )
@@ -344,9 +353,11 @@ def test_masks_in_one_pass_give_the_losses_of_separate_passes(initial):
     initial.params, goal, initial.target, batch
   )
   for i, name in enumerate(goal.mask_names):
-    mask = batch['masks'][i]
+    mask = batch['video']['masks'][i]
     context = goal.encoder.apply(
-      {'params': initial.params['encoder']}, batch['video'], mask['context']
+      {'params': initial.params['encoder']},
+      batch['video']['pixels'],
+      mask['context'],
     )
     predicted = goal.predictor.apply(
       {'params': initial.params['predictor']},
@@ -406,7 +417,7 @@ def _loss(state, batch, fields, step=0):
     predict_context=fields.get('context_weight', 0) > 0,
   )
   described = described._replace(predictor=predictor)
-  ids = batch['masks'][0]
+  ids = batch['video']['masks'][0]
   context = jnp.zeros((BATCH, ids['context'].shape[1], encoder.width))
   params = {
     'encoder': state.params['encoder'],
@@ -484,7 +495,7 @@ def test_a_frozen_teacher_of_another_size_gives_the_targets(initial):
   @jax.jit
   def init(key):
     state = state_lib.init_state(key, encoder, goal.predictor, tx, GRID)
-    params = teacher.init(key, batch['video'])['params']
+    params = teacher.init(key, batch['video']['pixels'])['params']
     return state.replace(teacher=params)
 
   state = init(jax.random.key(0))
@@ -492,10 +503,10 @@ def test_a_frozen_teacher_of_another_size_gives_the_targets(initial):
   target = jax.tree.map(np.array, state.target)
   places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.teacher)]
   expected = normalization.normalize_features(
-    teacher.apply({'params': frozen}, batch['video'])
+    teacher.apply({'params': frozen}, batch['video']['pixels'])
   )
   targets, _ = objective.encode_targets(goal, state.teacher, batch)
-  for found, mask in zip(targets, batch['masks'], strict=True):
+  for found, mask in zip(targets, batch['video']['masks'], strict=True):
     rows = np.arange(BATCH)[:, None]
     np.testing.assert_allclose(found, expected[rows, mask['target']], atol=1e-5)
   gradient = jax.jit(

@@ -99,14 +99,14 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   )
   losses = []
   for _ in range(80):
-    state, metrics = step(state, {'video': video})
+    state, metrics = step(state, {'video': {'pixels': video}})
     losses.append(float(metrics['loss']))
   # It starts from grey; a clip's deviation is nearly 1.
   assert 0.4 < losses[0] <= 0.5
   assert losses[-1] < 0.02
   # The average is what is used, and the encoder is as it was.
   loss, _ = decoding.compute_decoder_loss(
-    {'decoder': state.target}, models, frozen, {'video': video}
+    {'decoder': state.target}, models, frozen, {'video': {'pixels': video}}
   )
   assert loss < 0.03
   jax.tree.map(np.testing.assert_array_equal, state.teacher, frozen)

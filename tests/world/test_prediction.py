@@ -115,7 +115,7 @@ def test_errors_are_the_loss_of_training(worlds, fields):
     {name: world.params[name] for name in ('encoder', 'predictor')},
     objective,
     world.params['target'],
-    {'video': video, 'masks': (ids,)},
+    {'video': {'pixels': video, 'masks': (ids,)}},
   )
   predicted = future.imagine(video).predicted
   scores = imagination.score_features(predicted, future.reveal(video))

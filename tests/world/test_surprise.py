@@ -67,7 +67,9 @@ def test_surprise_is_the_loss_of_training(fields):
   ids = np.arange(16, dtype=np.int32)[None]
   mask = {'context': ids[:, :8], 'target': ids[:, 8:]}
   for start, value in zip((0, 2, 4), curve, strict=True):
-    batch = {'video': film[None, start : start + 8], 'masks': (mask,)}
+    batch = {
+      'video': {'pixels': film[None, start : start + 8], 'masks': (mask,)}
+    }
     loss = compute(params, model.params['target'], batch)
     np.testing.assert_allclose(value, loss, rtol=1e-4)
 

@@ -66,7 +66,7 @@ def make_batch(config: config_dict.ConfigDict) -> dict[str, Any]:
     masks.append({'context': context, 'target': target})
   shape = (size, clip.frames, clip.resolution, clip.resolution, 3)
   video = rng.integers(0, 256, shape, dtype=np.uint8)
-  return {'video': video, 'masks': tuple(masks)}
+  return {'video': {'pixels': video, 'masks': tuple(masks)}}
 
 
 class JaxStep:
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     {
       measure.OURS: lambda _: losses[measure.OURS].append(ours(batch)),
       'torch': lambda _: losses['torch'].append(
-        theirs(batch['video'], batch['masks'])
+        theirs(batch['video']['pixels'], batch['video']['masks'])
       ),
     },
     arguments.rounds or (2 if arguments.quick else 10),

@@ -95,11 +95,11 @@ def count_minimum(objective: Any, batch: Any) -> float:
     FLOPs of the whole batch.
   """
   encoder, predictor = objective.encoder, objective.predictor
-  video = batch['video'].shape
+  video = batch['video']['pixels'].shape
   tubelet_size = math.prod(encoder.tubelet) * video[-1]
   num_tokens = math.prod(video[1:]) // tubelet_size
-  context = [mask['context'].shape[1] for mask in batch['masks']]
-  target = [mask['target'].shape[1] for mask in batch['masks']]
+  context = [mask['context'].shape[1] for mask in batch['video']['masks']]
+  target = [mask['target'].shape[1] for mask in batch['video']['masks']]
 
   def encode(model, lengths, passes):
     # The pixels need no gradient.

@@ -138,15 +138,16 @@ class FeatureLoader:
   num_clips = 1
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
-    """Loads 'features' float32 `[1, tokens, D]` and 'label' int32 `[1]`."""
+    """Loads 'features' float32 `[1, tokens, D]` and their 'label'."""
     del position  # nothing about it is random
     source, index = key
     video = self.sources[source][index]
     pipeline.check_label(video, self.num_classes)
     return {
-      'features': join_segments(video.features),
-      'label': np.array([video.label], np.int32),
-      'masks': (),
+      'video': {
+        'features': join_segments(video.features),
+        'label': np.array([video.label], np.int32),
+      },
       'failures': '',
     }
 

@@ -160,10 +160,11 @@ class SampleLoader:
         source are drawn, deterministically.
 
     Returns:
-      'video' uint8 `[num_clips, frames, size, size, 3]`; 'masks' a tuple with
-      'context' int32 `[num_clips, Kc]` and 'target' `[num_clips, Kt]` a spec;
-      'failures' a JSON list of {name, reason} for the videos that failed; with
-      `num_classes` a 'label' int32 `[num_clips]`.
+      The stream 'video': 'pixels' uint8 `[num_clips, frames, size, size, 3]`,
+      'masks', a tuple with 'context' int32 `[num_clips, Kc]` and 'target'
+      `[num_clips, Kt]` a spec, with `num_classes` a 'label' int32
+      `[num_clips]`; and 'failures', a JSON list of {name, reason} for the
+      videos that failed.
 
     Raises:
       RuntimeError: 100 videos in a row failed.
@@ -196,8 +197,8 @@ class SampleLoader:
       ]
       for i, sampler in enumerate(self.mask_samplers)
     ]
-    sample = {
-      'video': video,
+    stream = {
+      'pixels': video,
       'masks': tuple(
         {
           'context': np.stack([context for context, _ in clips]),
@@ -205,12 +206,14 @@ class SampleLoader:
         }
         for clips in masks
       ),
-      'failures': json.dumps(failures) if failures else '',
     }
     if self.num_classes is not None:
       check_label(record, self.num_classes)
-      sample['label'] = np.full(len(video), record.label, np.int32)
-    return sample
+      stream['label'] = np.full(len(video), record.label, np.int32)
+    return {
+      'video': stream,
+      'failures': json.dumps(failures) if failures else '',
+    }
 
 
 def check_label(record: sources.Record, num_classes: int) -> None:
@@ -226,23 +229,22 @@ def check_label(record: sources.Record, num_classes: int) -> None:
 def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Joins samples `[num_clips, ...]` to a batch `[B, ...]`."""
 
-  def concatenate(*arrays):
-    return np.concatenate(arrays)
-
-  arrays = [name for name in samples[0] if name not in ('masks', 'failures')]
+  failures = [s['failures'] for s in samples if s['failures']]
+  streams = [{k: v for k, v in s.items() if k != 'failures'} for s in samples]
   return {
-    **{name: concatenate(*[s[name] for s in samples]) for name in arrays},
-    'masks': tuple(
-      {
-        name: concatenate(*[s['masks'][i][name] for s in samples])
-        for name in ('context', 'target')
-      }
-      for i in range(len(samples[0]['masks']))
-    ),
-    'failures': np.array(
-      [s['failures'] for s in samples if s['failures']], dtype=np.str_
-    ),
+    **_concatenate(streams),
+    'failures': np.array(failures, dtype=np.str_),
   }
+
+
+def _concatenate(trees: Sequence[Any]) -> Any:
+  """Concatenates arrays at the same place of several trees."""
+  first = trees[0]
+  if isinstance(first, Mapping):
+    return {name: _concatenate([t[name] for t in trees]) for name in first}
+  if isinstance(first, tuple):
+    return tuple(map(_concatenate, zip(*trees, strict=True)))
+  return np.concatenate(trees)
 
 
 def _index(
@@ -287,9 +289,9 @@ def make_batches(
       bound the read-ahead: Grain's default of 500 elements would be batches.
 
   Returns:
-    A Grain dataset of batches: 'video' uint8
-    `[batch_size / process_count, frames, size, size, 3]`, 'masks', and
-    'failures', what was replaced in this batch, a JSON list each.
+    A Grain dataset of batches: the streams of `SampleLoader`, of which 'video'
+    has 'pixels' uint8 `[batch_size / process_count, frames, size, size, 3]`;
+    and 'failures', what was replaced in this batch, a JSON list each.
 
   Raises:
     ValueError: The batch does not split evenly.

@@ -89,7 +89,7 @@ def make_finetune_step(
     seed: Of drop path.
 
   Returns:
-    A function from (state, {'video', 'label'}) to (state, metrics), to be
+    A function from (state, batch) to (state, metrics), to be
     jitted with the state donated.
   """
   num_classes = classifier.probe.num_classes
@@ -97,11 +97,11 @@ def make_finetune_step(
 
   def compute_loss(params, batch, step):
     key = jax.random.fold_in(jax.random.key(seed), step)
-    logits = classifier(params, batch['video'], key)
-    labels = jax.nn.one_hot(batch['label'], num_classes)
+    logits = classifier(params, batch['video']['pixels'], key)
+    labels = jax.nn.one_hot(batch['video']['label'], num_classes)
     labels = optax.smooth_labels(labels, label_smoothing)
     loss = optax.softmax_cross_entropy(logits, labels).mean()
-    hits = (logits.argmax(axis=-1) == batch['label']).mean()
+    hits = (logits.argmax(axis=-1) == batch['video']['label']).mean()
     return loss, {'loss': loss, 'train_top1': hits}
 
   def train_step(state: TrainState, batch: dict[str, jax.Array]):

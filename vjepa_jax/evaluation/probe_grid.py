@@ -123,9 +123,10 @@ def make_probe_step(
 
   Returns:
     A function from (state, batch) to (state, metrics), to be jitted with the
-    state donated. A batch has 'label' int32 `[V * segments]`, a video's one
-    after the other, and 'video' uint8 `[V * segments, T, H, W, 3]`; or
-    'features' `[V, tokens, D]` and 'label' `[V]`.
+    state donated. The stream 'video' has 'label' int32 `[V * segments]`, a
+    video's one after the other, and 'pixels' uint8
+    `[V * segments, T, H, W, 3]`; or 'features' `[V, tokens, D]` and 'label'
+    `[V]`.
   """
   limit = jnp.inf if clip_norm is None else clip_norm
   rates, decays = (jnp.asarray(x) for x in zip(*grid.points, strict=True))
@@ -149,11 +150,12 @@ def make_probe_step(
     return *kept, loss, hits, finite
 
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
-    labels = batch['label']
-    if 'features' in batch:
-      features = batch['features']
+    stream = batch['video']
+    labels = stream['label']
+    if 'features' in stream:
+      features = stream['features']
     else:
-      video = batch['video']
+      video = stream['pixels']
       videos = video.reshape(-1, grid.segments, *video.shape[1:])
       features = grid.encode(state.teacher, videos)[:, 0]
       labels = labels[:: grid.segments]

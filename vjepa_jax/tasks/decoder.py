@@ -223,7 +223,7 @@ def _measure_or_read(
   space = measure_space(
     world,
     (
-      batch['video']
+      batch['video']['pixels']
       for batch in make_bar(
         batches, total=count, desc='statistics of features', leave=False
       )

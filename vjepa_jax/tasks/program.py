@@ -123,13 +123,14 @@ def make_abstract_batch(config: config_dict.ConfigDict) -> Batch:
     count = config.masks[name][f'{part}_tokens']
     return jax.ShapeDtypeStruct((batch_size, count), jnp.int32)
 
-  return {
-    'video': jax.ShapeDtypeStruct((batch_size, *sides, 3), jnp.uint8),
+  stream = {
+    'pixels': jax.ShapeDtypeStruct((batch_size, *sides, 3), jnp.uint8),
     'masks': tuple(
       {part: ids(name, part) for part in ('context', 'target')}
       for name in config.mask_names
     ),
   }
+  return {'video': stream}
 
 
 def get_steps(

@@ -91,7 +91,7 @@ class Feed:
     )
 
   def __next__(self) -> dict[str, Any]:
-    """Returns the next batch: 'video' and 'masks', global jax.Arrays."""
+    """Returns the next batch: streams by name, trees of global jax.Arrays."""
     start = time.perf_counter()
     batch, failures = next(self._iterator)
     self.wait_seconds = time.perf_counter() - start

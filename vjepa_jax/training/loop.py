@@ -165,7 +165,7 @@ def train(
     ):
       state, step_metrics = train_step(state, batch)
       if cadence.diagnoses(step + 1):
-        statistics = diagnose(state.target, batch['video'])
+        statistics = diagnose(state.target, batch['video']['pixels'])
     metrics.put(step + 1, step_metrics, statistics)
     telemetry.advance(feed.wait_seconds)
   checkpoints.wait()

@@ -32,7 +32,7 @@ class Objective(NamedTuple):
   Attributes:
     encoder: Context and target encoder.
     predictor: Predictor.
-    mask_names: Names of the mask specs, in the order of batch['masks'].
+    mask_names: Names of the mask specs, in the order of a stream's masks.
     loss_exp: Power of the error; 1 in every published config.
     targets: Features of the encoder's moving average ('ema', the paper); those
       of a 'frozen' teacher; or normalised 'pixels', which train a teacher. The
@@ -120,23 +120,23 @@ def encode_targets(
   Args:
     objective: The objective.
     target: Parameters of the target encoder.
-    batch: 'video' and 'masks', see `compute_loss`.
+    batch: See `compute_loss`.
 
   Returns:
     Normalised features (or pixels) of the target tokens, float32 `[B, Kt, D]`,
     through which no gradient flows; and, where visible tokens are predicted
     too, those of the context, `[B, Kc, D]`, else None.
   """
-  encoder, video = objective.target_encoder, batch['video']
+  encoder, video = objective.target_encoder, batch['video']['pixels']
 
   def gather(clip, part):
-    return [gather_tokens(clip, mask[part]) for mask in batch['masks']]
+    return [gather_tokens(clip, mask[part]) for mask in batch['video']['masks']]
 
   with jax.named_scope('target_encoder'):
     if objective.targets == 'pixels':
       clip = normalize_tubelets(patchify(video, encoder.tubelet))
     elif objective.target_view == 'targets':
-      ids = tuple(mask['target'] for mask in batch['masks'])
+      ids = tuple(mask['target'] for mask in batch['video']['masks'])
       features = encoder.apply({'params': target}, video, ids)
       features = [normalize_features(x) for x in features]
       return jax.lax.stop_gradient(features), None
@@ -167,22 +167,23 @@ def compute_loss(
     params: {'encoder', 'predictor'}.
     objective: The objective.
     target: Parameters of the target encoder.
-    batch: 'video' uint8 `[B, frames, height, width, 3]` and 'masks', for each
-      spec 'context' int32 `[B, Kc]` and 'target' int32 `[B, Kt]`.
+    batch: Of the stream 'video' 'pixels' uint8 `[B, frames, height, width, 3]`
+      and 'masks', for each spec 'context' int32 `[B, Kc]` and 'target' int32
+      `[B, Kt]`.
     step: Steps done, for what rises or is drawn anew with them.
 
   Returns:
     The loss and metrics, float32 scalars.
   """
   encoder, predictor = objective.encoder, objective.predictor
-  grid = compute_grid(batch['video'].shape, encoder.tubelet)
+  grid = compute_grid(batch['video']['pixels'].shape, encoder.tubelet)
   targets, known = encode_targets(objective, target, batch)
   # All mask specs in one pass: one reduction of the gradients, one program.
-  context_ids = tuple(mask['context'] for mask in batch['masks'])
-  target_ids = tuple(mask['target'] for mask in batch['masks'])
+  context_ids = tuple(mask['context'] for mask in batch['video']['masks'])
+  target_ids = tuple(mask['target'] for mask in batch['video']['masks'])
   with jax.named_scope('context_encoder'):
     context = encoder.apply(
-      {'params': params['encoder']}, batch['video'], context_ids
+      {'params': params['encoder']}, batch['video']['pixels'], context_ids
     )
   with jax.named_scope('predictor'):
     predictions = predictor.apply(

@@ -87,7 +87,7 @@ def compute_decoder_loss(
     params: {'decoder'}.
     decoding: The models.
     frozen: What `pack_frozen` returned.
-    batch: 'video' uint8 `[B, frames, h, w, 3]`.
+    batch: Of the stream 'video' 'pixels' uint8 `[B, frames, h, w, 3]`.
     step: Not used.
 
   Returns:
@@ -95,10 +95,10 @@ def compute_decoder_loss(
   """
   del step
   encoder = decoding.world.target_encoder
-  grid = tub.compute_grid(batch['video'].shape, encoder.tubelet)
-  features = encode_frozen(decoding, frozen, batch['video'])
+  grid = tub.compute_grid(batch['video']['pixels'].shape, encoder.tubelet)
+  features = encode_frozen(decoding, frozen, batch['video']['pixels'])
   every = np.arange(int(np.prod(grid)))
-  pixels = normalize_visible(encoder, batch['video'], every)
+  pixels = normalize_visible(encoder, batch['video']['pixels'], every)
   decoded = decoding.decoder.apply(
     {'params': params['decoder']}, features, grid
   )

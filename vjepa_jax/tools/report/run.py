@@ -206,9 +206,11 @@ def draw_masks(
   """
   grid, clips = get_grid(config), []
   for sample in samples[:_SHOWN_CLIPS]:
-    video = sample['video'][0]
+    video = sample['video']['pixels'][0]
     strips = [_make_strip('clip', video / 255.0, config)]
-    for name, mask in zip(config.mask_names, sample['masks'], strict=True):
+    for name, mask in zip(
+      config.mask_names, sample['video']['masks'], strict=True
+    ):
       painted = paint_mask(video, mask['context'][0], mask['target'][0], grid)
       strips.append(_make_strip(f'mask {name}', painted, config))
     clips.append(strips)
@@ -235,7 +237,7 @@ def draw_features(
   if np.prod(grid) > _MAX_TOKENS:
     raise ValueError(f'{np.prod(grid)} tokens are many for a CPU')
   loaded = load(workdir, resize=False)
-  videos = np.concatenate([sample['video'][:1] for sample in samples])
+  videos = np.concatenate([sample['video']['pixels'][:1] for sample in samples])
   key = jax.random.split(jax.random.key(config.seed))[0]
   untrained = jax.jit(loaded.encoder.init)(key, videos[:1])['params']
   apply = jax.jit(lambda p, v: loaded.encoder.apply({'params': p}, v))
