@@ -26,7 +26,6 @@ _ROWS = {
   'random_init': 'random init',
   'pixels': 'raw pixels',
   'differences': 'frame differences',
-  'supervised': 'trained with all labels',
 }
 _COLUMNS = {
   'attentive_few_top1': '160 labels: attentive',
@@ -45,7 +44,7 @@ _CURVES = {
 
 
 def run(variant: str, seed: int, workdir: Path, options: list[str]) -> None:
-  """Pretrains one seed; the first of the recipe also trains with labels."""
+  """Pretrains one seed."""
   command = [
     sys.executable,
     'main.py',
@@ -54,8 +53,6 @@ def run(variant: str, seed: int, workdir: Path, options: list[str]) -> None:
     f'--workdir={workdir}',
     *options,
   ]
-  if (variant, seed) == _RUNS[0]:
-    command.append('--config.motion.supervised_steps=400')
   subprocess.run(command, cwd=_HERE.parent, check=True)
 
 
