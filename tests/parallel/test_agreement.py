@@ -66,6 +66,6 @@ def test_a_missing_cluster_is_named(monkeypatch):
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(ValueError, match='coordinator=auto finds no cluster her'):
-    hosts.start(None, None, None, {}, '')
+    hosts.connect('auto', None, None, 30)
   with pytest.raises(ValueError, match='--coordinator=a:1: coordinator_addr'):
-    hosts.start('a:1', None, None, {}, '')
+    hosts.connect('a:1', None, None, 30)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-from commands import import_command
 import jax
 import numpy as np
 import pytest
@@ -19,9 +18,7 @@ from vjepa_jax.evaluation import extraction, probing
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel.mesh import make_mesh
-from vjepa_jax.tools import convert
-
-prepare = import_command('prepare')
+from vjepa_jax.tools import convert, prepare
 
 OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=3)
 

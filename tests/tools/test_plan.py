@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 
 from configs import vjepa1, vjepa2
 from vjepa_jax.compilation import topology
+from vjepa_jax.compilation.plan import choose_plan, format_plan
+from vjepa_jax.errors import UserError
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tools import plan
@@ -70,7 +73,7 @@ def test_toy_recipes_compile_for_a_tpu(toy_plan):
   ):
     assert toy_plan['parts'][part] > 0
   assert 0 < toy_plan['estimated_mfu'] < 1
-  text = plan.format_plan(toy_plan)
+  text = format_plan(toy_plan)
   assert 'fits' in text and 'predictor_backward' in text
 
 
@@ -98,7 +101,7 @@ def test_out_of_memory_is_an_answer(tmp_path, monkeypatch, capsys):
   assert not answer['fits']
   assert answer['hbm_gib'] > answer['hbm_limit_gib'] == 15.75
   assert answer['estimated_mfu'] is None
-  assert 'DOES NOT FIT' in plan.format_plan(answer)
+  assert 'DOES NOT FIT' in format_plan(answer)
   advice = plan.advise(answer)
   assert '--config.remat=full' in advice and 'microbatches=2' in advice
 
@@ -122,9 +125,9 @@ def test_a_missing_compiler_names_its_extra(monkeypatch):
     raise NotImplementedError('no such platform')
 
   monkeypatch.setattr(topology.topologies, 'get_topology_desc', fail)
-  with pytest.raises(RuntimeError, match=r'\.\[tpu\]'):
+  with pytest.raises(UserError, match=r'\.\[tpu\]'):
     topology.get_devices('v5e:2x2')
-  with pytest.raises(RuntimeError, match=r'\.\[cuda\]'):
+  with pytest.raises(UserError, match=r'\.\[cuda\]'):
     topology.get_devices('h100:1x1x8')
 
 
@@ -138,8 +141,8 @@ def test_fit_takes_the_fastest_that_leaves_room():
     }
 
   plans = [make(False, 40, None), make(True, 15.9, 0.3), make(True, 9, 0.5)]
-  assert plan.choose_plan(plans) is plans[2]
-  assert plan.choose_plan(plans[:2]) is None
+  assert choose_plan(plans) is plans[2]
+  assert choose_plan(plans[:2]) is None
   variants = plan.list_variants(vjepa1.get_config('l16'), num_devices=8)
   assert {(v.fsdp, v.remat) for v in variants} == {
     (fsdp, remat) for fsdp in (1, 8) for remat in ('none', 'attention', 'full')
@@ -172,8 +175,6 @@ def test_recipes_fit_their_pods(module, arg, name, fsdp, limit):
 @tpu_aot
 @needs_libtpu
 def test_command_prints_the_table_and_writes_json(tmp_path):
-  import subprocess
-
   file = tmp_path / 'plan.json'
   command = [sys.executable, '-m', 'vjepa_jax.tools.plan', '--topology=v5e:2x2']
   command += ['--config=configs/vjepa1.py:l16', '--config.data.batch_size=8']
@@ -197,7 +198,7 @@ def test_command_prints_the_table_and_writes_json(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert wrong.returncode and wrong.stderr.strip().startswith('plan: ')
+  assert wrong.returncode == 2 and wrong.stderr.startswith('error: ')
 
 
 def test_batches_must_split_into_devices_and_microbatches():

@@ -9,13 +9,11 @@ import sys
 import time
 
 import av
-from commands import import_command
 import numpy as np
 import pytest
 
 from vjepa_jax.data import decode, sources
-
-prepare = import_command('prepare')
+from vjepa_jax.tools import prepare
 
 _ENCODING = prepare.Encoding(short_side=48, fps=7.5, gop=4)
 
@@ -199,5 +197,5 @@ def test_killed_command_line_run_is_continued(folder, tmp_path):
       [*module, '--input=/nowhere', '--output=/tmp/unused'],
       capture_output=True, text=True,
   )  # fmt: skip
-  assert wrong.returncode == 1
-  assert 'prepare: /nowhere does not exist' in wrong.stderr
+  assert wrong.returncode == 2
+  assert 'error: /nowhere does not exist' in wrong.stderr

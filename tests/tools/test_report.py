@@ -4,7 +4,6 @@ import base64
 from html import parser
 import io
 import json
-import logging
 import pathlib
 import re
 import shutil
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from commands import import_command
+from commands import run_command
 from etils import epath
 import jax
 import numpy as np
@@ -24,11 +23,10 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.tools.report import __main__ as command
 from vjepa_jax.tools.report import folders, page
 from vjepa_jax.training import health
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
-
-command = import_command('report.__main__')
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'training' / 'recorded'
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
@@ -255,12 +253,9 @@ def test_nested_results_become_tables():
   assert rows[2][0] == ('1', ['0.1', 'yes']) and tables[2].left_out == 10
 
 
-def test_the_command_writes_into_the_run(tmp_path, monkeypatch, capsys):
-  # Its filter of log lines would stay.
-  handler = logging.NullHandler()
-  monkeypatch.setattr(command.logging, 'get_absl_handler', lambda: handler)
+def test_the_command_writes_into_the_run(tmp_path, capsys):
   workdir = _make_workdir(tmp_path / 'run', 'low_rate')
-  command.main(['report', str(workdir)])
+  run_command(command, str(workdir))
   assert str(workdir / 'report.html') in capsys.readouterr().out
   assert '<!DOCTYPE html>' in (workdir / 'report.html').read_text()
 

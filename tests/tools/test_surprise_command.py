@@ -3,8 +3,7 @@
 import json
 import shutil
 
-from absl.testing import flagsaver
-from commands import import_command
+from commands import run_command
 import jax
 import optax
 import pytest
@@ -13,11 +12,10 @@ from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.models import zoo
 from vjepa_jax.sets import physics
 from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.tools import surprise
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import init_state
 from vjepa_jax.world.surprise_scores import MODELS
-
-surprise = import_command('surprise')
 
 
 @pytest.fixture(scope='module')
@@ -62,8 +60,9 @@ def test_a_set_from_films_to_table_and_picture(
   data = tmp_path / 'data'
   shutil.copytree(folder, data)
   (data / 'test/00002.mp4').write_bytes(b'not a film')
-  with flagsaver.flagsaver(input=str(data), stride=8, seed=5):
-    surprise.main(['surprise', str(workdir)])
+  run_command(
+    surprise, str(workdir), f'--input={data}', '--stride=8', '--seed=5'
+  )
   out = capsys.readouterr().out
   assert '1 of 40 films were left out' in out
   results = json.loads((workdir / 'surprise/results.json').read_text())
@@ -92,10 +91,8 @@ def test_a_set_from_films_to_table_and_picture(
 
 def test_a_film_of_ones_own(workdir, folder, tmp_path, capsys):
   video = folder / 'test/00001.mp4'
-  with flagsaver.flagsaver(
-    video=str(video), output=str(tmp_path / 'out'), stride=8
-  ):
-    surprise.main(['surprise', str(workdir)])
+  flags = f'--video={video}', f'--output={tmp_path / "out"}', '--stride=8'
+  run_command(surprise, str(workdir), *flags)
   assert '3 windows, surprise' in capsys.readouterr().out
   results = json.loads((tmp_path / 'out/results.json').read_text())
   assert results['frame'] == [11.5, 19.5, 27.5]
@@ -105,11 +102,9 @@ def test_a_film_of_ones_own(workdir, folder, tmp_path, capsys):
 
 def test_mistakes_are_named(workdir, folder, tmp_path):
   def fails(match, source=workdir, error=ValueError, **options):
-    with (
-      flagsaver.flagsaver(**({'input': str(folder)} | options)),
-      pytest.raises(error, match=match),
-    ):
-      surprise.main(['surprise', str(source)])
+    flags = [f'--{k}={v}' for k, v in ({'input': folder} | options).items()]
+    with pytest.raises(error, match=match):
+      run_command(surprise, str(source), *flags)
 
   fails('neither a workdir', source=tmp_path, error=WeightsError)
   fails('whole tubelets of 8 frames', window=12)
@@ -127,4 +122,4 @@ def test_mistakes_are_named(workdir, folder, tmp_path):
   file.write_bytes(b'')
   fails('with --output', source=file)
   with pytest.raises(ValueError, match='give one workdir'):
-    surprise.main(['surprise'])
+    run_command(surprise)

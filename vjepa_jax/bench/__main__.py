@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from vjepa_jax.bench.measure import BenchError, write_result
+from vjepa_jax.tools import command
 
 # Sub-command: (module, help). Nothing heavy is imported here: decoding workers
 # import this file again.
@@ -28,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     prog='python -m vjepa_jax.bench', description=__doc__.splitlines()[0]
   )
   commands = parser.add_subparsers(dest='command', required=True)
-  for command, (module, text) in _COMMANDS.items():
-    options = commands.add_parser(command, help=text, description=text)
+  for name, (module, text) in _COMMANDS.items():
+    options = commands.add_parser(name, help=text, description=text)
     options.add_argument('--rounds', type=int, help='timed rounds')
     options.add_argument('--json', metavar='FILE', help='where to write')
     options.add_argument(
@@ -39,15 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     benchmark.add_options(options)
     options.set_defaults(run=benchmark.run)
   arguments = parser.parse_args(argv)
-  try:
+
+  def measure():
     if arguments.rounds is not None and arguments.rounds < 1:
       raise BenchError(f'--rounds={arguments.rounds} is not positive')
-    result = arguments.run(arguments)
-    write_result(arguments.json, result)
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+    write_result(arguments.json, arguments.run(arguments))
+
+  return command.guard(measure)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from vjepa_jax.errors import UserError
+
 
 class Chip(NamedTuple):
   """What is known of one device of a kind.
@@ -91,11 +93,11 @@ def get_chip(topology: str) -> Chip:
   """Returns the facts of a topology's devices, such as 'v5e:16x16'.
 
   Raises:
-    ValueError: The kind of chip is not known; the message lists them.
+    UserError: The kind of chip is not known; the message lists them.
   """
   kind = topology.partition(':')[0]
   if kind not in CHIPS:
-    raise ValueError(
+    raise UserError(
       f'topology {topology!r} is not KIND:SHAPE with KIND one of '
       f'{", ".join(CHIPS)}, such as v5e:16x16 or v5p:4x4x8'
     )
@@ -115,8 +117,8 @@ def get_devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
     process cannot use attached devices: it is set to the CPU platform.
 
   Raises:
-    RuntimeError: The compiler (libtpu, or jax's CUDA plugin) is not installed.
-    ValueError: There is no such topology.
+    UserError: The compiler (libtpu, or jax's CUDA plugin) is not installed.
+    UserError: There is no such topology.
   """
   kind, _, shape = topology.partition(':')
   get_chip(topology)
@@ -135,8 +137,8 @@ def get_devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
   try:
     return topologies.get_topology_desc(*arguments, **options).devices
   except (jax.errors.JaxRuntimeError, ValueError) as error:
-    raise ValueError(f'topology {topology!r}: {error}') from error
+    raise UserError(f'topology {topology!r}: {error}') from error
   except (NotImplementedError, RuntimeError) as error:
-    raise RuntimeError(
+    raise UserError(
       f"compiling for {kind} needs another extra: pip install -e '.[{extra}]'"
     ) from error

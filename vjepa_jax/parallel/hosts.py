@@ -1,11 +1,16 @@
 """The processes of one run join, and make sure that they fit together."""
 
 from collections import Counter
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
 from pathlib import Path
 import secrets
-from typing import Any
+import sys
+import threading
+from typing import Any, NoReturn
 
 from absl import logging
 from etils import epath
@@ -13,65 +18,98 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from vjepa_jax.parallel import watch
+from vjepa_jax.errors import UserError
 
 _START_SECONDS = 300
 
 
-def start(
-  coordinator: str | None,
+def connect(
+  coordinator: str,
   num_processes: int | None,
   process_index: int | None,
-  facts: dict[str, Any],
-  workdir: epath.PathLike,
-) -> watch.Watch:
+  heartbeat_seconds: int,
+) -> None:
   """Joins the other processes of a run, before anything else uses jax.
 
   Args:
-    coordinator: HOST:PORT of process 0; None where jax finds all three out by
+    coordinator: HOST:PORT of process 0; 'auto' where jax finds all three out by
       itself: TPU pods, SLURM, GKE.
     num_processes: Number of processes.
     process_index: Which one this is.
-    facts: What must be the same in all of them, JSON.
-    workdir: Directory that must be the same for all of them.
-
-  Returns:
-    What ends this process when another one dies.
+    heartbeat_seconds: Silence after which the runtime takes a process for lost,
+      and ends the others.
 
   Raises:
-    ValueError: On all processes alike, if they do not fit together.
+    UserError: There is no cluster that jax knows.
   """
   logging.info('waiting %d s for the other processes', _START_SECONDS)
+  auto = coordinator == 'auto'
   try:
     jax.distributed.initialize(
-      coordinator,
+      None if auto else coordinator,
       num_processes,
       process_index,
       initialization_timeout=_START_SECONDS,
-      heartbeat_timeout_seconds=watch.HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except ValueError as error:
-    found = '' if coordinator else ' finds no cluster here'
-    raise ValueError(
-      f'--coordinator={coordinator or "auto"}{found}: {error}'
-    ) from error
+    found = ' finds no cluster here' if auto else ''
+    raise UserError(f'--coordinator={coordinator}{found}: {error}') from error
+
+
+def leave(code: int, seconds: float) -> NoReturn:
+  """Ends this process together with the others, or without them.
+
+  What an ordinary exit does is wait for the others, who may be in a collective
+  that waits for this one.
+
+  Args:
+    code: Exit code.
+    seconds: How long the others are waited for.
+  """
+
+  def shut_down():
+    # The runtime may say that others are lost: so be it.
+    with contextlib.suppress(Exception):
+      jax.distributed.shutdown()
+
+  waiting = threading.Thread(target=shut_down, daemon=True)
+  waiting.start()
+  waiting.join(seconds)
+  # Decoding workers would stay behind.
+  for child in multiprocessing.active_children():
+    child.terminate()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def check(facts: dict[str, Any], workdir: epath.PathLike) -> None:
+  """Checks that the processes of a run fit together.
+
+  Args:
+    facts: What must be the same in all of them, JSON.
+    workdir: Directory that must be the same for all of them.
+
+  Raises:
+    UserError: On all processes alike, if they do not.
+  """
   check_devices()
   check_agreement(facts)
   check_shared(workdir)
-  return watch.connect(coordinator, _gather)
 
 
 def check_devices() -> None:
   """Checks that all processes have as many devices, of one kind.
 
   Raises:
-    ValueError: The first that differs is named.
+    UserError: The first that differs is named.
   """
   counts = Counter((d.process_index, d.device_kind) for d in jax.devices())
   (first, kind), count = next(iter(counts.items()))
   for (process, other_kind), other_count in counts.items():
     if (other_kind, other_count) != (kind, count):
-      raise ValueError(
+      raise UserError(
         f'process {process} has {other_count} devices ({other_kind}), process '
         f'{first} has {count} ({kind}): all processes need the same'
       )
@@ -85,7 +123,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
       jax's version are added.
 
   Raises:
-    ValueError: The first difference is named.
+    UserError: The first difference is named.
   """
   facts = facts | {'code': _hash_code(), 'jax': jax.__version__}
   everywhere = _gather(json.dumps(facts, default=str))
@@ -93,7 +131,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
   for process, other in enumerate(others, 1):
     for name in sorted(expected | other):
       if other.get(name) != expected.get(name):
-        raise ValueError(
+        raise UserError(
           f'process {process} has {name} {other.get(name)}, process 0 has '
           f'{expected.get(name)}: start all with the same command and code'
         )
@@ -103,7 +141,7 @@ def check_shared(workdir: epath.PathLike) -> None:
   """Checks that the directory is one that all processes see.
 
   Raises:
-    ValueError: The processes that do not see it are named.
+    UserError: The processes that do not see it are named.
   """
   workdir = epath.Path(workdir)
   path = workdir / f'seen_by_all_hosts_{_gather(secrets.token_hex(8))[0]}'
@@ -116,7 +154,7 @@ def check_shared(workdir: epath.PathLike) -> None:
     path.unlink()
   blind = [str(i) for i, answer in enumerate(seen) if answer != 'True']
   if blind:
-    raise ValueError(
+    raise UserError(
       f'{workdir} of process {", ".join(blind)} is not that of process 0: put '
       '--workdir on storage that all hosts share'
     )

@@ -1,4 +1,4 @@
-"""Converts weights between workdirs, official files and Hugging Face folders.
+r"""Converts weights between workdirs, official files and Hugging Face folders.
 
 python -m vjepa_jax.tools.convert --from=vitl.pt --to=vitl --resolution=256 \
   --frames=64
@@ -9,9 +9,8 @@ python -m vjepa_jax.tools.convert --from=facebook/vjepa2-vitl-fpc64-256 \
 
 import json
 from pathlib import Path
-import sys
+from types import SimpleNamespace
 
-from absl import app, flags, logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -19,41 +18,7 @@ from vjepa_jax.interop import huggingface
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks.pretrain import describe
-
-_FROM = flags.DEFINE_string(
-  'from',
-  None,
-  'A workdir, a Hugging Face folder, an official .pth.tar or .pt file, or a '
-  'name on the Hub.',
-  required=True,
-)
-_TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
-_FORMAT = flags.DEFINE_enum(
-  'format',
-  'huggingface',
-  ['huggingface', 'jax'],
-  'huggingface: for transformers.VJEPA2Model; jax: a checkpoint that '
-  'vjepa_jax.load and probing take for a workdir.',
-)
-_WHICH = flags.DEFINE_string(
-  'which', 'target_encoder', 'target_encoder, ema_encoder or encoder.'
-)
-_POSITIONS = flags.DEFINE_string(
-  'positions', None, 'Of an official file: sincos or rope_tiled.'
-)
-_NUM_HEADS = flags.DEFINE_integer(
-  'num_heads', None, 'Of an official file of no named size.'
-)
-_PREDICTOR_HEADS = flags.DEFINE_integer(
-  'predictor_heads', None, "Of an official file's predictor."
-)
-_PREDICTOR = flags.DEFINE_bool('predictor', True, 'Convert the predictor too.')
-_RESOLUTION = flags.DEFINE_integer(
-  'resolution', None, 'Height and width of clips, where not known.'
-)
-_FRAMES = flags.DEFINE_integer(
-  'frames', None, 'Frames of a clip, where not known.'
-)
+from vjepa_jax.tools import command
 
 
 def write_huggingface(
@@ -149,49 +114,58 @@ def report(weights: Weights) -> None:
   print(f'not used: {", ".join(weights.unused) or "nothing"}')
 
 
-def convert() -> None:
-  """Converts as the flags say.
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string(
+    'from',
+    None,
+    'A workdir, a Hugging Face folder, an official .pth.tar or .pt file, or a '
+    'name on the Hub.',
+    required=True,
+  )
+  define.string('to', None, 'Folder to write.', required=True)
+  define.enum(
+    'format',
+    'huggingface',
+    ['huggingface', 'jax'],
+    'huggingface: for transformers.VJEPA2Model; jax: a checkpoint that '
+    'vjepa_jax.load and probing take for a workdir.',
+  )
+  define.string(
+    'which', 'target_encoder', 'target_encoder, ema_encoder or encoder.'
+  )
+  define.string('positions', None, 'Of an official file: sincos or rope_tiled.')
+  define.integer('num_heads', None, 'Of an official file of no named size.')
+  define.integer('predictor_heads', None, "Of an official file's predictor.")
+  define.bool('predictor', True, 'Convert the predictor too.')
+  define.integer(
+    'resolution', None, 'Height and width of clips, where not known.'
+  )
+  define.integer('frames', None, 'Frames of a clip, where not known.')
 
-  Raises:
-    ValueError: The source, the target or their combination is impossible.
-  """
-  folder = Path(_TO.value)
+
+def main(options: SimpleNamespace) -> None:
+  """Converts as the flags say."""
+  source = getattr(options, 'from')
+  folder = Path(options.to)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise WeightsError(f'{folder} exists and is not empty: give a new --to')
   weights = read_weights(
-    _FROM.value,
-    which=_WHICH.value,
-    with_predictor=_PREDICTOR.value,
-    positions=_POSITIONS.value,
-    num_heads=_NUM_HEADS.value,
-    predictor_heads=_PREDICTOR_HEADS.value,
+    source,
+    which=options.which,
+    with_predictor=options.predictor,
+    positions=options.positions,
+    num_heads=options.num_heads,
+    predictor_heads=options.predictor_heads,
   )
-  print(f'read {_FROM.value}')
+  print(f'read {source}')
   report(weights)
   if weights.encoder is None:
-    raise WeightsError(f'{_FROM.value} holds no encoder')
+    raise WeightsError(f'{source} holds no encoder')
   write = {'huggingface': write_huggingface, 'jax': write_workdir}
-  write[_FORMAT.value](folder, weights, _RESOLUTION.value, _FRAMES.value)
-  print(f'wrote {folder} ({_FORMAT.value})')
-
-
-def main(argv: list[str]) -> None:
-  """Converts; what is wrong with the input is one line, without a traceback."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown argument {argv[1]!r}')
-  # Orbax tells its life at the level of information.
-  logging.get_absl_handler().addFilter(
-    lambda record: (
-      record.levelno >= logging.logging.WARNING
-      or 'vjepa_jax' in record.pathname
-    )
-  )
-  try:
-    convert()
-  except ValueError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+  write[options.format](folder, weights, options.resolution, options.frames)
+  print(f'wrote {folder} ({options.format})')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main, define_flags)

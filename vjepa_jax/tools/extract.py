@@ -19,139 +19,138 @@ cannot be read are listed with the reason in OUTPUT/quarantine.jsonl (host 3:
 quarantine-3.jsonl).
 """
 
-import sys
+from types import SimpleNamespace
 
-from absl import app, flags, logging
+from absl import logging
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax import mistakes
 from vjepa_jax.data import sources
 from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.extraction import extract
 from vjepa_jax.interop.load import LoadedEncoder, load, read_clip_rate
-
-_BACKBONE = flags.DEFINE_string(
-  'backbone', None, 'Workdir, Hugging Face folder or official file.'
-)
-_INPUT = flags.DEFINE_string('input', None, 'Any source of videos.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the shards.')
-_WHICH = flags.DEFINE_string(
-  'which', 'target_encoder', 'target_encoder or encoder, of the backbone.'
-)
-_SEGMENTS = flags.DEFINE_integer(
-  'segments', 1, 'Clips of each video.', lower_bound=1
-)
-_FRAMES = flags.DEFINE_integer(
-  'frames', None, 'Frames of a clip; those of the backbone.', lower_bound=1
-)
-_RESOLUTION = flags.DEFINE_integer(
-  'resolution', None, 'Of a clip, pixels; that of the backbone.', lower_bound=1
-)
-_FRAME_STEP = flags.DEFINE_integer(
-  'frame_step', None, 'Video frames from one clip frame to the next; or'
-)
-_FPS = flags.DEFINE_float(
-  'fps', None, "clip frames a second. Default: the backbone's, else a step of 4"
-)
-_POOL = flags.DEFINE_enum(
-  'pool', 'none', ['none', 'mean'], 'Keep all tokens, or their mean.'
-)
-_DTYPE = flags.DEFINE_enum(
-  'dtype', 'float16', ['float16', 'float32'], 'Of the features in the shards.'
-)
-_COMPUTE_DTYPE = flags.DEFINE_enum(
-  'compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the encoder.'
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 32, 'Clips encoded at a time, on this host.', lower_bound=1
-)
-_SHARDS = flags.DEFINE_integer(
-  'shards', None, 'Number of shards; one for 256 videos.', lower_bound=1
-)
-_NUM_THREADS = flags.DEFINE_integer(
-  'num_threads', None, 'Decoding threads; as many as cores.', lower_bound=1
-)
-_HOST_INDEX = flags.DEFINE_integer('host_index', None, 'Of this host, from 0.')
-_NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, 'Hosts that share this.')
+from vjepa_jax.tools import command
 
 
-def choose_options(model: LoadedEncoder) -> ClipOptions:
+def choose_options(
+  options: SimpleNamespace, model: LoadedEncoder
+) -> ClipOptions:
   """Returns how the flags cut clips; what they leave open, the backbone says.
 
   Raises:
-    ValueError: The size of the clips is not known.
+    UserError: The size of the clips is not known.
   """
-  frames = _FRAMES.value or model.frames
-  resolution = _RESOLUTION.value or model.resolution
+  frames = options.frames or model.frames
+  resolution = options.resolution or model.resolution
   if not (frames and resolution):
-    raise ValueError(
-      f'{_BACKBONE.value} does not say what clips it was trained with: give '
+    raise UserError(
+      f'{options.backbone} does not say what clips it was trained with: give '
       '--frames and --resolution'
     )
-  rate = {'frame_step': _FRAME_STEP.value, 'fps': _FPS.value}
+  rate = {'frame_step': options.frame_step, 'fps': options.fps}
   if set(rate.values()) == {None}:
-    rate = read_clip_rate(_BACKBONE.value)
+    rate = read_clip_rate(options.backbone)
   return ClipOptions(
-    frames=frames, resolution=resolution, num_clips=_SEGMENTS.value, **rate
+    frames=frames, resolution=resolution, num_clips=options.segments, **rate
   )
 
 
-def main(argv: list[str]) -> None:
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string(
+    'backbone',
+    None,
+    'Workdir, Hugging Face folder or official file.',
+    required=True,
+  )
+  define.string('input', None, 'Any source of videos.', required=True)
+  define.string('output', None, 'Folder for the shards.', required=True)
+  define.string(
+    'which', 'target_encoder', 'target_encoder or encoder, of the backbone.'
+  )
+  define.integer('segments', 1, 'Clips of each video.', lower_bound=1)
+  define.integer(
+    'frames', None, 'Frames of a clip; those of the backbone.', lower_bound=1
+  )
+  define.integer(
+    'resolution',
+    None,
+    'Of a clip, pixels; that of the backbone.',
+    lower_bound=1,
+  )
+  define.integer(
+    'frame_step', None, 'Video frames from one clip frame to the next; or'
+  )
+  define.float(
+    'fps',
+    None,
+    "clip frames a second. Default: the backbone's, else a step of 4",
+  )
+  define.enum(
+    'pool', 'none', ['none', 'mean'], 'Keep all tokens, or their mean.'
+  )
+  define.enum(
+    'dtype', 'float16', ['float16', 'float32'], 'Of the features in the shards.'
+  )
+  define.enum(
+    'compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the encoder.'
+  )
+  define.integer(
+    'batch_size', 32, 'Clips encoded at a time, on this host.', lower_bound=1
+  )
+  define.integer(
+    'shards', None, 'Number of shards; one for 256 videos.', lower_bound=1
+  )
+  define.integer(
+    'num_threads', None, 'Decoding threads; as many as cores.', lower_bound=1
+  )
+  define.integer('host_index', None, 'Of this host, from 0.')
+  define.integer('num_hosts', None, 'Hosts that share this.')
+
+
+def main(options: SimpleNamespace) -> None:
   """Extracts as the flags say."""
-  if len(argv) > 1:
-    raise ValueError(f'unknown argument {argv[1]!r}')
-  # Orbax tells its life at the level of information.
-  logging.get_absl_handler().addFilter(
-    lambda record: (
-      record.levelno >= logging.logging.WARNING
-      or 'vjepa_jax' in record.pathname
-    )
-  )
-  if (_HOST_INDEX.value is None) != (_NUM_HOSTS.value is None):
-    raise ValueError('give both of --host_index and --num_hosts, or none')
-  alone = _NUM_HOSTS.value is None
-  source = sources.open_source(_INPUT.value)
+  if (options.host_index is None) != (options.num_hosts is None):
+    raise UserError('give both of --host_index and --num_hosts, or none')
+  alone = options.num_hosts is None
+  source = sources.open_source(options.input)
   model = load(
-    _BACKBONE.value,
-    which=_WHICH.value,
+    options.backbone,
+    which=options.which,
     resize=False,
-    dtype=jnp.dtype(_COMPUTE_DTYPE.value),
+    dtype=jnp.dtype(options.compute_dtype),
   )
-  options = choose_options(model)
-  rate = f'a step of {options.frame_step}'
-  if options.fps:
-    rate = f'{options.fps:g} frames a second'
+  clip = choose_options(options, model)
+  rate = f'a step of {clip.frame_step}'
+  if clip.fps:
+    rate = f'{clip.fps:g} frames a second'
   logging.info(
     '%d videos; of each %d clips of %d frames, %s, %d pixels',
     len(source),
-    options.num_clips,
-    options.frames,
+    clip.num_clips,
+    clip.frames,
     rate,
-    options.resolution,
+    clip.resolution,
   )
   num_videos, num_bad = extract(
     source,
-    _OUTPUT.value,
+    options.output,
     model.encoder,
     model.params,
-    options,
-    pool=_POOL.value,
-    dtype=_DTYPE.value,
-    batch_size=_BATCH_SIZE.value,
-    num_shards=_SHARDS.value,
-    num_threads=_NUM_THREADS.value,
-    host_index=jax.process_index() if alone else _HOST_INDEX.value,
-    num_hosts=jax.process_count() if alone else _NUM_HOSTS.value,
+    clip,
+    pool=options.pool,
+    dtype=options.dtype,
+    batch_size=options.batch_size,
+    num_shards=options.shards,
+    num_threads=options.num_threads,
+    host_index=jax.process_index() if alone else options.host_index,
+    num_hosts=jax.process_count() if alone else options.num_hosts,
   )
-  print(f'features of {num_videos - num_bad} videos are in {_OUTPUT.value}')
+  print(f'features of {num_videos - num_bad} videos are in {options.output}')
   if num_bad:
     print(f'left out {num_bad}, listed in quarantine*.jsonl there')
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['backbone', 'input', 'output'])
-  try:
-    app.run(main, flags_parser=mistakes.parse_flags)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(mistakes.explain(error))
+  command.run(main, define_flags)

@@ -10,35 +10,33 @@ exit code is 0 if all runs are healthy and 3 if not.
 
 import dataclasses
 import json
-import sys
+from types import SimpleNamespace
 
-from absl import app, flags
 from etils import epath
 
-from vjepa_jax import mistakes
+from vjepa_jax.errors import UserError
 from vjepa_jax.plots import training as pictures
+from vjepa_jax.tools import command
 from vjepa_jax.training import health
 from vjepa_jax.training.telemetry import read_metrics
 
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON lines, draw nothing.')
 
-
-def report(workdir: epath.Path) -> bool:
+def report(workdir: epath.Path, as_json: bool) -> bool:
   """Prints the findings of one run and draws its curves.
 
   Returns:
     Whether it is healthy.
 
   Raises:
-    ValueError: The folder holds no metrics.
+    UserError: The folder holds no metrics.
   """
   metrics = read_metrics(workdir)
   if not metrics:
-    raise ValueError(
+    raise UserError(
       f'{workdir} holds no metrics.jsonl: give the --workdir of a run'
     )
   findings = health.find(metrics)
-  if _JSON.value:
+  if as_json:
     found = [dataclasses.asdict(finding) for finding in findings]
     print(json.dumps({'workdir': str(workdir), 'findings': found}))
   else:
@@ -49,16 +47,16 @@ def report(workdir: epath.Path) -> bool:
   return findings[0].severity == 'fine'
 
 
-def main(argv: list[str]) -> None:
-  """Reports on every workdir of the command line."""
-  if len(argv) < 2:
-    raise ValueError('give at least one workdir')
-  healthy = [report(epath.Path(workdir)) for workdir in argv[1:]]
-  sys.exit(0 if all(healthy) else 3)
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.bool('json', False, 'Print JSON lines, draw nothing.')
+
+
+def main(options: SimpleNamespace, workdir: str, *more: str) -> int:
+  """Reports on workdirs; the exit code says whether all are healthy."""
+  healthy = [report(epath.Path(w), options.json) for w in (workdir, *more)]
+  return 0 if all(healthy) else 3
 
 
 if __name__ == '__main__':
-  try:
-    app.run(main, flags_parser=mistakes.parse_flags)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(mistakes.explain(error))
+  command.run(main, define_flags)

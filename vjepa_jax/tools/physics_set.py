@@ -4,43 +4,39 @@ python -m vjepa_jax.tools.physics_set --output=data/physics
 """
 
 from pathlib import Path
-import sys
+from types import SimpleNamespace
 
-from absl import app, flags
-
-from vjepa_jax import mistakes
 from vjepa_jax.sets import physics
-
-_OUTPUT = flags.DEFINE_string('output', 'data/physics', 'Folder of the set.')
-_NUM_TRAIN = flags.DEFINE_integer('num_train', 2000, 'Possible training films.')
-_NUM_SETS = flags.DEFINE_integer(
-  'num_sets',
-  16,
-  'Sets of four test films for each property, with a screen and without.',
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed.')
+from vjepa_jax.tools import command
 
 
-def main(argv: list[str]) -> None:
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string('output', 'data/physics', 'Folder of the set.')
+  define.integer('num_train', 2000, 'Possible training films.')
+  define.integer(
+    'num_sets',
+    16,
+    'Sets of four test films for each property, with a screen and without.',
+  )
+  define.integer('seed', 0, 'Seed.')
+
+
+def main(options: SimpleNamespace) -> None:
   """Writes the set."""
-  if len(argv) > 1:
-    raise ValueError(f'unknown argument {argv[1]!r}')
-  folder = Path(_OUTPUT.value)
+  folder = Path(options.output)
   physics.write_physics_set(
     folder,
-    num_train=_NUM_TRAIN.value,
-    num_sets=_NUM_SETS.value,
-    seed=_SEED.value,
+    num_train=options.num_train,
+    num_sets=options.num_sets,
+    seed=options.seed,
   )
   kinds = 2 * len(physics.PROPERTIES)
   print(
-    f'{_NUM_TRAIN.value} possible training films and '
-    f'{2 * kinds * _NUM_SETS.value} pairs of test films are in {folder}'
+    f'{options.num_train} possible training films and '
+    f'{2 * kinds * options.num_sets} pairs of test films are in {folder}'
   )
 
 
 if __name__ == '__main__':
-  try:
-    app.run(main, flags_parser=mistakes.parse_flags)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(mistakes.explain(error))
+  command.run(main, define_flags)

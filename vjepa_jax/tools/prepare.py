@@ -1,4 +1,4 @@
-"""Packs videos into ArrayRecord shards, re-encoded for fast reading or as is.
+r"""Packs videos into ArrayRecord shards, re-encoded for fast reading or as is.
 
 Example:
 
@@ -25,9 +25,10 @@ import itertools
 import multiprocessing
 import os
 import threading
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import logging
 import av
 import cv2
 from etils import epath
@@ -35,28 +36,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.shards import BadFile
-
-_INPUT = flags.DEFINE_string(
-  'input', None, 'Folder, glob or manifest of videos.', required=True
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for the shards.', required=True
-)
-_SHORT_SIDE = flags.DEFINE_integer(
-  'short_side', None, 'Short side of the frames in pixels.', lower_bound=16
-)
-_FPS = flags.DEFINE_float(
-  'fps', None, 'Frames per second to resample to.', lower_bound=0.01
-)
-_GOP = flags.DEFINE_integer(
-  'gop', None, 'Frames between keyframes (8 if re-encoding).', lower_bound=1
-)
-_SHARD_SIZE = flags.DEFINE_integer(
-  'shard_size', 256, 'Videos in a shard.', lower_bound=1
-)
-_NUM_WORKERS = flags.DEFINE_integer(
-  'num_workers', 2, 'Processes; 0 works in this one.', lower_bound=0
-)
+from vjepa_jax.tools import command
 
 _DEFAULT_GOP = 8
 _CRF = 23
@@ -276,27 +256,42 @@ def _report(output: str, num_videos: int, paths: list[str]) -> None:
     )
 
 
-def main(argv: list[str]) -> None:
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string(
+    'input', None, 'Folder, glob or manifest of videos.', required=True
+  )
+  define.string('output', None, 'Folder for the shards.', required=True)
+  define.integer(
+    'short_side', None, 'Short side of the frames in pixels.', lower_bound=16
+  )
+  define.float(
+    'fps', None, 'Frames per second to resample to.', lower_bound=0.01
+  )
+  define.integer(
+    'gop', None, 'Frames between keyframes (8 if re-encoding).', lower_bound=1
+  )
+  define.integer('shard_size', 256, 'Videos in a shard.', lower_bound=1)
+  define.integer(
+    'num_workers', 2, 'Processes; 0 works in this one.', lower_bound=0
+  )
+
+
+def main(options: SimpleNamespace) -> None:
   """Runs `prepare` as the flags say."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   encoding = None
-  if any(f.value is not None for f in (_SHORT_SIDE, _FPS, _GOP)):
+  if (options.short_side, options.fps, options.gop) != (None, None, None):
     encoding = Encoding(
-      _SHORT_SIDE.value, _FPS.value, _GOP.value or _DEFAULT_GOP
+      options.short_side, options.fps, options.gop or _DEFAULT_GOP
     )
-  try:
-    source = sources.open_source(_INPUT.value)
-    prepare(
-      source,
-      _OUTPUT.value,
-      encoding,
-      shard_size=_SHARD_SIZE.value,
-      num_workers=_NUM_WORKERS.value,
-    )
-  except (OSError, ValueError) as e:
-    raise SystemExit(f'prepare: {e}') from e
+  prepare(
+    sources.open_source(options.input),
+    options.output,
+    encoding,
+    shard_size=options.shard_size,
+    num_workers=options.num_workers,
+  )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main, define_flags)

@@ -13,54 +13,27 @@ file (then with --output).
 
 from collections.abc import Sequence
 import json
-import sys
+from types import SimpleNamespace
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
 import optax
 
-from vjepa_jax import mistakes
 from vjepa_jax.data import sources
 from vjepa_jax.data.decode import DecodeError
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.plots import surprise as surprise_pictures
 from vjepa_jax.progress import make_bar
 from vjepa_jax.sets import pairs
+from vjepa_jax.tools import command
 from vjepa_jax.training.state import init_state
 from vjepa_jax.world import surprise, surprise_scores
 from vjepa_jax.world.model import WorldModel
-
-_INPUT = flags.DEFINE_string(
-  'input', 'data/physics', 'Folder of a physics set, with its test.csv.'
-)
-_VIDEO = flags.DEFINE_string('video', None, 'A film to draw, instead of a set.')
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; WORKDIR/surprise by default.'
-)
-_WINDOW = flags.DEFINE_integer(
-  'window', None, 'Frames of a window; as in training by default.'
-)
-_CONTEXT = flags.DEFINE_integer(
-  'context_frames', None, 'Frames of it that are seen; half by default.'
-)
-_STRIDE = flags.DEFINE_integer('stride', 2, 'Frames between windows.')
-_STEP = flags.DEFINE_integer(
-  'frame_step', None, 'Frames of the film a frame of a window; as in training.'
-)
-_REFERENCE = flags.DEFINE_string(
-  'reference',
-  None,
-  "Possible films that targets normalised by 'position' are compared with: a "
-  'folder or manifest. The train.csv of --input, or what the run trained on.',
-)
-_NUM_REFERENCE = flags.DEFINE_integer(
-  'num_reference', 100, 'At most so many of them.'
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the untrained model.')
 
 
 def make_untrained(model: WorldModel, seed: int) -> WorldModel:
@@ -105,12 +78,16 @@ def read_films(
 
 
 def read_reference(
-  config: dict[str, Any], resolution: int, step: int, frames: int
+  options: SimpleNamespace,
+  config: dict[str, Any],
+  resolution: int,
+  step: int,
+  frames: int,
 ) -> list[np.ndarray]:
   """Reads the possible films of --reference or of its default."""
-  path = _REFERENCE.value
-  if path is None and _VIDEO.value is None:
-    path = str(epath.Path(_INPUT.value) / 'train.csv')
+  path = options.reference
+  if path is None and options.video is None:
+    path = str(epath.Path(options.input) / 'train.csv')
   if path is None:
     path = next(iter(config['data']['sources'].values()))['path']
   try:
@@ -121,7 +98,7 @@ def read_reference(
       'films as --reference'
     ) from None
   order = np.random.default_rng(0).permutation(len(source))
-  chosen = sorted(order[: _NUM_REFERENCE.value])
+  chosen = sorted(order[: options.num_reference])
   films = read_films(
     [source[int(i)].video for i in chosen], resolution, step, frames
   )
@@ -129,13 +106,14 @@ def read_reference(
 
 
 def measure_set(
+  seed: int,
   model: WorldModel,
   windows: surprise.Windows,
   films: dict[str, np.ndarray],
   reference: list[np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
   """Measures the surprise of films, by model and file."""
-  untrained = make_untrained(model, _SEED.value)
+  untrained = make_untrained(model, seed)
   clips = list(films.values())
   curves = {
     'pretrained': surprise.make_measure(model, windows, reference)(clips),
@@ -148,24 +126,30 @@ def measure_set(
   }
 
 
-def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
+def run_set(
+  options, model, windows, folder, found, *, config, resolution, step
+) -> None:
   """Scores a physics set and draws some of its pairs."""
   paths = [path for p in found for path in (p.possible, p.impossible)]
   films = read_films(paths, resolution, step, windows.frames)
   found = [p for p in found if p.possible in films and p.impossible in films]
   if not found:
-    raise ValueError(f'{_INPUT.value} has no pair of which both films are good')
+    raise ValueError(
+      f'{options.input} has no pair of which both films are good'
+    )
   reference = []
   if model.norm == 'position':
-    reference = read_reference(config, resolution, step, windows.frames)
-  curves = measure_set(model, windows, films, reference)
+    reference = read_reference(
+      options, config, resolution, step, windows.frames
+    )
+  curves = measure_set(options.seed, model, windows, films, reference)
   results = {
     name: surprise_scores.score_set(found, curves[name])
     for name in surprise_scores.MODELS
   }
   print(surprise_scores.format_table(results))
   settings = {
-    'input': _INPUT.value,
+    'input': options.input,
     'window': windows.frames,
     'context_frames': windows.context_frames,
     'stride': windows.stride,
@@ -199,17 +183,19 @@ def run_set(model, windows, folder, found, *, config, resolution, step) -> None:
 
 
 def run_video(
-  model, windows, folder, unused, *, config, resolution, step
+  options, model, windows, folder, unused, *, config, resolution, step
 ) -> None:
   """Draws the surprise of one film over time."""
   try:
-    film = pairs.read_film(_VIDEO.value, resolution, step)
+    film = pairs.read_film(options.video, resolution, step)
   except DecodeError as error:
-    raise ValueError(f'{_VIDEO.value}: {error}') from None
+    raise ValueError(f'{options.video}: {error}') from None
   windows.place(len(film))
   reference = []
   if model.norm == 'position':
-    reference = read_reference(config, resolution, step, windows.frames)
+    reference = read_reference(
+      options, config, resolution, step, windows.frames
+    )
   curve = surprise.make_measure(model, windows, reference)([film])[0]
   centre = windows.centre(len(film))
   peak = step * centre[curve.argmax()]
@@ -218,13 +204,13 @@ def run_video(
     f'{curve.max():.4f} at most, in what is around frame {peak:.0f}'
   )
   text = {
-    'video': _VIDEO.value,
+    'video': options.video,
     'frame': (step * centre).tolist(),
     'surprise': curve.tolist(),
   }
   (folder / 'results.json').write_text(json.dumps(text, indent=2) + '\n')
   print(f'results: {folder / "results.json"}')
-  name = epath.Path(_VIDEO.value).name
+  name = epath.Path(options.video).name
   _draw(
     folder,
     [surprise_pictures.Panel(name, {'film': (film, curve)}, None)],
@@ -245,39 +231,59 @@ def read_config(source: str) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def main(argv: list[str]) -> None:
-  """Scores a set, or draws a film."""
-  if len(argv) != 2:
-    raise ValueError('give one workdir: surprise WORKDIR --input=data/physics')
-  # Orbax tells its life at the level of information.
-  logging.get_absl_handler().addFilter(
-    lambda record: (
-      record.levelno >= logging.logging.WARNING
-      or 'vjepa_jax' in record.pathname
-    )
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string(
+    'input', 'data/physics', 'Folder of a physics set, with its test.csv.'
   )
-  source = argv[1]
-  if epath.Path(source).is_file() and not _OUTPUT.value:
-    raise ValueError(f'{source} is a file: say where to write with --output')
+  define.string('video', None, 'A film to draw, instead of a set.')
+  define.string('output', None, 'Folder to write; WORKDIR/surprise by default.')
+  define.integer(
+    'window', None, 'Frames of a window; as in training by default.'
+  )
+  define.integer(
+    'context_frames', None, 'Frames of it that are seen; half by default.'
+  )
+  define.integer('stride', 2, 'Frames between windows.')
+  define.integer(
+    'frame_step',
+    None,
+    'Frames of the film a frame of a window; as trained.',
+  )
+  define.string(
+    'reference',
+    None,
+    "Possible films that targets normalised by 'position' are compared with: a "
+    'folder or manifest. The train.csv of --input, or what the run trained on.',
+  )
+  define.integer('num_reference', 100, 'At most so many of them.')
+  define.integer('seed', 0, 'Of the untrained model.')
+
+
+def main(options: SimpleNamespace, workdir: str) -> None:
+  """Scores a set, or draws a film."""
+  if epath.Path(workdir).is_file() and not options.output:
+    raise UserError(f'{workdir} is a file: say where to write with --output')
   # What is quickly found to be wrong is, before weights are read.
-  found = None if _VIDEO.value else pairs.read_pairs(_INPUT.value)
-  config = read_config(source)
-  model = load_world_model(source)
+  found = None if options.video else pairs.read_pairs(options.input)
+  config = read_config(workdir)
+  model = load_world_model(workdir)
   if model.resolution is None:
     raise WeightsError(
-      f'{source} does not say what resolution it is for: convert it with '
+      f'{workdir} does not say what resolution it is for: convert it with '
       'python -m vjepa_jax.tools.convert --resolution=...'
     )
-  frames = _WINDOW.value or model.frames or 16
+  frames = options.window or model.frames or 16
   windows = surprise.Windows(
-    frames, _CONTEXT.value or frames // 2, _STRIDE.value
+    frames, options.context_frames or frames // 2, options.stride
   )
   windows.check(model.tubelet)
-  step = _STEP.value or config.get('clip', {}).get('frame_step') or 1
-  folder = epath.Path(_OUTPUT.value or epath.Path(source) / 'surprise')
+  step = options.frame_step or config.get('clip', {}).get('frame_step') or 1
+  folder = epath.Path(options.output or epath.Path(workdir) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
-  run = run_video if _VIDEO.value else run_set
+  run = run_video if options.video else run_set
   run(
+    options,
     model,
     windows,
     folder,
@@ -289,7 +295,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  try:
-    app.run(main, flags_parser=mistakes.parse_flags)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(mistakes.explain(error))
+  command.run(main, define_flags)
