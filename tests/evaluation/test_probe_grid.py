@@ -90,7 +90,7 @@ def test_sharded_and_one_after_the_other_equals_side_by_side(batches):
   grid = _make_grid(POINTS)
   alone, metrics = _train(grid, batches)
   sharded, sharded_metrics = _train(
-    dataclasses.replace(grid, at_once=1), batches, mesh_lib.make_mesh(2)
+    dataclasses.replace(grid, group_size=1), batches, mesh_lib.make_mesh(2)
   )
   np.testing.assert_allclose(
     metrics['loss'], sharded_metrics['loss'], rtol=1e-5

@@ -150,7 +150,7 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     ),
     (
       {'probe.train': 'TOY', 'probe.test': 'TOY', 'probe.batch_size': 9},
-      'probe batch size 9 is not divisible by 8 devices',
+      'probe.batch_size 9 is not divisible by 8 devices',
     ),
     ({'fsdp': 5}, '8 devices do not split into fsdp groups of 5'),
     ({'data.sources.toy.path': ''}, 'sources.toy.path is empty: give a folder'),

@@ -3,11 +3,9 @@
 import json
 
 import cv2
-import numpy as np
 import pytest
 
 from configs import quickstart as recipe
-from vjepa_jax.evaluation import probing
 from vjepa_jax.sets.toy import write_toy_videos
 from vjepa_jax.tasks import quickstart as task
 from vjepa_jax.training.telemetry import read_metrics
@@ -59,44 +57,3 @@ def test_running_again_gives_the_same_results(finished):
   again = task.quickstart(config, workdir)
   for name in set(results) - {'seconds'}:
     assert again[name] == results[name]
-
-
-def test_probes_learn_what_is_there_and_nothing_else():
-  def attentive(*arguments):
-    return probing.score_attentive(
-      *arguments, num_heads=2, steps=120, learning_rate=5e-3
-    )
-
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 4, 400)
-  signal = np.eye(4)[labels][:, None] * 3  # in every token
-  known = rng.normal(size=(400, 5, 16))
-  known[..., :4] += signal
-  unknown = rng.normal(size=(400, 5, 16))
-  for features, low, high in ((known, 0.75, 1.0), (unknown, 0.1, 0.4)):
-    features = features.astype(np.float32)
-    pooled = features.mean(axis=1)
-    scores = [
-      score(x[:300], labels[:300], x[300:], labels[300:])
-      for score, x in (
-        (probing.score_knn, pooled),
-        (probing.score_linear, pooled),
-        (attentive, features),
-      )
-    ]
-    assert all(low <= score <= high for score in scores), scores
-
-
-def test_labelled_clips_are_a_fair_subset(toy_videos):
-  from vjepa_jax.data.pipeline import ClipOptions
-  from vjepa_jax.data.sources import open_source
-
-  options = ClipOptions(frames=4, resolution=32, frame_step=2)
-  source = open_source(str(toy_videos))
-  clips = probing.load_labelled_clips(source, options, limit=12)
-  assert clips.videos.shape == (12, 4, 32, 32, 3)
-  # Labels take turns; an even stride would see half of them.
-  assert len(set(clips.labels.tolist())) == 4
-  folder = open_source(str(toy_videos.parent))
-  with pytest.raises(ValueError, match='has no label'):
-    probing.load_labelled_clips(folder, options)

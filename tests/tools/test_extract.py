@@ -14,7 +14,7 @@ import vjepa_jax
 from vjepa_jax.data import sources
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
-from vjepa_jax.evaluation import extraction, probing
+from vjepa_jax.evaluation import batching, extraction, probing
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel.mesh import make_mesh
@@ -123,7 +123,9 @@ def test_probes_score_cached_features_as_they_score_videos(
   )
   cached, labels = probing.load_features(str(tmp_path))
   clips = probing.load_labelled_clips(source, OPTIONS)
-  extract = probing.make_extract(model.encoder, make_mesh(), 8, pool=False)
+  extract = batching.make_extract(
+    batching.apply_encoder(model.encoder), make_mesh(), 8, 'batch size'
+  )
   direct = extract(jax.device_get(model.params), clips.videos)
   np.testing.assert_array_equal(labels, clips.labels)
   np.testing.assert_allclose(cached, direct, atol=1e-5)
@@ -208,7 +210,9 @@ def test_other_weights_or_options_are_refused(manifest, model, whole, tmp_path):
     )
   with pytest.raises(ValueError, match='dtype was float16 and is now float32'):
     _extract(manifest, whole, model, dtype='float32')
-  with pytest.raises(ValueError, match='is not divisible by the 8 devices'):
+  with pytest.raises(
+    ValueError, match='batch_size 9 is not divisible by 8'
+  ):
     _extract(manifest, tmp_path, model, batch_size=9)
   with pytest.raises(ValueError, match='every host needs a shard'):
     _extract(manifest, tmp_path, model, host_index=0, num_hosts=4)

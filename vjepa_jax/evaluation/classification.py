@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent import futures
+import itertools
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -12,6 +13,7 @@ import numpy as np
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.features import join_segments
 from vjepa_jax.data.pipeline import ClipOptions, check_label, read_clips
+from vjepa_jax.evaluation import batching
 from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
@@ -70,73 +72,66 @@ def make_predict(
   Raises:
     ValueError: The batch does not split evenly over the devices.
   """
-  if batch_size % mesh.devices.size:
-    raise ValueError(
-      f'evaluation batch size {batch_size} is not divisible by '
-      f'{mesh.devices.size} devices: change config.evaluation.batch_size'
-    )
-  rows = sharding.shard_batch(mesh)
-  per_host = batch_size // jax.process_count()
-  first = jax.process_index() * per_host
 
   def classify(params, batch):
-    probabilities = apply(params, batch['video'])
-    return {'probabilities': probabilities, 'label': batch['label']}
+    return batch | {'video': apply(params, batch['video'])}
 
-  classify = jax.jit(classify, out_shardings=sharding.replicate(mesh))
+  map_batches = batching.make_map_batches(
+    classify, mesh, batch_size, 'config.evaluation.batch_size'
+  )
+  own = batching.get_own_rows(batch_size)
 
   def predict(params, source, options):
-    if options is None:
-      empty = np.zeros_like(join_segments(source[0].features))
-    else:
-      clips = options.num_clips * options.views
-      sides = options.frames, *[options.resolution] * 2
-      empty = np.zeros((clips, *sides, 3), np.uint8)
-
-    def read(index):
-      # Of a video that is not there the label is -1.
-      if index is None:
-        return empty, -1
-      record = source[index]
-      check_label(record, num_classes)
-      if options is None:
-        return join_segments(record.features), record.label
-      try:
-        return read_clips(record, options), record.label
-      except decode.DecodeError as error:
-        logging.warning('left out %s: %s', record.name, error)
-        return empty, -1
-
+    read = _make_read(source, options, num_classes)
     starts = range(0, len(source), batch_size)
-    indices = [
-      start + row if start + row < len(source) else None
-      for start in starts
-      for row in range(first, first + per_host)
-    ]
-    parts = []
-    with futures.ThreadPoolExecutor(num_threads) as pool:
-      videos = shards.map_ahead(pool, read, indices, per_host + num_threads)
+    indices = (start + row for start in starts for row in own)
+
+    def load(pool):
+      videos = shards.map_ahead(pool, read, indices, len(own) + num_threads)
       for _ in make_bar(starts, desc='classifying', unit='batch', leave=False):
-        clips, labels = zip(
-          *(next(videos) for _ in range(per_host)), strict=True
-        )
-        batch = {
-          'video': np.stack(clips),
-          'label': np.array(labels, np.int32),
-        }
-        # A Pallas kernel is split over the devices by the mesh that is set.
-        with jax.set_mesh(mesh):
-          part = classify(params, sharding.make_global(batch, rows))
-        parts.append(jax.device_get(part))
-    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    good = whole['label'] >= 0
+        clips, labels = zip(*itertools.islice(videos, len(own)), strict=True)
+        yield {'video': np.stack(clips), 'label': np.array(labels, np.int32)}
+
+    with futures.ThreadPoolExecutor(num_threads) as pool:
+      parts = list(map_batches(params, load(pool)))
+    probabilities, labels = (
+      np.concatenate([part[name] for part in parts])
+      for name in ('video', 'label')
+    )
+    good = labels >= 0
     return Predictions(
-      whole['probabilities'][good],
-      whole['label'][good],
-      len(source) - int(good.sum()),
+      probabilities[good], labels[good], len(source) - int(good.sum())
     )
 
   return predict
+
+
+def _make_read(source, options: ClipOptions | None, num_classes: int):
+  """Makes the function from an index to (clips or features, label).
+
+  The label is -1 of a video that cannot be read or is not there.
+  """
+  if options is None:
+    empty = np.zeros_like(join_segments(source[0].features))
+  else:
+    clips = options.num_clips * options.views
+    sides = options.frames, *[options.resolution] * 2
+    empty = np.zeros((clips, *sides, 3), np.uint8)
+
+  def read(index):
+    if index >= len(source):
+      return empty, -1
+    record = source[index]
+    check_label(record, num_classes)
+    if options is None:
+      return join_segments(record.features), record.label
+    try:
+      return read_clips(record, options), record.label
+    except decode.DecodeError as error:
+      logging.warning('left out %s: %s', record.name, error)
+      return empty, -1
+
+  return read
 
 
 def score(predictions: Predictions) -> dict[str, float]:
@@ -152,10 +147,10 @@ def score(predictions: Predictions) -> dict[str, float]:
   places = (order == labels[:, None]).argmax(axis=1)
   hits = places == 0
   by_class = [hits[labels == label].mean() for label in np.unique(labels)]
-  chosen = probabilities[np.arange(len(labels)), labels]
+  likelihoods = probabilities[np.arange(len(labels)), labels]
   return {
     'top1': float(hits.mean()),
     'top5': float((places < 5).mean()),
     'mean_class': float(np.mean(by_class)),
-    'cross_entropy': float(-np.log(np.maximum(chosen, 1e-9)).mean()),
+    'cross_entropy': float(-np.log(np.maximum(likelihoods, 1e-9)).mean()),
   }

@@ -1,14 +1,13 @@
 """Features of a frozen encoder, from videos into shards."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,17 @@ import numpy as np
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.features import VideoFeatures, pack_features
 from vjepa_jax.data.pipeline import ClipOptions, read_timed_clips
+from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.training.checkpoint import hash_params
 
 _OPTIONS_FILE = 'extract.json'
 _VIDEOS_PER_SHARD = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Clips:
+class Clips(NamedTuple):
   """The decoded clips of one video.
 
   Attributes:
@@ -83,13 +83,14 @@ def extract(
   num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
   _check_counts(len(source), num_shards, host_index, num_hosts)
   mesh = mesh_lib.make_mesh(1, jax.local_devices())
-  if batch_size % mesh.devices.size:
-    raise ValueError(
-      f'batch size {batch_size} is not divisible by the {mesh.devices.size} '
-      'devices of this host: change --batch_size'
-    )
-  encode = _make_encode(
-    encoder, params, mesh, batch_size, pool == 'mean', dtype
+  map_batches = batching.make_map_batches(
+    batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype),
+    mesh,
+    batch_size,
+    '--batch_size',
+  )
+  encode = functools.partial(
+    map_batches, jax.device_put(params, sharding.replicate(mesh))
   )
   os.makedirs(output, exist_ok=True)
   shards.check_options(
@@ -99,7 +100,7 @@ def extract(
       'videos_sha256': shards.hash_records(source),
       'num_shards': num_shards,
       'encoder': _describe(encoder),
-      'params_sha256': _hash_params(params),
+      'params_sha256': hash_params(params),
       **{
         name: getattr(options, name)
         for name in ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
@@ -168,90 +169,48 @@ def _read(
   return Clips(record._replace(video=''), index, videos, times)
 
 
-def _make_encode(
-  encoder: Encoder,
-  params: Any,
-  mesh: jax.sharding.Mesh,
-  batch_size: int,
-  pool: bool,
-  dtype: str,
-) -> Callable[[np.ndarray], jax.Array]:
-  """Makes the function from at most `batch_size` clips to their features.
-
-  It returns before the device is done. The result has `batch_size` rows.
-  """
-  rows = sharding.shard_batch(mesh)
-  params = jax.device_put(params, sharding.replicate(mesh))
-
-  @functools.partial(jax.jit, out_shardings=rows)
-  def apply(params, video):
-    features = encoder.apply({'params': params}, video)
-    if pool:
-      features = features.astype(jnp.float32).mean(axis=1)
-    return features.astype(dtype)
-
-  def encode(videos):
-    # One shape, one program.
-    padding = batch_size - len(videos)
-    if padding:
-      videos = np.pad(videos, [(0, padding)] + [(0, 0)] * (videos.ndim - 1))
-    # A Pallas kernel is split over the devices by the mesh that is set.
-    with jax.set_mesh(mesh):
-      return apply(params, jax.device_put(videos, rows))
-
-  return encode
-
-
 def _encode_shard(
   decoded: Iterable[Clips | shards.BadFile],
-  encode: Callable[[np.ndarray], jax.Array],
+  encode: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
   batch_size: int,
 ) -> Iterator[bytes | shards.BadFile]:
-  """Turns the decoded videos of a shard into its records, in their order.
-
-  While a batch is on the device, the next one is put together.
-  """
-  waiting = []  # videos whose records are not complete, and bad ones
+  """Turns the decoded videos of a shard into its records, in their order."""
+  waiting = collections.deque()  # videos whose features are not complete
   features = []  # of the clips of those videos, in order
-  clips = []  # the next batch
-  running = None  # features under way, and how many of them are no padding
 
-  def launch():
-    nonlocal running
-    before, count = running, min(batch_size, len(clips))
-    running = (encode(np.stack(clips[:count])), count) if count else None
-    del clips[:count]
-    if before is not None:
-      features.extend(np.asarray(before[0])[: before[1]])
-
-  def finish():
-    while waiting:
-      video = waiting[0]
+  def cut():
+    clips = []
+    for video in decoded:
+      waiting.append(video)
       if isinstance(video, Clips):
-        if len(features) < len(video.videos):
-          return
-        yield _pack(video, np.stack(features[: len(video.videos)]))
-        del features[: len(video.videos)]
+        clips.extend(video.videos)
+        # What is left of the video is its times.
+        waiting[-1] = video._replace(videos=video.videos[:, :0])
+      while len(clips) >= batch_size:
+        yield np.stack(clips[:batch_size])
+        del clips[:batch_size]
+    if clips:
+      yield np.stack(clips)
+
+  def is_complete(video):
+    return not isinstance(video, Clips) or len(features) >= len(video.videos)
+
+  for batch in encode(cut()):
+    features.extend(batch)
+    while waiting and is_complete(waiting[0]):
+      video = waiting.popleft()
+      if isinstance(video, Clips):
+        count = len(video.videos)
+        yield _pack(video, np.stack(features[:count]))
+        del features[:count]
       else:
         yield video
-      waiting.pop(0)
-
-  for video in decoded:
-    waiting.append(video)
-    if isinstance(video, Clips):
-      clips.extend(video.videos)
-      # What is left of the video is its times.
-      waiting[-1] = dataclasses.replace(video, videos=video.videos[:, :0])
-    while len(clips) >= batch_size:
-      launch()
-      yield from finish()
-  while clips or running is not None:
-    launch()
-  yield from finish()
+  # If no video of the shard can be read, there is no batch.
+  yield from waiting
 
 
 def _pack(video: Clips, features: np.ndarray) -> bytes:
-  name, index = video.record.name, video.index
+  name = video.record.name
   if not np.isfinite(features).all():
     raise ValueError(
       f'features of {name} are not finite in {features.dtype}: use '
@@ -259,7 +218,7 @@ def _pack(video: Clips, features: np.ndarray) -> bytes:
     )
   ends = video.times[:, [0, -1]]
   return pack_features(
-    VideoFeatures(features, video.record.label, name, index, ends)
+    VideoFeatures(features, video.record.label, name, video.index, ends)
   )
 
 
@@ -268,15 +227,6 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
   names = ('width', 'depth', 'num_heads', 'tubelet', 'positions', 'pixel_norm')
   fields = {name: getattr(encoder, name) for name in names}
   return fields | {'dtype': jnp.dtype(encoder.dtype).name}
-
-
-def _hash_params(params: Any) -> str:
-  """Hashes parameters: a backbone that trains on under its name is another."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()
 
 
 def _count_bad(path: str, num_videos: int) -> int:

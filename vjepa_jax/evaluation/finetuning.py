@@ -93,7 +93,7 @@ def make_finetune_step(
     jitted with the state donated.
   """
   num_classes = classifier.probe.num_classes
-  limit = jnp.inf if clip_norm is None else clip_norm
+  max_norm = jnp.inf if clip_norm is None else clip_norm
 
   def compute_loss(params, batch, step):
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -108,15 +108,15 @@ def make_finetune_step(
     (loss, metrics), grads = jax.value_and_grad(compute_loss, has_aux=True)(
       state.params, batch, state.step
     )
-    now = {name: f(state.step) for name, f in schedules.items()}
+    scheduled = {name: f(state.step) for name, f in schedules.items()}
     factors = decay_by_layer(state.params, layer_decay)
     with jax.named_scope('optimizer'):
       params, opt_state, updated = update(
-        tx, state, grads, loss, now, limit, factors
+        tx, state, grads, loss, scheduled, max_norm, factors
       )
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state
     )
-    return state, metrics | updated | now
+    return state, metrics | updated | scheduled
 
   return train_step

@@ -16,10 +16,9 @@ import optax
 
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel.sharding import constrain_batch
-from vjepa_jax.training.optimizer import apply_adamw
 from vjepa_jax.training.schedules import Schedule
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.step import TrainStep
+from vjepa_jax.training.step import Batch, TrainStep, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,43 +26,54 @@ class ProbeGrid:
   """Probes on a frozen encoder, one for each pair of rate and decay.
 
   Attributes:
-    encoder: The encoder.
+    encoder: The encoder; None if batches hold features.
     probe: Module of features `[B, tokens, D]` to logits `[B, classes]`.
     points: (learning rate, weight decay) of each probe.
     segments: Clips of a video whose tokens a probe sees together.
     layers: Blocks of the encoder whose tokens it sees together, counted from
       0; None for the last one alone.
-    at_once: Probes that are computed side by side, the others after them: less
-      memory for activations, the same numbers. None for all.
+    group_size: Probes that are computed side by side, the others after them:
+      less memory for activations, the same numbers. None for all.
   """
 
-  encoder: Encoder
+  encoder: Encoder | None
   probe: nn.Module
   points: tuple[tuple[float, float], ...]
   segments: int = 1
   layers: tuple[int, ...] | None = None
-  at_once: int | None = None
+  group_size: int | None = None
 
   def init(
-    self, key: jax.Array, tx: optax.GradientTransformation
+    self,
+    key: jax.Array,
+    tx: optax.GradientTransformation,
+    width: int | None = None,
   ) -> TrainState:
-    """Makes the state at step 0: all probes start from the same parameters."""
-    features = jnp.zeros((1, 1, self.encoder.width))
+    """Makes the state at step 0: all probes start from the same parameters.
+
+    Args:
+      key: Random key.
+      tx: `optax.scale_by_adam`.
+      width: Of the features; None for that of the encoder's.
+    """
+    features = jnp.zeros((1, 1, width or self.encoder.width))
     one = self.probe.init(key, features)['params']
     count = len(self.points)
-    params = jax.tree.map(lambda x: jnp.stack([x] * count), one)
+    params = {'probe': jax.tree.map(lambda x: jnp.stack([x] * count), one)}
     return TrainState(
       step=jnp.zeros((), jnp.int32),
-      params={'probe': params},
+      params=params,
       target=None,
       opt_state=jax.vmap(tx.init)(params),
     )
 
   def map(self, f: Callable[..., Any], *trees: Any) -> Any:
     """Applies `f` to each probe's part of the trees, along their first axis."""
-    if self.at_once is None:
+    if self.group_size is None:
       return jax.vmap(f)(*trees)
-    return jax.lax.map(lambda parts: f(*parts), trees, batch_size=self.at_once)
+    return jax.lax.map(
+      lambda parts: f(*parts), trees, batch_size=self.group_size
+    )
 
   def encode(self, params: Any, videos: jax.Array) -> jax.Array:
     """Encodes videos, all segments of one together.
@@ -128,28 +138,15 @@ def make_probe_step(
     `[V * segments, T, H, W, 3]`; or 'features' `[V, tokens, D]` and 'label'
     `[V]`.
   """
-  limit = jnp.inf if clip_norm is None else clip_norm
+  max_norm = jnp.inf if clip_norm is None else clip_norm
   rates, decays = (jnp.asarray(x) for x in zip(*grid.points, strict=True))
 
   def compute_loss(params, features, labels):
-    logits = grid.probe.apply({'params': params}, features)
+    logits = grid.probe.apply({'params': params['probe']}, features)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return loss.mean(), (logits.argmax(axis=-1) == labels).mean()
 
-  def update(params, opt_state, rate, decay, features, labels):
-    (loss, hits), grads = jax.value_and_grad(compute_loss, has_aux=True)(
-      params, features, labels
-    )
-    norm = optax.tree.norm(grads)
-    scale = jnp.minimum(1.0, limit / (norm + 1e-6))
-    grads = jax.tree.map(lambda g: g * scale, grads)
-    new = apply_adamw(tx, grads, opt_state, params, rate, decay)
-    finite = jnp.isfinite(loss + norm)
-    old = params, opt_state
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    return *kept, loss, hits, finite
-
-  def train_step(state: TrainState, batch: dict[str, jax.Array]):
+  def train_step(state: TrainState, batch: Batch):
     stream = batch['video']
     labels = stream['label']
     if 'features' in stream:
@@ -159,23 +156,34 @@ def make_probe_step(
       videos = video.reshape(-1, grid.segments, *video.shape[1:])
       features = grid.encode(state.teacher, videos)[:, 0]
       labels = labels[:: grid.segments]
-    now = schedule(state.step)
-    params, opt_state, loss, hits, finite = grid.map(
-      lambda *probe: update(*probe, features, labels),
-      state.params['probe'],
-      state.opt_state,
-      rates * now,
-      decays,
+    share = schedule(state.step)
+
+    def train_probe(params, opt_state, rate, decay):
+      (loss, hits), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+        params, features, labels
+      )
+      params, opt_state, updated = update(
+        tx,
+        state.replace(params=params, opt_state=opt_state),
+        grads,
+        loss,
+        {'learning_rate': rate, 'weight_decay': decay},
+        max_norm,
+      )
+      return params, opt_state, loss, hits, updated['skipped']
+
+    params, opt_state, loss, hits, skipped = grid.map(
+      train_probe, state.params, state.opt_state, rates * share, decays
     )
     state = state.replace(
-      step=state.step + 1, params={'probe': params}, opt_state=opt_state
+      step=state.step + 1, params=params, opt_state=opt_state
     )
     return state, {
       'loss': jnp.nanmin(loss),
       'train_top1': hits.max(),
-      'learning_rate': rates.max() * now,
-      'lost_probes': jnp.sum(1.0 - finite),
-      'skipped': 1.0 - finite.any(),
+      'learning_rate': rates.max() * share,
+      'lost_probes': skipped.sum(),
+      'skipped': skipped.min(),
     }
 
   return train_step

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 import optax
 from sklearn import linear_model, neighbors, pipeline, preprocessing
@@ -16,10 +15,13 @@ from sklearn import linear_model, neighbors, pipeline, preprocessing
 from vjepa_jax.data import decode, sources
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.pipeline import ClipOptions, read_clips
-from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
-from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
+from vjepa_jax.training.schedules import make_schedule
+from vjepa_jax.training.step import TrainStep
+
+_ADAM = optax.scale_by_adam()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,54 +118,6 @@ def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:
   return np.stack(features), np.array(labels)
 
 
-def make_extract(
-  encoder: Encoder, mesh: Mesh, batch_size: int, *, pool: bool
-) -> Callable[[Any, np.ndarray], np.ndarray]:
-  """Makes the function (parameters, videos) -> features.
-
-  Args:
-    encoder: The encoder.
-    mesh: Batches are split over all its devices.
-    batch_size: Clips at a time, over all hosts; every host passes all videos
-      and gets all features.
-    pool: Return the mean over tokens, `[N, D]`, instead of all tokens,
-      `[N, tokens, D]`.
-
-  Raises:
-    ValueError: The batch does not split evenly over the devices.
-  """
-  if batch_size % mesh.devices.size:
-    raise ValueError(
-      f'probe batch size {batch_size} is not divisible by '
-      f'{mesh.devices.size} devices: change config.probe.batch_size'
-    )
-  rows = sharding.shard_batch(mesh)
-
-  def encode(params, video):
-    features = encoder.apply({'params': params}, video).astype(jnp.float32)
-    return features.mean(axis=1) if pool else features
-
-  encode = jax.jit(encode, out_shardings=sharding.replicate(mesh))
-  per_host = batch_size // jax.process_count()
-  first = jax.process_index() * per_host
-
-  def extract(params, videos):
-    features = []
-    for start in range(0, len(videos), batch_size):
-      batch = videos[start : start + batch_size]
-      padding = batch_size - len(batch)
-      # One shape, one program.
-      full = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
-      local = sharding.make_global(full[first : first + per_host], rows)
-      # A Pallas kernel is split over the devices by the mesh that is set.
-      with jax.set_mesh(mesh):
-        encoded = encode(params, local)
-      features.append(np.asarray(encoded)[: len(batch)])
-    return np.concatenate(features)
-
-  return extract
-
-
 def score_knn(
   train: np.ndarray,
   train_labels: np.ndarray,
@@ -244,40 +198,33 @@ def score_attentive(
   """
   train, test = _standardize(train, test)
   num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-  probe = AttentiveProbe(num_classes, num_heads)
-  batch_size = min(batch_size, len(train))
-  tx = optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.adamw(
-      optax.cosine_decay_schedule(learning_rate, steps),
-      weight_decay=weight_decay,
-      mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p),
-    ),
+  grid, step, classify = _compile_attentive(
+    AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps
   )
-
-  @jax.jit
-  def step(params, opt_state, features, labels):
-    def loss(params):
-      logits = probe.apply({'params': params}, features)
-      return optax.softmax_cross_entropy_with_integer_labels(
-        logits, labels
-      ).mean()
-
-    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  params = probe.init(jax.random.key(seed), train[:1])['params']
-  opt_state = tx.init(params)
+  state = grid.init(jax.random.key(seed), _ADAM, width=train.shape[-1])
+  batch_size = min(batch_size, len(train))
   rng = np.random.default_rng(seed)
   order = np.zeros(0, np.int64)
   for _ in make_bar(range(steps), desc='attentive probe', leave=False):
     if len(order) < batch_size:
       order = rng.permutation(len(train))
     rows, order = np.split(order, [batch_size])
-    params, opt_state = step(params, opt_state, train[rows], train_labels[rows])
-  predict = jax.jit(lambda p, x: probe.apply({'params': p}, x).argmax(axis=-1))
+    stream = {'features': train[rows], 'label': train_labels[rows]}
+    state, _ = step(state, {'video': stream})
   predicted = [
-    np.asarray(predict(params, test[start : start + batch_size]))
+    classify(state.params['probe'], test[start : start + batch_size, None])
     for start in range(0, len(test), batch_size)
   ]
-  return float(np.mean(np.concatenate(predicted) == test_labels))
+  predicted = np.concatenate(predicted)[:, 0].argmax(axis=-1)
+  return float(np.mean(predicted == test_labels))
+
+
+@functools.cache
+def _compile_attentive(
+  probe: AttentiveProbe, learning_rate: float, weight_decay: float, steps: int
+) -> tuple[ProbeGrid, TrainStep, Callable[[Any, np.ndarray], jax.Array]]:
+  """Makes a grid of one probe, its step and what classifies by it."""
+  grid = ProbeGrid(None, probe, ((learning_rate, weight_decay),))
+  schedule = make_schedule('cosine', value=1.0, final=0.0, total_steps=steps)
+  step = make_probe_step(grid, _ADAM, schedule, clip_norm=1.0)
+  return grid, jax.jit(step), jax.jit(grid.classify)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import types
 from typing import Any
 
 from absl import logging
@@ -17,7 +16,7 @@ import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clips import load_clips
-from vjepa_jax.evaluation import probing
+from vjepa_jax.evaluation.batching import make_extract
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.decoder import FeatureDecoder
@@ -294,20 +293,21 @@ class _HeldOut:
     self._videos = clips.videos
     self._models, self._grid = models, grid
 
-    # What probing runs in batches over the mesh has the `apply` of a module.
     def run(apply):
-      return probing.make_extract(
-        types.SimpleNamespace(apply=apply),
+      return make_extract(
+        apply,
         mesh,
         config.held_out.batch_size,
-        pool=False,
+        'config.held_out.batch_size',
       )
 
     encode = run(
-      lambda v, video: decoding.encode_frozen(models, v['params'], video)
+      lambda params, video: decoding.encode_frozen(models, params, video)
     )
     self._decode = run(
-      lambda v, features: models.decoder.apply(v, features, grid)
+      lambda params, features: models.decoder.apply(
+        {'params': params}, features, grid
+      )
     )
     self._features = encode(frozen, self._videos)
 

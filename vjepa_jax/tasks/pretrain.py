@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.evaluation import probing
+from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
@@ -176,32 +177,15 @@ def make_evaluate(
     )
     for path in (probe.train, probe.test)
   )
-  few = probe.attentive_labels
-  # An attentive probe needs the tokens, and with them more memory.
-  extract = probing.make_extract(encoder, mesh, probe.batch_size, pool=not few)
-
-  def evaluate(state: TrainState) -> dict[str, float]:
-    features = [extract(state.target, c.videos) for c in (train, test)]
-    if jax.process_index():
-      return {}
-    scores = {}
-    if few:
-      scores['probe_attentive'] = probing.score_attentive(
-        features[0][:few],
-        train.labels[:few],
-        features[1],
-        test.labels,
-        num_heads=encoder.num_heads,
-        steps=probe.attentive_steps,
-      )
-      features = [tokens.mean(axis=1) for tokens in features]
-    arguments = (features[0], train.labels, features[1], test.labels)
-    return scores | {
-      'probe_knn': probing.score_knn(*arguments),
-      'probe_linear': probing.score_linear(*arguments),
-    }
-
-  return evaluate
+  return make_online_probe(
+    encoder,
+    mesh,
+    train,
+    test,
+    batch_size=probe.batch_size,
+    attentive_labels=probe.attentive_labels,
+    attentive_steps=probe.attentive_steps,
+  )
 
 
 def describe(module: Encoder | Predictor) -> dict[str, Any]:

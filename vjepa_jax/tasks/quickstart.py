@@ -10,7 +10,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.evaluation import baselines, probing, supervised
+from vjepa_jax.evaluation import baselines, batching, probing, supervised
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.plots import training as pictures
@@ -66,8 +66,11 @@ def quickstart(
   # The very weights that pretraining starts from.
   key = jax.random.split(jax.random.key(config.seed))[0]
   untrained = jax.jit(encoder.init)(key, np.zeros(shape, np.uint8))['params']
-  extract = probing.make_extract(
-    encoder, mesh, config.probe.batch_size, pool=False
+  extract = batching.make_extract(
+    batching.apply_encoder(encoder),
+    mesh,
+    config.probe.batch_size,
+    'config.probe.batch_size',
   )
   few = config.motion.few_clips
   options = dict(

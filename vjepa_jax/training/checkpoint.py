@@ -1,6 +1,7 @@
 """Checkpoints: written in the background, whole or not at all."""
 
 from collections.abc import Mapping
+import hashlib
 import json
 import signal
 from typing import Any
@@ -281,6 +282,15 @@ def load_initial(
     step=jax.device_put(np.int32(0), shardings.step),
     **{name: items.get(name) for name in _TREES},
   )
+
+
+def hash_params(params: Any) -> str:
+  """Hashes parameters: a backbone that trains on under its name is another."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
 
 
 def write_config(workdir: epath.Path, config: Any) -> None:

@@ -6,7 +6,6 @@ moving average of the decoder, which is what is used afterwards.
 """
 
 from typing import Any, NamedTuple
-import zlib
 
 from etils import epath
 import jax
@@ -146,12 +145,9 @@ class LoadedDecoder(NamedTuple):
     return self.decoder.apply({'params': params}, features, self.grid)
 
 
-def compute_fingerprint(world: WorldModel) -> int:
-  """Computes a checksum of the target encoder, to tell backbones apart."""
-  checksum = 0
-  for leaf in jax.tree.leaves(jax.device_get(world.params['target'])):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
-  return checksum
+def compute_fingerprint(world: WorldModel) -> str:
+  """Hashes the target encoder, to tell backbones apart."""
+  return checkpoint.hash_params(world.params['target'])
 
 
 def save_space(workdir: epath.Path, space: TargetSpace) -> None:
