@@ -54,7 +54,6 @@ def get_config(arg: str | None = None):
     num_test=800,
     max_clips=1600,  # that the probes of the table train on
     few_clips=160,  # and those of its column of few labels
-    supervised_steps=0,  # of a row trained with all labels, 1500 to see it
   )
   config.data.update(batch_size=64, num_workers=0, num_threads=2)
   config.clip.update(

@@ -25,7 +25,6 @@ def finished(tmp_path_factory):
     num_test=16,
     max_clips=40,
     few_clips=16,
-    supervised_steps=2,
   )
   config.probe.update(every_steps=2, attentive_steps=10)
   config.total_steps = 2

@@ -1,6 +1,5 @@
 """What probes reach on features, and on pixels without any features."""
 
-from collections.abc import Callable
 import functools
 import statistics
 
@@ -42,10 +41,9 @@ def score_features(
     Accuracies `attentive_top1`, `linear_top1`, `knn_top1`, and
     `attentive_few_top1` and so on.
   """
+  vectors = train.mean(axis=1), test.mean(axis=1)
   labels = train_labels, test_labels
-  return _score_tokens(train, test, *labels, few, options) | _score_vectors(
-    train.mean(axis=1), test.mean(axis=1), *labels, few
-  )
+  return _score(labels, few, vectors, (train, test), **options)
 
 
 def score_pixels(
@@ -73,23 +71,20 @@ def score_pixels(
   table = make_sincos_table(grid, axes.shape[1])
   tokens = [(x - mean) @ axes * scale + table for x in tokens]
   vectors = [
-    _shrink(x.videos).reshape(len(x.labels), -1) for x in (train, test)
+    _shrink(x.videos).reshape(len(x.videos), -1) for x in (train, test)
   ]
-  labels = train.labels, test.labels
-  return _score_tokens(*tokens, *labels, few, options) | _score_vectors(
-    *vectors, *labels, few
-  )
+  return _score((train.labels, test.labels), few, vectors, tokens, **options)
 
 
 def score_differences(
   train: LabelledClips, test: LabelledClips, few: int
 ) -> Scores:
-  """Scores differences of consecutive frames, which show motion at once."""
+  """Scores differences of consecutive frames, which show motion directly."""
   vectors = [
-    np.diff(_shrink(x.videos), axis=1).reshape(len(x.labels), -1)
+    np.diff(_shrink(x.videos), axis=1).reshape(len(x.videos), -1)
     for x in (train, test)
   ]
-  return _score_vectors(*vectors, train.labels, test.labels, few)
+  return _score((train.labels, test.labels), few, vectors)
 
 
 def _shrink(videos: np.ndarray) -> np.ndarray:
@@ -99,37 +94,25 @@ def _shrink(videos: np.ndarray) -> np.ndarray:
   return cells.mean(axis=(3, 5)) / 255
 
 
-def _score_tokens(train, test, train_labels, test_labels, few, options):
-  probes = {'attentive': functools.partial(probing.score_attentive, **options)}
-  return _score_all(probes, train, test, train_labels, test_labels, few)
-
-
-def _score_vectors(train, test, train_labels, test_labels, few):
-  probes = {'linear': probing.score_linear, 'knn': probing.score_knn}
-  return _score_all(probes, train, test, train_labels, test_labels, few)
-
-
-def _score_all(
-  probes: dict[str, Callable[..., float]],
-  train: np.ndarray,
-  test: np.ndarray,
-  train_labels: np.ndarray,
-  test_labels: np.ndarray,
-  few: int,
-) -> Scores:
-  """Scores with all labels, and the mean over draws of few."""
-  draws = (
-    [slice(None)],
-    [
-      slice(start, start + few)
-      for start in range(0, min(_DRAWS * few, len(train) - few + 1), few)
-    ],
-  )
+def _score(labels, few, vectors, tokens=None, **options) -> Scores:
+  """Scores pairs (train, test) with all labels, and the mean over few ones."""
+  probes = {
+    'linear': (probing.score_linear, *vectors),
+    'knn': (probing.score_knn, *vectors),
+  }
+  if tokens is not None:
+    attentive = functools.partial(probing.score_attentive, **options)
+    probes['attentive'] = (attentive, *tokens)
+  count = len(labels[0])
+  starts = range(0, min(_DRAWS * few, count - few + 1), few)
+  draws = {
+    '': [slice(None)],
+    '_few': [slice(start, start + few) for start in starts],
+  }
   return {
     f'{name}{suffix}_top1': statistics.mean(
-      score(train[part], train_labels[part], test, test_labels)
-      for part in parts
+      score(train[part], labels[0][part], test, labels[1]) for part in parts
     )
-    for suffix, parts in zip(('', '_few'), draws, strict=True)
-    for name, score in probes.items()
+    for suffix, parts in draws.items()
+    for name, (score, train, test) in probes.items()
   }

@@ -10,8 +10,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.evaluation import baselines, batching, probing, supervised
-from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.evaluation import baselines, batching, probing
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.plots import training as pictures
 from vjepa_jax.sets import motion, package_videos
@@ -29,7 +28,6 @@ METHODS = {
   'knn_few_top1': 'kNN',
 }
 _ENCODERS = {
-  'supervised': 'trained with labels',
   'random_init': 'random init',
   'pretrained': 'pretrained',
   'pixels': 'raw pixels',
@@ -95,8 +93,6 @@ def quickstart(
       'differences': baselines.score_differences(train, test, few),
       'random_init': score(untrained),
     }
-    if config.motion.supervised_steps:
-      scores['supervised'] = _score_supervised(config, encoder, test)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'baselines.json').write_text(json.dumps(scores, indent=2))
   print(format_table(scores, len(train.labels), few))
@@ -181,23 +177,6 @@ def _write_data(config):
 def _read_baselines(workdir: epath.Path) -> dict | None:
   path = workdir / 'baselines.json'
   return json.loads(path.read_text()) if path.exists() else None
-
-
-def _score_supervised(
-  config: config_dict.ConfigDict,
-  encoder: Encoder,
-  test: probing.LabelledClips,
-) -> dict[str, float]:
-  """Scores the same encoder and probe trained on all labels from scratch."""
-  train = probing.load_labelled_clips(
-    sources.open_source(config.probe.train),
-    pipeline.ClipOptions(**config.clip),
-  )
-  curve = supervised.score_supervised(
-    encoder, train, test, steps=config.motion.supervised_steps
-  )
-  logging.info('trained with labels: %s', curve)
-  return {'attentive_top1': curve[-1][1]}
 
 
 def format_table(
