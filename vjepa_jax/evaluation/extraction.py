@@ -83,61 +83,38 @@ def extract(
   num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
   _check_counts(len(source), num_shards, host_index, num_hosts)
   mesh = mesh_lib.make_mesh(1, jax.local_devices())
-  map_batches = batching.make_map_batches(
-    batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype),
-    mesh,
-    batch_size,
-    '--batch_size',
-  )
+  apply = batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype)
   encode = functools.partial(
-    map_batches, jax.device_put(params, sharding.replicate(mesh))
+    batching.make_map_batches(apply, mesh, batch_size, '--batch_size'),
+    jax.device_put(params, sharding.replicate(mesh)),
   )
   os.makedirs(output, exist_ok=True)
   shards.check_options(
     os.path.join(output, _OPTIONS_FILE),
-    {
-      'num_videos': len(source),
-      'videos_sha256': shards.hash_records(source),
-      'num_shards': num_shards,
-      'encoder': _describe(encoder),
-      'params_sha256': hash_params(params),
-      **{
-        name: getattr(options, name)
-        for name in ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
-      },
-      'pool': pool,
-      'dtype': dtype,
-    },
+    _describe(source, encoder, params, options)
+    | {'num_shards': num_shards, 'pool': pool, 'dtype': dtype},
   )
-  own = range(host_index, num_shards, num_hosts)
   bounds = [len(source) * i // num_shards for i in range(num_shards + 1)]
   ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
+  own = range(host_index, num_shards, num_hosts)
   suffix = f'-{host_index}' if host_index else ''
   bad_files = os.path.join(output, f'quarantine{suffix}.jsonl')
   num_threads = num_threads or len(os.sched_getaffinity(0))
-  with futures.ThreadPoolExecutor(num_threads) as pool_of_threads:
+  read = functools.partial(_read, source, options)
+  ahead = max(2 * num_threads, 2 * batch_size // options.num_clips)
+  with futures.ThreadPoolExecutor(num_threads) as threads:
 
     def convert(missing):
       # Decoding goes on across the borders of shards; batches do not, so that
       # the bytes of a shard do not depend on what was written before it.
-      decoded = shards.map_ahead(
-        pool_of_threads,
-        functools.partial(_read, source, options),
-        itertools.chain.from_iterable(missing),
-        max(2 * num_threads, 2 * batch_size // options.num_clips),
-      )
-      return (
-        _encode_shard(itertools.islice(decoded, len(r)), encode, batch_size)
-        for r in missing
-      )
+      indices = itertools.chain.from_iterable(missing)
+      decoded = shards.map_ahead(threads, read, indices, ahead)
+      for part in missing:
+        videos = itertools.islice(decoded, len(part))
+        yield _encode_shard(videos, encode, batch_size)
 
-    shards.write_shards(
-      shards.name_shards(output, 'features', num_shards),
-      ranges,
-      own,
-      convert,
-      bad_files,
-    )
+    paths = shards.name_shards(output, 'features', num_shards)
+    shards.write_shards(paths, ranges, own, convert, bad_files)
   num_videos = sum(len(ranges[i]) for i in own)
   return num_videos, _count_bad(bad_files, num_videos)
 
@@ -222,11 +199,18 @@ def _pack(video: Clips, features: np.ndarray) -> bytes:
   )
 
 
-def _describe(encoder: Encoder) -> dict[str, Any]:
-  """Says what the features depend on, beside the parameters."""
+def _describe(source, encoder, params, options: ClipOptions) -> dict[str, Any]:
+  """Says what the features depend on."""
   names = ('width', 'depth', 'num_heads', 'tubelet', 'positions', 'pixel_norm')
   fields = {name: getattr(encoder, name) for name in names}
-  return fields | {'dtype': jnp.dtype(encoder.dtype).name}
+  clip = ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
+  return {
+    'num_videos': len(source),
+    'videos_sha256': shards.hash_records(source),
+    'encoder': fields | {'dtype': jnp.dtype(encoder.dtype).name},
+    'params_sha256': hash_params(params),
+    **{name: getattr(options, name) for name in clip},
+  }
 
 
 def _count_bad(path: str, num_videos: int) -> int:
