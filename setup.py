@@ -25,7 +25,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=find_packages(include=['vjepa_jax', 'vjepa_jax.*']),
-  package_data={'vjepa_jax.tools.report': ['report.html']},
+  package_data={'vjepa_jax.plots': ['report.html']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

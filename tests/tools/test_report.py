@@ -20,13 +20,14 @@ import pytest
 
 from configs import small
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.plots.report import tabulate
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.smoke import shrink
-from vjepa_jax.tools.report import __main__ as command
-from vjepa_jax.tools.report import folders, page
+from vjepa_jax.tools import report as command
 from vjepa_jax.training import health
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
+from vjepa_jax.training.telemetry import read_metrics
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'training' / 'recorded'
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
@@ -106,12 +107,12 @@ def _make_workdir(path, recorded):
   ],
 )
 def test_the_verdict_stands_at_the_top(tmp_path, name, verdict, state):
-  report = Page(page.render(_make_workdir(tmp_path / name, name)))
+  report = Page(command.make_report(_make_workdir(tmp_path / name, name)))
   first, text = next(iter(report.sections.items()))
   assert first == 'health'
   words = ' '.join(text.split())
   assert words.startswith(f'Is this run healthy? {verdict} {state}')
-  finding = health.find(page.read_metrics(tmp_path / name))[0]
+  finding = health.find(read_metrics(tmp_path / name))[0]
   assert finding.evidence[1:] in words and finding.remedy in words
   assert 'effective rank' in report.sections['curves']
   assert list(report.sections) == ['health', 'run', 'curves']
@@ -171,7 +172,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def report(run):
-  return Page(page.render(run[0]))
+  return Page(command.make_report(run[0]))
 
 
 def test_the_page_stands_alone_and_escapes(report):
@@ -225,7 +226,7 @@ def test_the_quarantine_is_counted_by_reason(report):
 
 def test_nested_results_become_tables():
   tables = list(
-    folders.tabulate(
+    tabulate(
       {
         'steps': 1_000_000,
         'best': None,
@@ -248,7 +249,7 @@ def test_nested_results_become_tables():
     ('best', ['–']),
     ('shape', ['2, 3']),
   ]
-  assert tables[1].title == 'test' and tables[1].columns == ('top1', 'lr')
+  assert tables[1].title == 'test' and tables[1].columns == ['top1', 'lr']
   assert rows[1] == [('a', ['1', '–']), ('b', ['0.5', '0.0001'])]
   assert rows[2][0] == ('1', ['0.1', 'yes']) and tables[2].left_out == 10
 

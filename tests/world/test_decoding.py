@@ -14,14 +14,14 @@ from vjepa_jax.models.tubelets import patchify
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
-from vjepa_jax.world import rollout as rolling
 from vjepa_jax.world.masks import choose_hidden
 from vjepa_jax.world.model import (
   WorldModel,
   measure_space,
   normalize_visible,
 )
-from vjepa_jax.world.predict import Imagination
+from vjepa_jax.world.predict import MaskedPredictor
+from vjepa_jax.world.rollout import make_render
 
 GRID, TUBELET = (2, 2, 2), (2, 8, 8)
 NUM_PIXELS = 3 * math.prod(TUBELET)
@@ -57,14 +57,14 @@ def test_decoded_tubelets_are_put_where_they_were(world, pixel_norm):
   params['linear']['kernel'] = jnp.eye(NUM_PIXELS)
   loaded = decoding.LoadedDecoder(decoder, params, None, GRID)
   masks = choose_hidden(GRID, 'future', 1, (0, 0, 1, 1))
-  future = Imagination(world, None, GRID, masks, 0)
+  future = MaskedPredictor(world, None, GRID, masks, 0)
   video = _video(3)
   pixels = normalize_visible(encoder, video, np.arange(8))
   # As they would be normalised, had only the visible ones been seen.
   seen = normalize_visible(encoder, video, future.visible)
   x = (pixels.restore(pixels.video) - seen.mean) / seen.scale
   tubelets = patchify(x, TUBELET)
-  rendered = rolling.make_render(future, loaded)(
+  rendered = make_render(future, loaded)(
     video, tubelets[:, future.visible], tubelets[:, future.hidden]
   )
   assert rendered.shape == video.shape and rendered.dtype == jnp.float32

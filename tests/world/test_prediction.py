@@ -8,15 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from vjepa_jax.data.clips import Clips
 from vjepa_jax.models import zoo
 from vjepa_jax.models.decoder import FeatureDecoder
-from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.models.tubelets import patchify, unpatchify
 from vjepa_jax.training.objective import Objective, compute_loss
 from vjepa_jax.training.state import init_state
-from vjepa_jax.world import baselines as guesses
-from vjepa_jax.world import predict as imagination
-from vjepa_jax.world import rollout as rolling
+from vjepa_jax.world import rollout, scores
+from vjepa_jax.world.baselines import fill_pixels
 from vjepa_jax.world.decoding import LoadedDecoder
 from vjepa_jax.world.masks import choose_hidden
 from vjepa_jax.world.model import (
@@ -25,8 +23,13 @@ from vjepa_jax.world.model import (
   encode_target,
   measure_space,
 )
-from vjepa_jax.world.predict import Imagination
-from vjepa_jax.world.retrieval import Gallery
+from vjepa_jax.world.predict import (
+  MaskedPredictor,
+  choose_mask_token,
+  score_features,
+  score_pixels,
+)
+from vjepa_jax.world.retrieval import Retrieval
 
 GRID, TUBELET = (4, 2, 2), (2, 8, 8)
 BOX = (0.0, 0.0, 0.5, 0.5)
@@ -69,7 +72,7 @@ def worlds():
 
 def _make(world, hide='future', steps=2, video=None):
   space = measure_space(world, [_video() if video is None else video])
-  return Imagination(
+  return MaskedPredictor(
     world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0
   )
 
@@ -117,11 +120,11 @@ def test_errors_are_the_loss_of_training(worlds, fields):
     world.params['target'],
     {'video': {'pixels': video, 'masks': (ids,)}},
   )
-  predicted = future.imagine(video).predicted
-  scores = imagination.score_features(predicted, future.reveal(video))
-  np.testing.assert_allclose(scores['error'].mean(), loss, rtol=1e-4)
+  predicted = future.predict(video).predicted
+  found = score_features(predicted, future.encode_hidden(video))
+  np.testing.assert_allclose(found['error'].mean(), loss, rtol=1e-4)
   np.testing.assert_allclose(
-    scores['cosine'].mean(), metrics['prediction_cosine'], atol=1e-4
+    found['cosine'].mean(), metrics['prediction_cosine'], atol=1e-4
   )
 
 
@@ -134,28 +137,30 @@ def test_nothing_of_what_is_hidden_leaks(worlds, pixel_norm, hide, steps):
   cells = patchify(video, TUBELET)
   other = np.array(cells)
   other[:, future.hidden] = 255 - other[:, future.hidden]
-  other = imagination.tub.unpatchify(other, GRID, TUBELET)
+  other = unpatchify(other, GRID, TUBELET)
   assert (other != video).mean() > 0.2
   jax.tree.map(
-    np.testing.assert_array_equal, future.imagine(video), future.imagine(other)
+    np.testing.assert_array_equal, future.predict(video), future.predict(other)
   )
   # What is visible matters.
   cells[:, future.visible[0]] //= 2
-  changed = imagination.tub.unpatchify(cells, GRID, TUBELET)
-  moved = future.imagine(changed).predicted - future.imagine(video).predicted
-  assert np.abs(moved).max() > 1e-3
+  changed = unpatchify(cells, GRID, TUBELET)
+  difference = (
+    future.predict(changed).predicted - future.predict(video).predicted
+  )
+  assert np.abs(difference).max() > 1e-3
 
 
 def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
   video = _video(2, seed=1)
   other = np.array(video)
   other[:, 4:] = 255 - other[:, 4:]
-  render = rolling.make_render(future, loaded)
-  for through in rolling.THROUGH:
+  render = rollout.make_render(future, loaded)
+  for through in rollout.THROUGH:
     films = [
       [
-        np.asarray(render(w.clip, w.imagined.seen, w.imagined.predicted))
-        for w in rolling.roll(future, clip, 2, through, render)
+        w.render(render)
+        for w in rollout.roll_out(future, clip, 2, through, render)
       ]
       for clip in (video, other, video)
     ]
@@ -168,16 +173,16 @@ def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
   for how in ('last', 'mean'):
     args = future.visible, future.hidden, TUBELET, how
     np.testing.assert_array_equal(
-      imagination.fill_pixels(video, *args),
-      imagination.fill_pixels(other, *args),
+      fill_pixels(video, *args),
+      fill_pixels(other, *args),
     )
 
 
 def test_fed_back_pixels_are_the_end_of_the_window_before(future, loaded):
   video = _video(1)
-  render = rolling.make_render(future, loaded)
-  first, second = rolling.roll(future, video, 1, 'pixels', render)
-  film = render(first.clip, first.imagined.seen, first.imagined.predicted)
+  render = rollout.make_render(future, loaded)
+  first, second = rollout.roll_out(future, video, 1, 'pixels', render)
+  film = first.render(render)
   np.testing.assert_array_equal(second.clip[:, :4], np.round(film[:, 4:]))
   assert not second.clip[:, 4:].any()
 
@@ -186,19 +191,19 @@ def test_fed_back_features_are_what_was_predicted(worlds):
   # With three steps visible and one hidden, two of the three are real.
   future = _make(worlds['imagenet']._replace(target_norm='position'), steps=3)
   video = _video(1)
-  first, second = rolling.roll(future, video, 1, 'features')
+  first, second = rollout.roll_out(future, video, 1, 'features')
   space = future.space
   np.testing.assert_allclose(
-    second.imagined.seen[:, 8:], first.imagined.predicted, rtol=1e-5
+    second.prediction.visible[:, 8:], first.prediction.predicted, rtol=1e-5
   )
-  known = space.normalize(first.imagined.context, future.visible)
+  known = space.normalize(first.prediction.context, future.visible)
   np.testing.assert_allclose(
-    second.imagined.seen[:, :8], known[:, 4:], rtol=1e-5
+    second.prediction.visible[:, :8], known[:, 4:], rtol=1e-5
   )
   # As features of the places where they are now.
   np.testing.assert_allclose(
-    second.imagined.context,
-    space.restore(second.imagined.seen, future.visible),
+    second.prediction.context,
+    space.restore(second.prediction.visible, future.visible),
     rtol=1e-5,
   )
 
@@ -224,7 +229,7 @@ def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
     )
   else:
     # The share of a position is exchanged for that of another.
-    mean = space.move(normal.mean(axis=0, keepdims=True), ids, ids + 4)
+    mean = space.transfer(normal.mean(axis=0, keepdims=True), ids, ids + 4)
     np.testing.assert_allclose(mean[0], space.average[ids + 4], atol=1e-4)
 
 
@@ -237,29 +242,29 @@ def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
     ('future', 2, 'thoughts', True, 'is not one of'),
   ],
 )
-def test_rolling_that_is_impossible(
+def test_rollouts_that_are_impossible(
   worlds, hide, steps, through, decodes, message
 ):
   future = _make(worlds['clip'], hide, steps)
   with pytest.raises(ValueError, match=message):
-    rolling.check_rolling(future, through, decodes)
+    rollout.check_rollout(future, through, decodes)
 
 
 def test_pixels_of_baselines():
   video = _video(1)
   visible, hidden = choose_hidden(GRID, 'future', 2, BOX)
-  last = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  last = fill_pixels(video, visible, hidden, TUBELET, 'last')
   np.testing.assert_array_equal(last[:, :4], video[:, :4])
   np.testing.assert_array_equal(last[:, 4:], video[:, [3] * 4])
-  mean = imagination.fill_pixels(video, visible, hidden, TUBELET, 'mean')
+  mean = fill_pixels(video, visible, hidden, TUBELET, 'mean')
   expected = video[:, :4].astype(np.float32).mean(axis=1, keepdims=True)
   np.testing.assert_allclose(mean[:, 4:], expected.repeat(4, 1), rtol=1e-5)
   visible, hidden = choose_hidden(GRID, 'past', 2, BOX)
-  first = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  first = fill_pixels(video, visible, hidden, TUBELET, 'last')
   np.testing.assert_array_equal(first[:, :4], video[:, [4] * 4])
   # Where a place is never visible its neighbour stands in, as it moves.
   visible, hidden = choose_hidden(GRID, 'region', 0, BOX)
-  near = imagination.fill_pixels(video, visible, hidden, TUBELET, 'last')
+  near = fill_pixels(video, visible, hidden, TUBELET, 'last')
   np.testing.assert_array_equal(near[:, :, :8, :8], video[:, :, :8, 8:])
 
 
@@ -270,8 +275,8 @@ def test_psnr_is_of_hidden_pixels():
   other[0, 4:] += 2
   other[1, 4:] += 10
   _, hidden = choose_hidden(GRID, 'future', 2, BOX)
-  scores = imagination.score_pixels(other, video, hidden, TUBELET)
-  np.testing.assert_allclose(scores, 20 * np.log10([127.5, 25.5]), rtol=1e-5)
+  psnr = score_pixels(other, video, hidden, TUBELET)
+  np.testing.assert_allclose(psnr, 20 * np.log10([127.5, 25.5]), rtol=1e-5)
 
 
 def test_scores_of_the_truth_are_perfect_and_baselines_are_there(
@@ -279,47 +284,48 @@ def test_scores_of_the_truth_are_perfect_and_baselines_are_there(
 ):
   video = _video(3, seed=2)
   video[:, 4:] = video[:, [3]]  # a still, which its last frame predicts
-  scores = guesses.Scorer(future, loaded)(video)
-  assert set(scores) == set(guesses.TITLES)
-  np.testing.assert_allclose(scores['last']['cosine'], 1.0, atol=1e-5)
-  assert (scores['last']['psnr'] > 60).all()
-  assert (scores['prediction']['cosine'] < 0.9).all()
+  scorer = scores.Scorer(future, rollout.make_render(future, loaded))
+  found = scorer.score(video)
+  assert set(found) == set(scores.TITLES)
+  np.testing.assert_allclose(found['last']['cosine'], 1.0, atol=1e-5)
+  assert (found['last']['psnr'] > 60).all()
+  assert (found['prediction']['cosine'] < 0.9).all()
   np.testing.assert_allclose(
-    scores['last_decoded']['psnr'], scores['actual']['psnr'], atol=1e-3
+    found['last_decoded']['psnr'], found['actual']['psnr'], atol=1e-3
   )
-  summary = guesses.summarize_scores(guesses.join_scores([scores] * 2))
-  x = np.tile(scores['mean']['psnr'], 2)
+  summary = scores.join_scores([found] * 2)
+  x = np.tile(found['mean']['psnr'], 2)
   assert summary['mean']['psnr'] == pytest.approx(
     {'mean': x.mean(), 'standard_error': x.std(ddof=1) / 6**0.5}
   )
-  table = guesses.format_scores(summary).splitlines()
-  assert len(table) == 1 + len(guesses.TITLES) and '±' in table[1]
+  table = scores.format_scores(summary).splitlines()
+  assert len(table) == 1 + len(scores.TITLES) and '±' in table[1]
 
 
-def test_a_gallery_finds_what_is_in_it(future):
+def test_retrieval_finds_what_is_there(future):
   videos = _video(5, seed=3)
-  gallery = Gallery(future, Clips(videos, tuple('abcde')), 2)
-  truth = np.asarray(future.reveal(videos[[3]]))[0]
-  found = gallery.find(truth, truth, future.hidden, 2)
+  retrieval = Retrieval(future, videos, 2)
+  truth = np.asarray(future.encode_hidden(videos[[3]]))[0]
+  found = retrieval.find(truth, truth, future.hidden, 2)
   assert found.steps.tolist() == [2, 3] and found.candidates == 21
   assert found.ranks.tolist() == [1, 1]
   np.testing.assert_allclose(found.similarities[:, 0], 1.0, atol=1e-3)
   np.testing.assert_array_equal(found.frames[:, 0], videos[3, [5, 7]])
-  other = np.asarray(future.reveal(videos[[1]]))[0]
-  assert (gallery.find(other, truth, future.hidden, 2).ranks > 1).all()
+  other = np.asarray(future.encode_hidden(videos[[1]]))[0]
+  assert (retrieval.find(other, truth, future.hidden, 2).ranks > 1).all()
 
 
 def test_the_mask_token_is_one_that_was_trained(worlds):
   world = worlds['clip']
-  assert imagination.choose_mask_token(world, 'future') == 1
+  assert choose_mask_token(world, 'future') == 1
   kinds = world._replace(mask_kinds=('future', 'random'))
-  assert imagination.choose_mask_token(kinds, 'future') == 0
+  assert choose_mask_token(kinds, 'future') == 0
   tokens = np.array(world.params['predictor']['mask_tokens'])
   for trained, expected in ((1, 0), (0, 0)):
     tokens[trained:] = 0
     predictor = world.params['predictor'] | {'mask_tokens': tokens}
     other = world._replace(params=world.params | {'predictor': predictor})
-    assert imagination.choose_mask_token(other, 'future') == expected
+    assert choose_mask_token(other, 'future') == expected
 
 
 def test_clips_of_models_that_do_not_say_are_asked_for(worlds):

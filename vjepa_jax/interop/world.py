@@ -53,7 +53,7 @@ def load_world_model(
       'or weights with one'
     )
   config = _read_config(source)
-  objective = config.get('objective', {})
+  objective = _read_objective(config)
   averaged = read_weights(
     source,
     which='target_encoder',
@@ -61,36 +61,28 @@ def load_world_model(
     **(options | {'predictor_heads': None}),
   )
   target_encoder, target = averaged.encoder, averaged.encoder_params
-  if objective.get('targets') == 'frozen':
+  if objective['targets'] == 'frozen':
     target_encoder, target = _load_teacher(source)
-  platform = jax.devices()[0].platform
-
-  def prepare(model):
-    attention = choose_attention(platform, jnp.float32)
-    return model.clone(dtype=jnp.float32, attention=attention)
-
+  attention = choose_attention(jax.devices()[0].platform, jnp.float32)
+  sources = config.get('data', {}).get('sources', {}).values()
+  models = online.encoder, online.predictor, target_encoder
+  params = {
+    'encoder': online.encoder_params,
+    'predictor': online.predictor_params,
+    'target': target,
+  }
   return WorldModel(
-    prepare(online.encoder),
-    prepare(online.predictor),
-    prepare(target_encoder),
-    jax.device_put(
-      {
-        'encoder': online.encoder_params,
-        'predictor': online.predictor_params,
-        'target': target,
-      }
-    ),
+    *(m.clone(dtype=jnp.float32, attention=attention) for m in models),
+    jax.device_put(params),
     clip=_read_clip(config),
-    sources=_read_sources(config),
+    sources=tuple(source for source in sources if source.get('path')),
     held_out=config.get('probe', {}).get('test', ''),
-    targets=objective.get('targets', 'ema'),
-    target_view=objective.get('target_view', 'clip'),
-    target_norm=objective.get('target_norm', 'layer'),
     mask_kinds=tuple(
       config['masks'][name]['kind'] for name in config.get('mask_names', ())
     ),
     resolution=online.resolution,
     frames=online.frames,
+    **objective,
   )
 
 
@@ -107,19 +99,31 @@ def _read_config(source: str | os.PathLike) -> dict[str, Any]:
     raise WeightsError(f'{path}/config.json is damaged: {error}') from None
 
 
+def _read_objective(config: dict[str, Any]) -> dict[str, str]:
+  """Reads 'targets', 'target_view' and 'target_norm' of a run.
+
+  Runs from before objectives had a kind have them in `config.objective` itself.
+  """
+  objective = config.get('objective', {})
+  options = objective.get('vjepa', objective)
+  targets = objective.get('targets', 'ema')
+  if objective.get('kind') == 'salt':
+    targets = 'frozen' if objective['salt']['teacher'] else 'pixels'
+  return {
+    'targets': targets,
+    'target_view': options.get('target_view', 'clip'),
+    'target_norm': options.get('target_norm', 'layer'),
+  }
+
+
 def _read_clip(config: dict[str, Any]) -> ClipOptions | None:
   """Reads how a run cuts its clips, None where its config does not say."""
   clip = config.get('clip', {})
-  if not {'frame_step', 'fps'} <= set(clip):
+  if 'frame_step' not in clip:
     return None
   return ClipOptions(
     **{k: tuple(v) if isinstance(v, list) else v for k, v in clip.items()}
   )
-
-
-def _read_sources(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-  sources = config.get('data', {}).get('sources', {}).values()
-  return tuple(source for source in sources if source.get('path'))
 
 
 def _load_teacher(source: str | os.PathLike) -> tuple[Any, Any]:

@@ -1,11 +1,10 @@
 """Curves as SVG that takes its colours from the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 import io
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import figure
@@ -18,6 +17,16 @@ _SERIES = ('#030303', '#040404', '#050505')
 _PALETTE = {_INK: '--muted', _FAINT: '--line'} | {
   colour: f'--series-{i}' for i, colour in enumerate(_SERIES)
 }
+_STYLE = {
+  'font.size': 8,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'svg.fonttype': 'none',
+  **dict.fromkeys(('text.color', 'axes.labelcolor'), _INK),
+  **dict.fromkeys(('xtick.labelcolor', 'ytick.labelcolor'), _INK),
+  **dict.fromkeys(('axes.edgecolor', 'grid.color'), _FAINT),
+  **dict.fromkeys(('xtick.color', 'ytick.color'), _FAINT),
+}
 # Points of a curve whose values can be read off; the curve itself has all.
 _READABLE_POINTS = 400
 _MAX_CHARTS = 12
@@ -27,10 +36,11 @@ _LOG_RATIO = 1000.0
 _AREA = 0.12, 0.12, 0.85, 0.78
 
 Points = list[tuple[float, float]]
+Metrics = Sequence[Mapping[str, Any]]
+Group = tuple[str, Mapping[str, str]]  # title, labels of metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
   """A chart for the page.
 
   Attributes:
@@ -44,24 +54,22 @@ class Chart:
 
   title: str
   svg: str
-  legend: tuple[tuple[str, str], ...]
+  legend: list[tuple[str, str]]
   readout: dict[str, Any]
 
 
-def draw_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def draw_charts(metrics: Metrics) -> list[Chart]:
   """Draws the curves that pretraining is watched by, those that there are."""
   return list(_draw(metrics, CURVES))
 
 
-def draw_other_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def draw_other_charts(metrics: Metrics) -> list[Chart]:
   """Draws every other metric that changes, a chart each."""
-  names = dict.fromkeys(name for _, group in CURVES for name in group)
-  return list(_draw(metrics, _group_rest(metrics, list(names))))
+  drawn = [name for _, group in CURVES for name in group]
+  return list(_draw(metrics, _group_rest(metrics, drawn)))
 
 
-def draw_all_charts(
-  metrics: Sequence[Mapping[str, Any]], owner: str
-) -> list[Chart]:
+def draw_all_charts(metrics: Metrics, owner: str) -> list[Chart]:
   """Draws the first metrics that change of any task, a chart each.
 
   Args:
@@ -72,7 +80,7 @@ def draw_all_charts(
   return list(_draw(metrics, groups, owner))
 
 
-def _group_rest(metrics, drawn: list[str]):
+def _group_rest(metrics: Metrics, drawn: Sequence[str]) -> list[Group]:
   """Groups what is not drawn and no copy of it, a metric a chart."""
   others = {
     name
@@ -85,8 +93,7 @@ def _group_rest(metrics, drawn: list[str]):
     for name in sorted(others.difference(drawn, ['step']))
   }
   # Those that are drawn come first: what is a copy of them is not found.
-  known = {name: f'drawn {name}' for name in drawn}
-  curves = find_curves(metrics, known | labels)
+  curves = find_curves(metrics, {x: f'drawn {x}' for x in drawn} | labels)
   return [
     (label, {name: label})
     for name, label in labels.items()
@@ -95,9 +102,7 @@ def _group_rest(metrics, drawn: list[str]):
 
 
 def _draw(
-  metrics: Sequence[Mapping[str, Any]],
-  groups: Sequence[tuple[str, Mapping[str, str]]],
-  owner: str = '',
+  metrics: Metrics, groups: Sequence[Group], owner: str = ''
 ) -> Iterator[Chart]:
   last_step = max((line['step'] for line in metrics), default=0)
   for title, names in groups:
@@ -115,22 +120,7 @@ def _draw_chart(
   title: str, curves: Mapping[str, Points], last_step: float, name: str
 ) -> Chart:
   """Draws curves by label over steps 0 to `last_step`; `name` is unique."""
-  style = {
-    'font.size': 8,
-    'text.color': _INK,
-    'axes.edgecolor': _FAINT,
-    'axes.labelcolor': _INK,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'xtick.color': _FAINT,
-    'ytick.color': _FAINT,
-    'xtick.labelcolor': _INK,
-    'ytick.labelcolor': _INK,
-    'grid.color': _FAINT,
-    'svg.fonttype': 'none',
-    'svg.hashsalt': name,
-  }
-  with matplotlib.rc_context(style):
+  with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
     fig = figure.Figure(figsize=(4.2, 2.5))
     axis = fig.add_axes(_AREA)
     for i, points in enumerate(curves.values()):
@@ -154,7 +144,7 @@ def _draw_chart(
   return Chart(
     title,
     _embed(buffer.getvalue(), name),
-    tuple((label, f'{points[-1][1]:.4g}') for label, points in curves.items()),
+    [(label, f'{points[-1][1]:.4g}') for label, points in curves.items()],
     {
       'limits': axis.get_xlim(),
       'area': [_AREA[0], _AREA[0] + _AREA[2]],
@@ -179,10 +169,7 @@ def _embed(svg: str, name: str) -> str:
   # The page sets the size; ids are unique in it.
   svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
   prefix = 'chart' + re.sub(r'\W+', '-', f' {name}')
-  svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-  svg = svg.replace('url(#', f'url(#{prefix}-').replace(
-    'href="#', f'href="#{prefix}-'
-  )
+  svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
   for colour, variable in _PALETTE.items():
     svg = svg.replace(colour, f'var({variable})')
   return svg.replace('<svg', '<svg role="img" aria-hidden="true"', 1)

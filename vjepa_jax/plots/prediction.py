@@ -1,6 +1,7 @@
 """Pictures of predictions: errors, features, neighbours, imagined frames."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 
 import cv2
 from etils import epath
@@ -9,24 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vjepa_jax.data.encode import write_video
-
-Grid = tuple[int, int, int]
-
-
-def _save(fig: figure.Figure, path: epath.PathLike) -> None:
-  with epath.Path(path).open('wb') as file:
-    fig.savefig(file, format='png', dpi=90)
-
-
-def _show(axis, image: np.ndarray, title: str = '', **options) -> None:
-  """Shows an image `[H, W, 3]`; floats are 0..255 as uint8 is."""
-  if image.ndim == 3 and image.max() > 1.0:
-    image = image / 255.0
-  axis.imshow(image, interpolation='nearest', **options)
-  axis.set_xticks([])
-  axis.set_yticks([])
-  if title:
-    axis.set_title(title, fontsize=8)
+from vjepa_jax.plots.figures import choose_steps, save, show, show_heat
 
 
 def draw_reconstructions(
@@ -44,23 +28,12 @@ def draw_reconstructions(
   columns = videos[:, ::stride].shape[1]
   fig = figure.Figure(figsize=(2 + 1.3 * columns, 2.6 * count), layout='tight')
   axes = fig.subplots(2 * count, columns, squeeze=False)
-  for i in range(count):
-    for row, (name, clips) in enumerate(
-      (('clip', videos), ('decoded', decoded))
-    ):
-      for axis, image in zip(
-        axes[2 * i + row], clips[i, ::stride], strict=True
-      ):
-        _show(axis, image)
-      axes[2 * i + row][0].set_ylabel(name, fontsize=8)
-  _save(fig, path)
-
-
-def choose_steps(count: int, most: int) -> np.ndarray:
-  """Chooses at most `most` of `count` things, evenly, ends included."""
-  return np.unique(
-    np.linspace(0, count - 1, min(count, most)).round().astype(int)
-  )
+  for i, (row, (name, clips)) in itertools.product(
+    range(count), enumerate((('clip', videos), ('decoded', decoded)))
+  ):
+    for j, image in enumerate(clips[i, ::stride]):
+      show(axes[2 * i + row, j], image, label='' if j else name)
+  save(fig, path)
 
 
 def draw_prediction(
@@ -84,7 +57,6 @@ def draw_prediction(
   """
   steps = choose_steps(len(errors), 8)
   stride = len(video) // len(errors)
-  middle = steps * stride + stride // 2
   rows = ['clip', 'visible', 'error', *colours, *frames]
   fig = figure.Figure(
     figsize=(2.4 + 1.5 * len(steps), 0.7 + 1.6 * len(rows)),
@@ -92,31 +64,37 @@ def draw_prediction(
   )
   fig.suptitle(title, fontsize=9)
   axes = fig.subplots(len(rows), len(steps), squeeze=False)
-  for name, row in zip(rows, axes, strict=True):
-    row[0].set_ylabel(name, fontsize=8)
-  height, width = video.shape[1:3]
-  extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-  for column, (step, frame) in enumerate(zip(steps, middle, strict=True)):
-    _show(axes[0, column], video[frame], f'frame {frame}')
-    shown = np.isnan(errors[step])[..., None]
-    cells = errors.shape[1:]
-    shown = shown.repeat(height // cells[0], 0).repeat(width // cells[1], 1)
-    _show(axes[1, column], np.where(shown, video[frame], 128))
-    _show(axes[2, column], video[frame].mean(axis=-1), cmap='gray')
-    heat = axes[2, column].imshow(
+  cell = [
+    side // n
+    for side, n in zip(video.shape[1:3], errors.shape[1:], strict=True)
+  ]
+  for column, step in enumerate(steps):
+    frame = step * stride + stride // 2
+    visible = np.isnan(errors[step]).repeat(cell[0], 0).repeat(cell[1], 1)
+    images = [
+      video[frame],
+      np.where(visible[..., None], video[frame], 128),
+      video[frame].mean(axis=-1),
+      *(values[step] for values in colours.values()),
+      *(np.asarray(clip)[frame] for clip in frames.values()),
+    ]
+    for i, (name, image) in enumerate(zip(rows, images, strict=True)):
+      show(
+        axes[i, column],
+        image,
+        title='' if i else f'frame {frame}',
+        label='' if column else name,
+        cmap='gray',
+      )
+    heat = show_heat(
+      axes[2, column],
       errors[step],
-      extent=extent,
-      cmap='inferno',
+      video.shape[1:],
       alpha=0.7,
-      vmin=0,
       vmax=np.nanmax(errors),
     )
-    for i, values in enumerate(colours.values()):
-      _show(axes[3 + i, column], values[step])
-    for i, clip in enumerate(frames.values()):
-      _show(axes[3 + len(colours) + i, column], np.asarray(clip)[frame])
   fig.colorbar(heat, ax=list(axes[2]), shrink=0.8, label='mean |error|')
-  _save(fig, path)
+  save(fig, path)
 
 
 def draw_neighbours(
@@ -142,17 +120,16 @@ def draw_neighbours(
   )
   axes = fig.subplots(len(actual), columns, squeeze=False)
   for i, row in enumerate(axes):
-    _show(row[0], actual[i], 'actual' if not i else '')
-    row[0].set_ylabel(names[i], fontsize=8)
+    show(row[0], actual[i], title='' if i else 'actual', label=names[i])
     first = 1
     for name, (frames, similarities) in found.items():
       for k in range(frames.shape[1]):
         title = f'{similarities[i, k]:.2f}'
         title = f'{name}\n{title}' if not i and not k else title
-        _show(row[first + k], frames[i, k], title)
+        show(row[first + k], frames[i, k], title=title)
       first += frames.shape[1]
   fig.suptitle('nearest real frames in feature space, by cosine', fontsize=9)
-  _save(fig, path)
+  save(fig, path)
 
 
 def draw_strip(
@@ -168,13 +145,13 @@ def draw_strip(
   for i, ((name, clip), row) in enumerate(
     zip(clips.items(), axes, strict=True)
   ):
-    row[0].set_ylabel(name, fontsize=8)
-    for axis, step in zip(row, steps, strict=True):
+    for j, (axis, step) in enumerate(zip(row, steps, strict=True)):
       if step < len(clip):
-        _show(axis, clip[step], '' if i else str(step))
+        title = '' if i else str(step)
+        show(axis, clip[step], title=title, label='' if j else name)
       else:
         axis.set_axis_off()
-  _save(fig, path)
+  save(fig, path)
 
 
 def write_side_by_side(

@@ -7,6 +7,8 @@ from etils import epath
 from matplotlib import figure
 import numpy as np
 
+from vjepa_jax.plots.figures import save
+
 _NUM_SHOWN = 12
 
 
@@ -46,8 +48,7 @@ def draw_surprise(
   parts = fig.subfigures(rows, columns, squeeze=False).flat
   for part, panel in zip(parts, panels, strict=False):
     _draw_panel(part, panel, centre)
-  with epath.Path(path).open('wb') as file:
-    fig.savefig(file, format='png', dpi=80)
+  save(fig, path, dpi=80)
 
 
 def _draw_panel(part, panel, centre):

@@ -8,6 +8,8 @@ from etils import epath
 from matplotlib import figure
 import numpy as np
 
+from vjepa_jax.plots.figures import choose_steps, save, show, show_heat
+
 Grid = tuple[int, int, int]
 
 
@@ -55,14 +57,6 @@ def project_features(features: np.ndarray, grid: Grid) -> np.ndarray:
   low, high = np.percentile(colours, [2, 98], axis=0)
   colours = np.clip((colours - low) / np.maximum(high - low, 1e-9), 0, 1)
   return colours.reshape(len(features), *grid, 3)
-
-
-def _show(axis, image: np.ndarray, title: str = '') -> None:
-  axis.imshow(image, interpolation='nearest')
-  axis.set_xticks([])
-  axis.set_yticks([])
-  if title:
-    axis.set_ylabel(title, fontsize=8)
 
 
 def find_curves(
@@ -144,8 +138,7 @@ def draw_curves(
   for axis, (name, names) in zip(fig.subplots(2, 4).flat, CURVES, strict=True):
     axis.set_title(name, fontsize=10)
     _plot(axis, metrics, names)
-  with epath.Path(path).open('wb') as file:
-    fig.savefig(file, format='png', dpi=90)
+  save(fig, path)
 
 
 def draw_report(
@@ -188,14 +181,13 @@ def draw_report(
   for row, (title, clips) in zip(axes, rows, strict=True):
     images = clips.reshape(-1, *clips.shape[2:])
     for i, (axis, image) in enumerate(zip(row, images, strict=True)):
-      _show(axis, image, '' if i else title)
+      show(axis, image, label='' if i else title)
   for axis, (title, names) in zip(
     bottom.subplots(1, 4), CURVES[:4], strict=True
   ):
     axis.set_title(title, fontsize=10)
     _plot(axis, metrics, names)
-  with epath.Path(path).open('wb') as file:
-    fig.savefig(file, format='png', dpi=90)
+  save(fig, path)
 
 
 def draw_confusion(
@@ -242,7 +234,7 @@ def draw_confusion(
   right.set_xticks(ticks, present[order][ticks], fontsize=8)
   right.set_xlabel('class, worst first')
   right.grid(alpha=0.3, axis='y')
-  fig.savefig(path, dpi=90)
+  save(fig, path)
 
 
 def draw_attention(
@@ -260,27 +252,25 @@ def draw_attention(
     titles: One a clip.
   """
   count, steps = attention.shape[:2]
-  shown = np.unique(
-    np.linspace(0, steps - 1, min(steps, 8)).round().astype(int)
-  )
+  shown = choose_steps(steps, 8)
   stride = videos.shape[1] // steps
-  height, width = videos.shape[2:4]
   fig = figure.Figure(
     figsize=(1 + 1.4 * len(shown), 1.5 * count), layout='constrained'
   )
   axes = fig.subplots(count, len(shown), squeeze=False)
   for i, step in np.ndindex(count, len(shown)):
     frame = shown[step] * stride + stride // 2
-    axis = axes[i, step]
-    _show(axis, videos[i, frame], '' if step else titles[i])
-    if not i:
-      axis.set_title(f'frame {frame}', fontsize=8)
-    axis.imshow(
+    show(
+      axes[i, step],
+      videos[i, frame],
+      title='' if i else f'frame {frame}',
+      label='' if step else titles[i],
+    )
+    show_heat(
+      axes[i, step],
       attention[i, shown[step]],
-      extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-      cmap='inferno',
+      videos.shape[2:],
       alpha=0.6,
-      vmin=0,
       vmax=attention[i].max(),
     )
-  fig.savefig(path, dpi=90)
+  save(fig, path)

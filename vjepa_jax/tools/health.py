@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from etils import epath
 
 from vjepa_jax.errors import UserError
-from vjepa_jax.plots import training as pictures
+from vjepa_jax.plots.training import draw_curves
 from vjepa_jax.tools import command
 from vjepa_jax.training import health
 from vjepa_jax.training.telemetry import read_metrics
@@ -40,7 +40,7 @@ def report(workdir: epath.Path, as_json: bool) -> bool:
     found = [dataclasses.asdict(finding) for finding in findings]
     print(json.dumps({'workdir': str(workdir), 'findings': found}))
   else:
-    pictures.draw_curves(workdir / 'health.png', metrics, str(findings[0]))
+    draw_curves(workdir / 'health.png', metrics, str(findings[0]))
     print(f'{workdir}, step {metrics[-1]["step"]}')
     print(health.format_findings(findings))
     print(f'curves: {workdir / "health.png"}')

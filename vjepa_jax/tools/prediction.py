@@ -15,21 +15,27 @@ from vjepa_jax.data import decode, sources
 from vjepa_jax.data.clips import Clips, load_clips, read_from, read_windows
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.tubelets import patchify, unpatchify
-from vjepa_jax.plots import prediction as draw
+from vjepa_jax.plots import prediction as plots
+from vjepa_jax.plots.figures import choose_steps
 from vjepa_jax.plots.training import project_features
-from vjepa_jax.progress import make_bar
-from vjepa_jax.world import baselines as guesses
-from vjepa_jax.world import predict as imagination
-from vjepa_jax.world.decoding import LoadedDecoder, load_decoder
+from vjepa_jax.world.baselines import fill_pixels
+from vjepa_jax.world.decoding import load_decoder
 from vjepa_jax.world.masks import choose_hidden
 from vjepa_jax.world.model import complete_clip, measure_space
-from vjepa_jax.world.retrieval import Gallery
-from vjepa_jax.world.rollout import (
-  check_rolling,
+from vjepa_jax.world.predict import (
+  MaskedPredictor,
+  choose_mask_token,
   join_tokens,
-  make_render,
-  roll,
+  score_features,
 )
+from vjepa_jax.world.retrieval import Retrieval
+from vjepa_jax.world.rollout import (
+  check_rollout,
+  count_frames,
+  make_render,
+  roll_out,
+)
+from vjepa_jax.world.scores import Scorer, format_scores, join_scores
 
 # Below it the deviation at a position says little.
 _FEWEST_CLIPS = 16
@@ -97,19 +103,20 @@ def run(request: Request) -> dict[str, Any]:
   return results
 
 
-def _parse_box(values: Sequence[float | str]) -> tuple[float, ...]:
-  try:
-    top, left, height, width = map(float, values)
-  except ValueError:
-    raise ValueError(
-      f'--box={",".join(map(str, values))} is not top,left,height,width in '
-      'shares of the frame, for example 0.25,0.25,0.5,0.5'
-    ) from None
-  return top, left, height, width
-
-
 class Session:
-  """One model, one way of hiding, and what predictions are compared with."""
+  """One model, one way of hiding, and what predictions are compared with.
+
+  Attributes:
+    request: What is asked for.
+    world: The model.
+    clip: How clips are cut.
+    gallery: Clips to compare with, and to take statistics from.
+    gallery_name: Where they are from.
+    predictor: Predicts what is hidden.
+    through: What a rollout feeds back.
+    render: Draws features, None without a decoder.
+    scorer: Scores predictions and baselines.
+  """
 
   def __init__(self, request: Request):
     """Loads everything.
@@ -131,81 +138,67 @@ class Session:
       fps=request.fps,
     )
     side = self.clip.resolution
-    self.grid = world.get_grid((1, self.clip.frames, side, side))
-    masks = self._choose_masks()
-    loaded = None
-    if request.decode:
-      loaded = load_decoder(request.decode, world)
-      if loaded.grid != self.grid:
-        raise ValueError(
-          f'{request.decode} decodes grids of {loaded.grid} tubelets, these '
-          f'clips have {self.grid}: change --frames or --resolution'
-        )
-    self.through = request.roll_through or ('pixels' if loaded else 'features')
-    self.gallery_clips, self.gallery_name = self._load_gallery()
-    space = loaded.space if loaded else self._measure()
-    token = request.mask_token
-    if token is None:
-      token = imagination.choose_mask_token(world, request.hide)
-    elif not 0 <= token < world.predictor.num_mask_tokens:
+    grid = world.get_grid((1, self.clip.frames, side, side))
+    masks = _choose_masks(request, grid, world.tubelet[0])
+    loaded = load_decoder(request.decode, world) if request.decode else None
+    if loaded and loaded.grid != grid:
       raise ValueError(
-        f'--mask_token={token}: the predictor has '
-        f'{world.predictor.num_mask_tokens} of them, counted from 0'
+        f'{request.decode} decodes grids of {loaded.grid} tubelets, these '
+        f'clips have {grid}: change --frames or --resolution'
       )
-    self.future = imagination.Imagination(world, space, self.grid, masks, token)
+    self.gallery, self.gallery_name = self._load_gallery()
+    self.predictor = MaskedPredictor(
+      world,
+      loaded.space if loaded else self._measure_space(),
+      grid,
+      masks,
+      self._choose_token(),
+    )
+    self.through = request.roll_through or ('pixels' if loaded else 'features')
     if request.roll < 0:
       raise ValueError(f'--roll={request.roll} must not be negative')
     if request.roll:
-      check_rolling(self.future, self.through, loaded is not None)
-    self.loaded: LoadedDecoder | None = loaded
-    self.render = make_render(self.future, loaded) if loaded else None
-    self.scorer = guesses.Scorer(
-      self.future,
-      loaded,
-      average=loaded is not None or self._has_many_clips(),
+      check_rollout(self.predictor, self.through, loaded is not None)
+    self.render = make_render(self.predictor, loaded) if loaded else None
+    self.scorer = Scorer(
+      self.predictor,
+      self.render,
+      average=bool(loaded) or self._has_many_clips(),
     )
 
   def _has_many_clips(self) -> bool:
     """Says whether statistics of the gallery are of more than a few clips."""
-    return len(self.gallery_clips.videos) >= _FEWEST_CLIPS
+    return len(self.gallery.videos) >= _FEWEST_CLIPS
 
-  def _choose_masks(self) -> tuple[np.ndarray, np.ndarray]:
-    request, size = self.request, self.world.tubelet[0]
-    frames = request.context_frames
-    if frames is None:
-      steps = 0 if request.hide == 'region' else max(1, self.grid[0] // 2)
-    else:
-      steps, rest = divmod(frames, size)
-      if rest or frames < 0:
-        raise ValueError(
-          f'--context_frames={frames} is not a multiple of the {size} frames '
-          'of a tubelet'
-        )
-    return choose_hidden(
-      self.grid, request.hide, steps, _parse_box(request.box)
-    )
+  def _choose_token(self) -> int:
+    token, count = self.request.mask_token, self.world.predictor.num_mask_tokens
+    if token is None:
+      return choose_mask_token(self.world, self.request.hide)
+    if not 0 <= token < count:
+      raise ValueError(
+        f'--mask_token={token}: the predictor has {count} of them, counted '
+        'from 0'
+      )
+    return token
 
   def _load_gallery(self) -> tuple[Clips, str]:
     """Reads clips to compare with: as told, of training, or what there is."""
-    paths = [self.request.gallery] if self.request.gallery else []
-    if not paths:
-      known = [source['path'] for source in self.world.sources]
-      paths = [p for p in known if glob.glob(p)] or [
-        self.request.video or self.request.evaluate
-      ]
-    limit = self.request.gallery_clips
-    path = paths[0]
-    single = os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS
+    request = self.request
+    trained = [source['path'] for source in self.world.sources]
+    path = request.gallery or next(
+      filter(glob.glob, trained), request.video or request.evaluate
+    )
     try:
-      if single:
-        return read_windows(path, self.clip, limit), path
+      if os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS:
+        return read_windows(path, self.clip, request.gallery_clips), path
     except decode.DecodeError as error:
       raise ValueError(f'{path}: {error}') from None
-    return load_clips(sources.open_source(path), self.clip, limit=limit), path
+    source = sources.open_source(path)
+    return load_clips(source, self.clip, limit=request.gallery_clips), path
 
-  def _measure(self):
+  def _measure_space(self):
     """Measures the space of targets on the clips of the gallery."""
-    videos, size = self.gallery_clips.videos, self.request.batch_size
+    videos, size = self.gallery.videos, self.request.batch_size
     if self.world.norm == 'position' and not self._has_many_clips():
       raise ValueError(
         f'targets of {self.request.source} are normalised over clips, and '
@@ -223,7 +216,7 @@ class Session:
 
   def _describe(self) -> dict[str, Any]:
     """Says what was asked for, for `results.json`."""
-    future = self.future
+    predictor = self.predictor
     return {
       'source': str(self.request.source),
       'hide': self.request.hide,
@@ -231,14 +224,19 @@ class Session:
       'resolution': self.clip.resolution,
       'frame_step': self.clip.frame_step,
       'fps': self.clip.fps,
-      'visible_tokens': len(future.visible),
-      'hidden_tokens': len(future.hidden),
-      'mask_token': future.mask_token,
-      'target_norm': future.space.norm,
+      'visible_tokens': len(predictor.visible),
+      'hidden_tokens': len(predictor.hidden),
+      'mask_token': predictor.mask_token,
+      'target_norm': predictor.space.norm,
       'gallery': self.gallery_name,
-      'gallery_clips': len(self.gallery_clips.videos),
+      'gallery_clips': len(self.gallery.videos),
       'decode': self.request.decode,
     }
+
+  def _describe_hidden(self) -> str:
+    """Says how many tubelets are hidden."""
+    hidden, grid = self.predictor.hidden, self.predictor.grid
+    return f'{len(hidden)} of {np.prod(grid)} tubelets'
 
   def predict_video(
     self, path: str, start: float, output: pathlib.Path
@@ -249,23 +247,17 @@ class Session:
       clip, rate = read_from(path, self.clip, start)
     except decode.DecodeError as error:
       raise ValueError(f'{path} from --start={start}: {error}') from None
-    video = clip[None]
-    scores = guesses.summarize_scores(self.scorer(video))
-    scores = {
-      name: {metric: value['mean'] for metric, value in values.items()}
-      for name, values in scores.items()
-    }
-    rolled = list(roll(self.future, video, windows, self.through, self.render))
+    scores = join_scores([self.scorer.score(clip[None])])
+    rolled = list(
+      roll_out(self.predictor, clip[None], windows, self.through, self.render)
+    )
     output.mkdir(parents=True, exist_ok=True)
-    neighbours = self._draw(output, clip, rolled[0].imagined)
+    neighbours = self._draw(output, clip, rolled[0].prediction)
     if self.render is not None:
       self._film(output, path, start, rate, clip, rolled)
     print(
       f'{path}: {self.request.hide} of {self.clip.frames} frames hidden, '
-      f'{len(self.future.hidden)} of {np.prod(self.grid)} tubelets'
-    )
-    print(_format_single(scores))
-    print(
+      f'{self._describe_hidden()}\n{format_scores(scores)}\n'
       'actual frames come out at place '
       f'{", ".join(map(str, neighbours["ranks"]))} of '
       f'{neighbours["candidates"]} in {self.gallery_name}'
@@ -277,34 +269,35 @@ class Session:
       **self._describe(),
       'video': str(path),
       'start': start,
-      'scores': scores,
+      'scores': {
+        name: {metric: value['mean'] for metric, value in values.items()}
+        for name, values in scores.items()
+      },
       'neighbours': neighbours,
       'rolled_windows': windows,
       'roll_through': self.through if windows else None,
     }
 
-  def _draw(self, output, clip, imagined) -> dict[str, Any]:
+  def _draw(self, output, clip, prediction) -> dict[str, Any]:
     """Draws `prediction.png` and `neighbours.png`."""
-    future, world = self.future, self.world
-    masks = future.visible, future.hidden
-    actual = np.asarray(future.encode(clip[None]))
-    predicted = np.asarray(imagined.predicted)
-    tokens = np.asarray(join_tokens(imagined.seen, predicted, *masks))
-    truth = np.asarray(future.reveal(clip[None]))
-    scores = imagination.score_features(predicted, truth)
+    predictor, video = self.predictor, clip[None]
+    predicted = np.asarray(prediction.predicted)
+    truth = np.asarray(predictor.encode_hidden(video))
+    scores = score_features(predicted, truth)
+    actual = np.asarray(predictor.encode(video))
+    tokens = join_tokens(prediction.visible, predicted, predictor.masks)
+    centred = np.concatenate([actual, tokens]) - predictor.space.average
+    colours = project_features(centred, predictor.grid)
     errors = np.full(actual.shape[1], np.nan)
-    errors[future.hidden] = scores['error'][0]
-    centred = np.concatenate([actual, tokens]) - future.space.average
-    colours = project_features(centred, self.grid)
+    errors[predictor.hidden] = scores['error'][0]
     frames = {}
     if self.render is not None:
-      args = clip[None], imagined.seen
-      frames['imagined'] = self.render(*args, predicted)[0]
-      frames['decoded truth'] = self.render(*args, truth)[0]
-    draw.draw_prediction(
+      for name, x in (('imagined', predicted), ('decoded truth', truth)):
+        frames[name] = self.render(video, prediction.visible, x)[0]
+    plots.draw_prediction(
       output / 'prediction.png',
       video=clip,
-      errors=errors.reshape(self.grid),
+      errors=errors.reshape(predictor.grid),
       colours={'PCA actual': colours[0], 'PCA predicted': colours[1]},
       frames=frames,
       title=(
@@ -312,22 +305,26 @@ class Session:
         f'error {scores["error"].mean():.3f}'
       ),
     )
-    gallery = Gallery(future, self.gallery_clips, self.request.batch_size)
-    arguments = truth[0], future.hidden, _NEIGHBOURS
-    near = gallery.find(predicted[0], *arguments)
-    reference = gallery.find(truth[0], *arguments)
-    shown = draw.choose_steps(len(near.steps), 4)
-    stride = world.tubelet[0]
-    draw.draw_neighbours(
+    retrieval = Retrieval(
+      predictor, self.gallery.videos, self.request.batch_size
+    )
+    near, reference = (
+      retrieval.find(x[0], truth[0], predictor.hidden, _NEIGHBOURS)
+      for x in (predicted, truth)
+    )
+    shown = choose_steps(len(near.steps), 4)
+    stride = self.world.tubelet[0]
+    middle = near.steps[shown] * stride + stride // 2
+    plots.draw_neighbours(
       output / 'neighbours.png',
-      actual=clip[near.steps[shown] * stride + stride // 2],
-      names=[f'frame {s * stride + stride // 2}' for s in near.steps[shown]],
+      actual=clip[middle],
+      names=[f'frame {i}' for i in middle],
       found={
-        'near the prediction': (near.frames[shown], near.similarities[shown]),
-        'near the actual': (
-          reference.frames[shown],
-          reference.similarities[shown],
-        ),
+        name: (found.frames[shown], found.similarities[shown])
+        for name, found in (
+          ('near the prediction', near),
+          ('near the actual', reference),
+        )
       },
     )
     return {
@@ -337,39 +334,30 @@ class Session:
     }
 
   def _film(self, output, path, start, rate, clip, rolled) -> None:
-    """Writes input, imagination and truth as film and strip."""
-    masks = self.future.visible, self.future.hidden
-    tubelet = self.world.tubelet
-    grey = np.full_like(clip, 128)
-    given = imagination.fill_pixels(clip[None], *masks, tubelet, 'last')
-    shown = join_tokens(
-      *(
-        patchify(x[None], tubelet)[:, ids]
-        for x, ids in zip((clip, grey), masks, strict=True)
-      ),
-      *masks,
-    )
-    shown = unpatchify(shown, self.grid, tubelet)[0]
-    film = [
-      np.asarray(self.render(w.clip, w.imagined.seen, w.imagined.predicted))[0]
-      for w in rolled
-    ]
-    context = len(masks[0]) // (self.grid[1] * self.grid[2]) * tubelet[0]
+    """Writes input, prediction and truth as film and strip."""
+    predictor, tubelet = self.predictor, self.world.tubelet
+    visible, hidden = predictor.masks
+    tokens = np.array(patchify(clip[None], tubelet))
+    tokens[:, hidden] = 128
+    film = [window.render(self.render)[0] for window in rolled]
+    context = count_frames(predictor, visible)
     imagined = np.concatenate([film[0], *(x[context:] for x in film[1:])])
     truth = self._read_truth(path, start, len(imagined), clip)
-    clips = {'input': np.asarray(shown), 'imagined': imagined, 'truth': truth}
-    draw.write_side_by_side(output / 'imagined', clips, rate)
-    draw.draw_strip(
+    clips = {
+      'input': unpatchify(tokens, predictor.grid, tubelet)[0],
+      'imagined': imagined,
+      'truth': truth,
+    }
+    plots.write_side_by_side(output / 'imagined', clips, rate)
+    still = fill_pixels(clip[None], visible, hidden, tubelet, 'last')
+    plots.draw_strip(
       output / 'imagined.png',
-      {'truth': truth, **clips, 'last frame': given[0]},
+      {'truth': truth, **clips, 'last frame': still[0]},
     )
 
   def _read_truth(self, path, start, length, clip) -> np.ndarray:
     """Reads what came after the clip, as far as the video goes."""
-    if length == len(clip):
-      return clip
-    step = self.world.tubelet[0]
-    for frames in range(length, len(clip), -step):
+    for frames in range(length, len(clip), -self.world.tubelet[0]):
       options = dataclasses.replace(self.clip, frames=frames)
       with contextlib.suppress(decode.DecodeError):
         return read_from(path, options, start)[0]
@@ -377,81 +365,59 @@ class Session:
 
   def evaluate(self, path: str, limit: int | None) -> dict[str, Any]:
     """Averages over held-out clips, and prints a table."""
-    windows, size = self.request.roll, self.request.batch_size
-    hidden_steps = len(self.future.hidden) // (self.grid[1] * self.grid[2])
-    stride = hidden_steps * self.world.tubelet[0]
+    predictor, windows = self.predictor, self.request.roll
+    stride = count_frames(predictor, predictor.hidden)
     options = dataclasses.replace(
       self.clip, frames=self.clip.frames + windows * stride
     )
     clips = load_clips(
       sources.open_source(path), options, limit=limit, whole=windows > 0
     )
-    count = len(clips.videos)
-    parts, rolled = [], []
-    for i in make_bar(
-      range(0, count, size), desc='predicting', unit='batch', leave=False
-    ):
-      video = clips.videos[i : i + size]
-      real = len(video)
-      # One shape, one program.
-      rows = [(0, size - real)] + [(0, 0)] * 4
-      video = np.pad(video, rows, mode='edge') if count > size else video
-      parts.append(_cut(self.scorer(video[:, : self.clip.frames]), real))
-      if windows:
-        scores = guesses.score_rolling(
-          self.future,
-          video,
-          self.clip.frames,
-          windows,
-          self.through,
-          self.render,
-        )
-        rolled.append([_cut(window, real) for window in scores])
-    summary = guesses.summarize_scores(guesses.join_scores(parts))
-    print(
-      f'\n{count} clips of {path}: {self.request.hide} hidden, '
-      f'{len(self.future.hidden)} of {np.prod(self.grid)} tubelets; mean and '
-      'standard error over clips'
+    scores, rolled = self.scorer.score_all(
+      clips.videos, self.request.batch_size, windows, self.through
     )
-    print(guesses.format_scores(summary))
     results = {
       **self._describe(),
       'evaluate': path,
-      'clips': count,
+      'clips': len(clips.videos),
       'left_out': list(clips.failures),
-      'scores': summary,
+      'scores': scores,
     }
+    print(
+      f'\n{results["clips"]} clips of {path}: {self.request.hide} hidden, '
+      f'{self._describe_hidden()}; mean and standard error over clips\n'
+      + format_scores(scores)
+    )
     if windows:
       print(f'\nrolling on, {stride} frames a window, through {self.through}:')
       results['roll_through'] = self.through
-      results['rolling'] = [
-        guesses.summarize_scores(guesses.join_scores(list(parts)))
-        for parts in zip(*rolled, strict=True)
-      ]
-      for k, window in enumerate(results['rolling']):
-        print(f'window {k}\n{guesses.format_scores(window)}')
+      results['rolling'] = rolled
+      for k, window in enumerate(rolled):
+        print(f'window {k}\n{format_scores(window)}')
     if clips.failures:
       print(f'{len(clips.failures)} videos could not be used, see results.json')
     return results
 
 
-def _cut(scores: guesses.Scores, count: int) -> guesses.Scores:
-  """Keeps the scores of the first `count` clips."""
-  return {
-    name: {metric: x[:count] for metric, x in values.items()}
-    for name, values in scores.items()
-  }
-
-
-def _format_single(scores: dict[str, dict[str, float]]) -> str:
-  """Formats the scores of one clip."""
-  metrics = {'cosine': 'cosine', 'error': 'error', 'psnr': 'PSNR, dB'}
-  lines = [' ' * 26 + ''.join(f'{m:>11}' for m in metrics.values())]
-  for name, title in guesses.TITLES.items():
-    if name in scores:
-      cells = [scores[name].get(m) for m in metrics]
-      lines.append(
-        title.ljust(26)
-        + ''.join(' ' * 11 if x is None else f'{x:11.3f}' for x in cells)
+def _choose_masks(
+  request: Request, grid: tuple[int, int, int], tubelet_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Chooses the visible and the hidden tokens."""
+  frames = request.context_frames
+  if frames is None:
+    steps = 0 if request.hide == 'region' else max(1, grid[0] // 2)
+  else:
+    steps, rest = divmod(frames, tubelet_frames)
+    if rest or frames < 0:
+      raise ValueError(
+        f'--context_frames={frames} is not a multiple of the '
+        f'{tubelet_frames} frames of a tubelet'
       )
-  return '\n'.join(lines)
+  try:
+    top, left, height, width = map(float, request.box)
+  except ValueError:
+    raise ValueError(
+      f'--box={",".join(map(str, request.box))} is not top,left,height,width '
+      'in shares of the frame, for example 0.25,0.25,0.5,0.5'
+    ) from None
+  return choose_hidden(grid, request.hide, steps, (top, left, height, width))

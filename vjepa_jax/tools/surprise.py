@@ -18,51 +18,35 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-import jax
 import numpy as np
-import optax
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.decode import DecodeError
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.world import load_world_model
-from vjepa_jax.plots import surprise as surprise_pictures
+from vjepa_jax.plots.surprise import Panel, draw_surprise
 from vjepa_jax.progress import make_bar
-from vjepa_jax.sets import pairs
+from vjepa_jax.sets.pairs import Pair, read_film, read_pairs
 from vjepa_jax.tools import command
-from vjepa_jax.training.state import init_state
-from vjepa_jax.world import surprise, surprise_scores
+from vjepa_jax.world.baselines import make_untrained
 from vjepa_jax.world.model import WorldModel
-
-
-def make_untrained(model: WorldModel, seed: int) -> WorldModel:
-  """Returns the same model with the parameters of step 0."""
-  state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
-    jax.random.key(seed),
-    model.encoder,
-    model.predictor,
-    optax.identity(),
-    (2, 1, 1),
-  )
-  params = state.params | {'target': state.target}
-  if model.targets == 'frozen':
-    params['target'] = model.params['target']
-  return model._replace(params=params)
+from vjepa_jax.world.surprise import Windows, measure_pixels, measure_surprise
+from vjepa_jax.world.surprise_scores import MODELS, format_table, score_set
 
 
 def read_films(
-  paths: Sequence[str], resolution: int, step: int, frames: int
+  paths: Sequence[str], resolution: int, frame_step: int, frames: int
 ) -> dict[str, np.ndarray]:
   """Reads films by path; leaves out, and names, those that cannot be used."""
   films, failed = {}, 0
   bar = make_bar(paths, desc='reading films', unit='film', leave=False)
   for path in bar:
     try:
-      film = pairs.read_film(path, resolution, step)
+      film = read_film(path, resolution, frame_step)
       if len(film) < frames:
         raise DecodeError(
-          f'{len(film)} frames at step {step}, the window has {frames}'
+          f'{len(film)} frames at step {frame_step}, the window has {frames}'
         )
       films[path] = film
     except DecodeError as error:
@@ -78,18 +62,19 @@ def read_films(
 
 
 def read_reference(
-  options: SimpleNamespace,
-  config: dict[str, Any],
-  resolution: int,
-  step: int,
-  frames: int,
+  options: SimpleNamespace, world: WorldModel, windows: Windows
 ) -> list[np.ndarray]:
-  """Reads the possible films of --reference or of its default."""
+  """Reads possible films where targets are normalised over clips, else none.
+
+  They are those of --reference or of its default.
+  """
+  if world.norm != 'position':
+    return []
   path = options.reference
   if path is None and options.video is None:
     path = str(epath.Path(options.input) / 'train.csv')
   if path is None:
-    path = next(iter(config['data']['sources'].values()))['path']
+    path = world.sources[0]['path']
   try:
     source = sources.open_source(path)
   except FileNotFoundError as error:
@@ -98,137 +83,112 @@ def read_reference(
       'films as --reference'
     ) from None
   order = np.random.default_rng(0).permutation(len(source))
-  chosen = sorted(order[: options.num_reference])
+  paths = [source[int(i)].video for i in sorted(order[: options.num_reference])]
   films = read_films(
-    [source[int(i)].video for i in chosen], resolution, step, frames
+    paths, world.resolution, options.frame_step, windows.frames
   )
   return list(films.values())
 
 
-def measure_set(
-  seed: int,
-  model: WorldModel,
-  windows: surprise.Windows,
-  films: dict[str, np.ndarray],
-  reference: list[np.ndarray],
-) -> dict[str, dict[str, np.ndarray]]:
-  """Measures the surprise of films, by model and file."""
-  untrained = make_untrained(model, seed)
-  clips = list(films.values())
-  curves = {
-    'pretrained': surprise.make_measure(model, windows, reference)(clips),
-    'random_init': surprise.make_measure(untrained, windows, reference)(clips),
-    'pixels': surprise.measure_pixels(clips, windows),
-  }
-  return {
-    name: dict(zip(films, values, strict=True))
-    for name, values in curves.items()
-  }
-
-
 def run_set(
-  options, model, windows, folder, found, *, config, resolution, step
+  options: SimpleNamespace,
+  world: WorldModel,
+  windows: Windows,
+  pairs: Sequence[Pair],
+  folder: epath.Path,
 ) -> None:
   """Scores a physics set and draws some of its pairs."""
-  paths = [path for p in found for path in (p.possible, p.impossible)]
-  films = read_films(paths, resolution, step, windows.frames)
-  found = [p for p in found if p.possible in films and p.impossible in films]
-  if not found:
+  paths = [path for p in pairs for path in (p.possible, p.impossible)]
+  films = read_films(
+    paths, world.resolution, options.frame_step, windows.frames
+  )
+  pairs = [p for p in pairs if p.possible in films and p.impossible in films]
+  if not pairs:
     raise ValueError(
       f'{options.input} has no pair of which both films are good'
     )
-  reference = []
-  if model.norm == 'position':
-    reference = read_reference(
-      options, config, resolution, step, windows.frames
-    )
-  curves = measure_set(options.seed, model, windows, films, reference)
-  results = {
-    name: surprise_scores.score_set(found, curves[name])
-    for name in surprise_scores.MODELS
+  clips = list(films.values())
+  reference = read_reference(options, world, windows)
+  untrained = make_untrained(world, options.seed)
+  curves = {
+    'pretrained': measure_surprise(world, windows, clips, reference),
+    'random_init': measure_surprise(untrained, windows, clips, reference),
+    'pixels': measure_pixels(clips, windows),
   }
-  print(surprise_scores.format_table(results))
+  curves = {
+    name: dict(zip(films, values, strict=True))
+    for name, values in curves.items()
+  }
+  results = {name: score_set(pairs, curves[name]) for name in MODELS}
+  print(format_table(results))
   settings = {
     'input': options.input,
     'window': windows.frames,
     'context_frames': windows.context_frames,
     'stride': windows.stride,
-    'frame_step': step,
-    'target_norm': model.norm,
+    'frame_step': options.frame_step,
+    'target_norm': world.norm,
     'left_out': len(set(paths)) - len(films),
   }
-  path = folder / 'results.json'
-  path.write_text(json.dumps(settings | results, indent=2) + '\n')
-  print(f'results: {path}')
-
   # The first pair of each property, behind a screen where there is one.
   shown = {}
-  for pair in sorted(found, key=lambda p: not p.screen):
+  for pair in sorted(pairs, key=lambda p: not p.screen):
     shown.setdefault(pair.property, pair)
+  trained = curves['pretrained']
   panels = [
-    surprise_pictures.Panel(
+    Panel(
       pair.property,
       {
-        name: (films[file], curves['pretrained'][file])
-        for name, file in (
-          ('possible', pair.possible),
-          ('impossible', pair.impossible),
-        )
+        'possible': (films[pair.possible], trained[pair.possible]),
+        'impossible': (films[pair.impossible], trained[pair.impossible]),
       },
-      None if pair.frame is None else pair.frame / step,
+      None if pair.frame is None else pair.frame / options.frame_step,
     )
     for pair in shown.values()
   ]
-  _draw(folder, panels, windows)
+  _write(folder, settings | results, panels, windows)
 
 
 def run_video(
-  options, model, windows, folder, unused, *, config, resolution, step
+  options: SimpleNamespace,
+  world: WorldModel,
+  windows: Windows,
+  folder: epath.Path,
 ) -> None:
   """Draws the surprise of one film over time."""
+  video = options.video
   try:
-    film = pairs.read_film(options.video, resolution, step)
+    film = read_film(video, world.resolution, options.frame_step)
   except DecodeError as error:
-    raise ValueError(f'{options.video}: {error}') from None
-  windows.place(len(film))
-  reference = []
-  if model.norm == 'position':
-    reference = read_reference(
-      options, config, resolution, step, windows.frames
-    )
-  curve = surprise.make_measure(model, windows, reference)([film])[0]
-  centre = windows.centre(len(film))
-  peak = step * centre[curve.argmax()]
+    raise ValueError(f'{video}: {error}') from None
+  centre = options.frame_step * windows.centre(len(film))
+  reference = read_reference(options, world, windows)
+  curve = measure_surprise(world, windows, [film], reference)[0]
   print(
     f'{len(curve)} windows, surprise {curve.mean():.4f} on average, '
-    f'{curve.max():.4f} at most, in what is around frame {peak:.0f}'
+    f'{curve.max():.4f} at most, in what is around frame '
+    f'{centre[curve.argmax()]:.0f}'
   )
-  text = {
-    'video': options.video,
-    'frame': (step * centre).tolist(),
+  results = {
+    'video': video,
+    'frame': centre.tolist(),
     'surprise': curve.tolist(),
   }
-  (folder / 'results.json').write_text(json.dumps(text, indent=2) + '\n')
-  print(f'results: {folder / "results.json"}')
-  name = epath.Path(options.video).name
-  _draw(
-    folder,
-    [surprise_pictures.Panel(name, {'film': (film, curve)}, None)],
-    windows,
-  )
+  panel = Panel(epath.Path(video).name, {'film': (film, curve)}, None)
+  _write(folder, results, [panel], windows)
 
 
-def _draw(folder, panels, windows):
-  surprise_pictures.draw_surprise(
-    folder / 'surprise.png', panels, windows.centre
-  )
-  print(f'picture: {folder / "surprise.png"}')
-
-
-def read_config(source: str) -> dict[str, Any]:
-  """Reads the config of a run, {} of weights from elsewhere."""
-  path = epath.Path(source) / 'config.json'
-  return json.loads(path.read_text()) if path.exists() else {}
+def _write(
+  folder: epath.Path,
+  results: dict[str, Any],
+  panels: Sequence[Panel],
+  windows: Windows,
+) -> None:
+  """Writes numbers and picture, and prints where they are."""
+  path, picture = folder / 'results.json', folder / 'surprise.png'
+  path.write_text(json.dumps(results, indent=2) + '\n')
+  draw_surprise(picture, panels, windows.centre)
+  print(f'results: {path}\npicture: {picture}')
 
 
 def define_flags(define: SimpleNamespace) -> None:
@@ -265,33 +225,26 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   if epath.Path(workdir).is_file() and not options.output:
     raise UserError(f'{workdir} is a file: say where to write with --output')
   # What is quickly found to be wrong is, before weights are read.
-  found = None if options.video else pairs.read_pairs(options.input)
-  config = read_config(workdir)
-  model = load_world_model(workdir)
-  if model.resolution is None:
+  pairs = None if options.video else read_pairs(options.input)
+  world = load_world_model(workdir)
+  if world.resolution is None:
     raise WeightsError(
       f'{workdir} does not say what resolution it is for: convert it with '
       'python -m vjepa_jax.tools.convert --resolution=...'
     )
-  frames = options.window or model.frames or 16
-  windows = surprise.Windows(
+  frames = options.window or world.frames or 16
+  windows = Windows(
     frames, options.context_frames or frames // 2, options.stride
   )
-  windows.check(model.tubelet)
-  step = options.frame_step or config.get('clip', {}).get('frame_step') or 1
+  windows.check(world.tubelet)
+  trained = world.clip and world.clip.frame_step
+  options.frame_step = options.frame_step or trained or 1
   folder = epath.Path(options.output or epath.Path(workdir) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
-  run = run_video if options.video else run_set
-  run(
-    options,
-    model,
-    windows,
-    folder,
-    found,
-    config=config,
-    resolution=model.resolution,
-    step=step,
-  )
+  if options.video:
+    run_video(options, world, windows, folder)
+  else:
+    run_set(options, world, windows, pairs, folder)
 
 
 if __name__ == '__main__':

@@ -1,212 +1,110 @@
-"""How far off predictions are, beside what needs no model of the world.
+"""What needs no model of the world to predict: copies, means, and no training.
 
-Baselines see what the prediction sees, the visible pixels, and nothing else:
-  last: the last visible frame, repeated. Features are those of the clip that
-    ends in a still; pixels are the frame itself, `last_decoded` what the
-    decoder makes of the features.
-  copy: the features of the nearest visible tubelet, of a target encoder that
-    sees the visible ones alone.
-  mean: the mean of visible features, or frames, over time.
-  average: the mean over other clips of the features at a position.
-  untrained: an untrained predictor on the trained encoder.
-  actual: the features of what was there; its pixels are the decoder's ceiling.
+Baselines see what a prediction sees, the visible pixels, and nothing else.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.world import predict as imagination
-from vjepa_jax.world.decoding import LoadedDecoder
-from vjepa_jax.world.predict import Imagination
-from vjepa_jax.world.rollout import Render, make_render, roll
-
-TITLES = {
-  'prediction': 'imagined',
-  'last': 'last frame repeated',
-  'last_decoded': '  the same, decoded',
-  'copy': 'nearest features copied',
-  'mean': 'mean over visible time',
-  'average': 'average clip',
-  'untrained': 'untrained predictor',
-  'actual': 'decoded from the truth',
-}
-
-Scores = dict[str, dict[str, np.ndarray]]
+from vjepa_jax.models import tubelets as tub
+from vjepa_jax.models.positions import Grid
+from vjepa_jax.world.model import WorldModel
 
 
-class Scorer:
-  """Scores the prediction of hidden tokens and its baselines, by clip."""
-
-  def __init__(
-    self,
-    future: Imagination,
-    loaded: LoadedDecoder | None = None,
-    average: bool = True,
-  ):
-    """Compiles nothing yet.
-
-    Args:
-      future: The model and its mask.
-      loaded: A decoder, for scores of pixels.
-      average: Whether the average of `space` is of other clips.
-    """
-    self._future, self._average = future, average
-    world = future.world
-    self._render: Render | None = None
-    if loaded is not None:
-      self._render = make_render(future, loaded)
-    ids = jnp.zeros((1, 1), jnp.int32)
-    untrained = jax.jit(world.predictor.init, static_argnums=4)(
-      jax.random.key(0),
-      jnp.zeros((1, 1, world.encoder.width)),
-      ids,
-      ids,
-      (1, 1, 2),
-    )['params']
-    self._untrained = world.params | {'predictor': untrained}
-
-  def __call__(self, video: np.ndarray) -> Scores:
-    """Scores clips, uint8 `[B, frames, h, w, 3]`.
-
-    Returns:
-      For each method of `TITLES` that applies: 'cosine' and 'error' of its
-      features, 'psnr' of its pixels in dB, each `[B]`.
-    """
-    future = self._future
-    world, grid = future.world, future.grid
-    masks = future.visible, future.hidden
-    imagined = future.imagine(video)
-    truth = future.reveal(video)
-    seen = np.asarray(imagined.seen)
-    frames = {
-      how: imagination.fill_pixels(video, *masks, world.tubelet, how)
-      for how in ('last', 'mean')
-    }
-    still = np.round(frames['last']).astype(np.uint8)
-    features = {
-      'prediction': imagined.predicted,
-      'last': future.reveal(still),
-      'copy': seen[:, imagination.find_nearest(*masks, grid)],
-      'mean': imagination.average_places(seen, *masks, grid),
-      'untrained': future.imagine(video, self._untrained).predicted,
-    }
-    if self._average:
-      average = future.space.average[future.hidden]
-      features['average'] = np.broadcast_to(average, truth.shape)
-    scores = {
-      name: {
-        metric: values.mean(axis=1)
-        for metric, values in imagination.score_features(x, truth).items()
-      }
-      for name, x in features.items()
-    }
-    if self._render is None:
-      return scores
-    rendered = {
-      'last_decoded' if name == 'last' else name: x
-      for name, x in features.items()
-      if name != 'mean'
-    }
-    for name, x in (rendered | {'actual': truth}).items():
-      frames[name] = self._render(video, imagined.seen, x)
-    for name, pixels in frames.items():
-      scores.setdefault(name, {})['psnr'] = imagination.score_pixels(
-        pixels, video, future.hidden, world.tubelet
-      )
-    return scores
+def init_predictor(world: WorldModel, key: jax.Array) -> Any:
+  """Initialises the parameters of an untrained predictor."""
+  ids = jnp.zeros((1, 1), jnp.int32)
+  features = jnp.zeros((1, 1, world.encoder.width))
+  init = jax.jit(world.predictor.init, static_argnums=4)
+  return init(key, features, ids, ids, (1, 1, 2))['params']
 
 
-def score_rolling(
-  future: Imagination,
-  video: np.ndarray,
-  frames: int,
-  windows: int,
-  through: str,
-  render: Render | None,
-) -> list[Scores]:
-  """Scores what is imagined window after window, each against its own truth.
+def make_untrained(world: WorldModel, seed: int) -> WorldModel:
+  """Returns the same model with the parameters of step 0."""
+  encoder_key, predictor_key = jax.random.split(jax.random.key(seed))
+  video = jnp.zeros((1, *world.tubelet, 3), jnp.uint8)
+  encoder = jax.jit(world.encoder.init)(encoder_key, video)['params']
+  params = {
+    'encoder': encoder,
+    'predictor': init_predictor(world, predictor_key),
+    # A frozen teacher was trained elsewhere.
+    'target': world.params['target'] if world.targets == 'frozen' else encoder,
+  }
+  return world._replace(params=params)
 
-  Args:
-    future: The model and its mask.
-    video: uint8 `[B, L, h, w, 3]`, long enough for all windows.
-    frames: Frames of a window.
-    windows: Further windows.
-    through: See `roll`.
-    render: Of `make_render`, for scores of pixels.
+
+def find_nearest(
+  visible: np.ndarray, hidden: np.ndarray, grid: Grid
+) -> np.ndarray:
+  """Finds the visible token next to each hidden one, in the tubelet grid.
 
   Returns:
-    For each window the scores of 'prediction', and of the pixels of 'last' and
-    'mean': of the frames that were visible at the very start.
+    int `[H]`, indices into `visible`. Where the future is hidden that is the
+    same place at the last visible time step.
   """
-  world, masks = future.world, (future.visible, future.hidden)
-  first = video[:, :frames]
-  grid = future.grid
-  stills = {
-    how: imagination.fill_pixels(first, *masks, world.tubelet, how)
-    for how in ('last', 'mean')
-  }
-  stride = len(future.hidden) // (grid[1] * grid[2]) * world.tubelet[0]
-  scores = []
-  for k, window in enumerate(roll(future, first, windows, through, render)):
-    actual = video[:, k * stride : k * stride + frames]
-    predicted = window.imagined.predicted
-    values = {
-      'prediction': {
-        metric: x.mean(axis=1)
-        for metric, x in imagination.score_features(
-          predicted, future.reveal(actual)
-        ).items()
-      }
-    }
-    pixels = dict(stills)
-    if render is not None:
-      pixels['prediction'] = render(
-        window.clip, window.imagined.seen, predicted
-      )
-    for name, x in pixels.items():
-      values.setdefault(name, {})['psnr'] = imagination.score_pixels(
-        x, actual, future.hidden, world.tubelet
-      )
-    scores.append(values)
-  return scores
+  a, b = (np.stack(np.unravel_index(x, grid), -1) for x in (hidden, visible))
+  distances = np.square(a[:, None] - b[None]).sum(axis=-1)
+  return distances.argmin(axis=1)
 
 
-def summarize_scores(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
-  """Summarises scores by mean and standard error over clips."""
-  return {
-    name: {m: imagination.summarize(x) for m, x in values.items()}
-    for name, values in scores.items()
-  }
+def average_places(
+  features: np.ndarray, visible: np.ndarray, hidden: np.ndarray, grid: Grid
+) -> np.ndarray:
+  """Averages visible features over time, for each hidden token.
+
+  Args:
+    features: `[B, K, D]`.
+    visible: Ids `[K]`.
+    hidden: Ids `[H]`.
+    grid: Tubelet grid.
+
+  Returns:
+    `[B, H, D]`: the mean over visible tokens of the same place, or over all
+    where none is visible.
+  """
+  frame = grid[1] * grid[2]
+  same = (hidden[:, None] % frame == visible[None] % frame).astype(np.float32)
+  same[same.sum(axis=1) == 0] = 1.0
+  weights = same / same.sum(axis=1, keepdims=True)  # [H, K]
+  return np.einsum('hk,bkd->bhd', weights, features)
 
 
-def join_scores(parts: list[Scores]) -> Scores:
-  """Joins the scores of several batches of clips."""
-  return {
-    name: {
-      metric: np.concatenate([part[name][metric] for part in parts])
-      for metric in parts[0][name]
-    }
-    for name in parts[0]
-  }
+def fill_pixels(
+  video: np.ndarray,
+  visible: np.ndarray,
+  hidden: np.ndarray,
+  tubelet: tuple[int, int, int],
+  how: str,
+) -> np.ndarray:
+  """Fills hidden tubelets from visible pixels: the baselines of prediction.
 
+  Args:
+    video: uint8 `[B, frames, h, w, 3]`.
+    visible: Ids `[K]`.
+    hidden: Ids `[H]`.
+    tubelet: Tubelet size.
+    how: 'last' repeats the visible frame nearest in time at the same place, or
+      copies the nearest visible tubelet where that place is never visible.
+      'mean' takes the mean over visible frames, or over all visible pixels.
 
-def format_scores(summary: dict[str, dict[str, dict[str, float]]]) -> str:
-  """Formats what `summarize_scores` returned as a table."""
-  columns = {'cosine': 'cosine', 'error': 'error', 'psnr': 'PSNR, dB'}
-  if not any('psnr' in values for values in summary.values()):
-    del columns['psnr']
-  lines = [' ' * 26 + ''.join(f'{c:>17}' for c in columns.values())]
-  for name, title in TITLES.items():
-    if name in summary:
-      cells = (summary[name].get(metric) for metric in columns)
-      lines.append(title.ljust(26) + ''.join(map(_format_cell, cells)))
-  return '\n'.join(lines)
-
-
-def _format_cell(cell: dict[str, float] | None) -> str:
-  if cell is None:
-    return ' ' * 17
-  digits = 2 if abs(cell['mean']) >= 5 else 3
-  mean, error = cell['mean'], cell['standard_error']
-  return f'{mean:.{digits}f} ± {error:.{digits}f}'.rjust(17)
+  Returns:
+    float32 `[B, frames, h, w, 3]`.
+  """
+  grid = tub.compute_grid(video.shape, tubelet)
+  frame = grid[1] * grid[2]
+  x = tub.patchify(video.astype(np.float32), tubelet)
+  x = x.reshape(*x.shape[:2], tubelet[0], -1).copy()  # [B, N, t, p * p * 3]
+  if how == 'mean':
+    flat = x[:, visible].mean(axis=2)  # [B, K, p * p * 3]
+    x[:, hidden] = average_places(flat, visible, hidden, grid)[:, :, None]
+  else:
+    nearest = visible[find_nearest(visible, hidden, grid)]
+    for token, near in zip(hidden, nearest, strict=True):
+      if token % frame != near % frame:
+        x[:, token] = x[:, near]
+      else:
+        x[:, token] = x[:, near, [-1 if near < token else 0]]
+  return tub.unpatchify(x.reshape(*x.shape[:2], -1), grid, tubelet)

@@ -11,7 +11,7 @@ HIDDEN = ('future', 'past', 'region')
 
 
 def choose_hidden(
-  grid: Grid, hide: str, context_steps: int, box: Box
+  grid: Grid, hide: str, context_steps: int, box: Box = (0, 0, 1, 1)
 ) -> tuple[np.ndarray, np.ndarray]:
   """Splits the tokens of a clip into visible and hidden ones.
 

@@ -44,9 +44,13 @@ class WorldModel(NamedTuple):
     sources: 'path', 'weight' and options of the sources that it was trained on,
       () where not known.
     held_out: Path of the source of its online probe's test, '' for none.
-    targets, target_view, target_norm: See `objective.Objective`.
-    resolution, frames: Of its clips, None where not known.
+    targets: Features of the encoder's average ('ema'), those of a 'frozen'
+      teacher, or normalised 'pixels'.
+    target_view: What the target encoder sees: the whole 'clip', or only the
+      'targets' tubelets.
+    target_norm: 'layer' or 'position', see `TargetSpace`.
     mask_kinds: Kind of each mask spec of training, in order; () if not known.
+    resolution, frames: Of its clips, None where not known.
   """
 
   encoder: Encoder
@@ -97,20 +101,17 @@ def complete_clip(
     ValueError: Something is neither given nor known, or does not fit the
       tubelets.
   """
-  known = world.clip or ClipOptions()
+  trained = world.clip or ClipOptions()
   frames = frames or world.frames
   resolution = resolution or world.resolution
   if frame_step is None and fps is None and world.clip is not None:
-    frame_step, fps = known.frame_step, known.fps
-  missing = [
-    name
-    for name, value in (
-      ('frames', frames),
-      ('resolution', resolution),
-      ('frame_step or fps', frame_step or fps),
-    )
-    if not value
-  ]
+    frame_step, fps = trained.frame_step, trained.fps
+  needed = {
+    'frames': frames,
+    'resolution': resolution,
+    'frame_step or fps': frame_step or fps,
+  }
+  missing = [name for name, value in needed.items() if not value]
   if missing:
     raise ValueError(
       f'the clips of this model are not known: give {", ".join(missing)} (of '
@@ -119,7 +120,11 @@ def complete_clip(
     )
   tub.compute_grid((1, frames, resolution, resolution), world.tubelet)
   return dataclasses.replace(
-    known, frames=frames, resolution=resolution, frame_step=frame_step, fps=fps
+    trained,
+    frames=frames,
+    resolution=resolution,
+    frame_step=frame_step,
+    fps=fps,
   )
 
 
@@ -174,6 +179,8 @@ def normalize_visible(
 class TargetSpace(NamedTuple):
   """The space that the predictor predicts, for clips one at a time.
 
+  To normalise by 'layer' or 'none' takes no statistics: they may be None.
+
   Attributes:
     norm: 'layer': each token is normalised by itself. 'position': each feature
       by its mean and deviation over clips at each position; training takes
@@ -189,11 +196,11 @@ class TargetSpace(NamedTuple):
   """
 
   norm: str
-  mean: np.ndarray
-  scale: np.ndarray
-  average: np.ndarray
-  token_mean: np.ndarray
-  token_std: np.ndarray
+  mean: np.ndarray | None = None
+  scale: np.ndarray | None = None
+  average: np.ndarray | None = None
+  token_mean: np.ndarray | None = None
+  token_std: np.ndarray | None = None
 
   def normalize(
     self, features: jax.Array, ids: np.ndarray | slice = slice(None)
@@ -210,10 +217,10 @@ class TargetSpace(NamedTuple):
       return features * self.scale[ids] + self.mean[ids]
     return features * self.token_std + self.token_mean
 
-  def move(
+  def transfer(
     self, features: jax.Array, ids: np.ndarray, new_ids: np.ndarray
   ) -> jax.Array:
-    """Moves normalised features to other positions, `ids` to `new_ids`.
+    """Takes normalised features to other positions, from `ids` to `new_ids`.
 
     What all clips have in common at a position is exchanged; normalised by
     position it is gone already.
@@ -278,26 +285,18 @@ def measure_space(
   total, count = None, 0
   for video in batches:
     part = jax.device_get(measure(world.params, video))
-    part = {name: np.asarray(x, np.float64) for name, x in part.items()}
-    total = part if total is None else {k: total[k] + part[k] for k in part}
+    part = jax.tree.map(np.float64, part)
+    total = part if total is None else jax.tree.map(np.add, total, part)
     count += len(video)
   if not count:
     raise ValueError('statistics of targets need clips, there are none')
-  mean = {name: x / count for name, x in total.items()}
+  mean = jax.tree.map(lambda x: x / count, total)
   variance = np.maximum(mean['squares'] - mean['sum'] ** 2, 0.0)
-  average = mean['normal']
-  if norm == 'position':
-    average = np.zeros_like(average)
-  return TargetSpace(
-    norm,
-    *(
-      np.float32(x)
-      for x in (
-        mean['sum'],
-        np.sqrt(variance) + 0.05,  # as normalize_over_clips
-        average,
-        mean['token_mean'],
-        mean['token_std'],
-      )
-    ),
-  )
+  arrays = {
+    'mean': mean['sum'],
+    'scale': np.sqrt(variance) + 0.05,  # as normalize_over_clips
+    'average': mean['normal'] * (norm != 'position'),
+    'token_mean': mean['token_mean'],
+    'token_std': mean['token_std'],
+  }
+  return TargetSpace(norm, **{k: np.float32(x) for k, x in arrays.items()})

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vjepa_jax.data.clips import Clips
-from vjepa_jax.world.predict import Imagination
+from vjepa_jax.world.predict import MaskedPredictor
 
 
 class Neighbours(NamedTuple):
@@ -26,17 +25,18 @@ class Neighbours(NamedTuple):
   candidates: int
 
 
-class Gallery:
+class Retrieval:
   """Features of real clips, every time step of which may be found."""
 
-  def __init__(self, future: Imagination, clips: Clips, batch_size: int):
-    """Encodes the clips, as targets."""
-    self._videos = clips.videos
-    self._grid = future.grid
-    self._average = future.space.average
+  def __init__(
+    self, predictor: MaskedPredictor, videos: np.ndarray, batch_size: int
+  ):
+    """Encodes clips uint8 `[N, frames, h, w, 3]`, as targets."""
+    self._videos, self._grid = videos, predictor.grid
+    self._average = predictor.space.average
     parts = [
-      np.asarray(future.encode(clips.videos[i : i + batch_size]))
-      for i in range(0, len(clips.videos), batch_size)
+      np.asarray(predictor.encode(videos[i : i + batch_size]))
+      for i in range(0, len(videos), batch_size)
     ]
     centred = np.concatenate(parts) - self._average
     self._features = centred.astype(np.float16)
@@ -59,28 +59,29 @@ class Gallery:
       hidden: Ids of the tokens `[H]`.
       count: How many to return.
     """
-    frame = self._grid[1] * self._grid[2]
-    stride = self._videos.shape[1] // self._grid[0]
+    num_steps, height, width = self._grid
+    frame = height * width
+    stride = self._videos.shape[1] // num_steps
+    # All time steps of all clips.
+    stored = self._features.reshape(-1, frame, self._features.shape[-1])
     centred = [x - self._average[hidden] for x in (features, actual)]
     steps = np.unique(hidden // frame)
     frames, similarities, ranks = [], [], []
     for step in steps:
       at = hidden // frame == step
-      places = hidden[at] % frame
-      wanted, truth = (_flatten(x[at][None]) for x in centred)
-      found = self._features.reshape(-1, frame, self._features.shape[-1])
-      cosines = _flatten(found[:, places]) @ wanted[0]
+      wanted, truth = (_flatten(x[at][None])[0] for x in centred)
+      cosines = _flatten(stored[:, hidden[at] % frame]) @ wanted
       order = np.argsort(-cosines)[:count]
-      clip, time = np.divmod(order, self._grid[0])
+      clip, time = np.divmod(order, num_steps)
       frames.append(self._videos[clip, time * stride + stride // 2])
       similarities.append(cosines[order])
-      ranks.append(1 + int((cosines > truth[0] @ wanted[0] + 1e-6).sum()))
+      ranks.append(1 + int((cosines > truth @ wanted + 1e-6).sum()))
     return Neighbours(
       steps,
       np.stack(frames),
       np.stack(similarities),
       np.array(ranks),
-      len(self._features) * self._grid[0] + 1,
+      len(stored) + 1,
     )
 
 

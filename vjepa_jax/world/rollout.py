@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.models import tubelets as tub
+from vjepa_jax.models.tubelets import unpatchify
 from vjepa_jax.world.decoding import LoadedDecoder
 from vjepa_jax.world.model import normalize_visible
-from vjepa_jax.world.predict import Imagination, Imagined
+from vjepa_jax.world.predict import MaskedPredictor, Prediction, join_tokens
 
 THROUGH = ('pixels', 'features')
 
@@ -18,27 +17,26 @@ Render = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Window(NamedTuple):
-  """One window of a rolling generation.
+  """One window of a rollout.
 
   Attributes:
-    imagined: Its features.
+    prediction: Its features.
     clip: uint8 `[B, frames, h, w, 3]`: what `Render` takes the colours from.
   """
 
-  imagined: Imagined
+  prediction: Prediction
   clip: np.ndarray
 
+  def render(self, render: Render) -> np.ndarray:
+    """Renders it, float32 `[B, frames, h, w, 3]`, 0..255."""
+    prediction = self.prediction
+    return np.asarray(
+      render(self.clip, prediction.visible, prediction.predicted)
+    )
 
-def join_tokens(
-  seen: jax.Array, predicted: jax.Array, visible: np.ndarray, hidden: np.ndarray
-) -> jax.Array:
-  """Joins visible `[B, K, D]` and hidden `[B, H, D]` tokens to `[B, N, D]`."""
-  order = np.argsort(np.concatenate([visible, hidden]))
-  return jnp.concatenate([seen, predicted], axis=1)[:, order]
 
-
-def make_render(future: Imagination, loaded: LoadedDecoder) -> Render:
-  """Makes the function (video, seen, predicted) -> pixels.
+def make_render(predictor: MaskedPredictor, loaded: LoadedDecoder) -> Render:
+  """Makes the function (video, visible, hidden) -> pixels.
 
   Colours come from the visible pixels of `video` where the encoder sees clips
   normalised by their own, since features do not hold them then.
@@ -47,29 +45,30 @@ def make_render(future: Imagination, loaded: LoadedDecoder) -> Render:
     A function of clips uint8 `[B, frames, h, w, 3]` and features `[B, K, D]`
     and `[B, H, D]` to float32 `[B, frames, h, w, 3]`, 0..255.
   """
-  world = future.world
+  world, masks = predictor.world, predictor.masks
 
   @jax.jit
-  def render(params, video, seen, predicted):
-    tokens = join_tokens(seen, predicted, future.visible, future.hidden)
-    decoded = loaded.decode(params, tokens)
-    decoded = tub.unpatchify(decoded, loaded.grid, world.tubelet)
-    pixels = normalize_visible(world.target_encoder, video, future.visible)
-    return pixels.restore(decoded)
+  def render(params, video, visible, hidden):
+    decoded = loaded.decode(params, join_tokens(visible, hidden, masks))
+    decoded = unpatchify(decoded, loaded.grid, world.tubelet)
+    return normalize_visible(world.target_encoder, video, masks[0]).restore(
+      decoded
+    )
 
   return lambda *arguments: render(loaded.params, *arguments)
 
 
-def check_rolling(future: Imagination, through: str, decodes: bool) -> None:
+def check_rollout(
+  predictor: MaskedPredictor, through: str, decodes: bool
+) -> None:
   """Raises ValueError unless predictions can be fed back."""
-  grid = future.grid
   if through not in THROUGH:
     raise ValueError(f'roll_through {through!r} is not one of {THROUGH}')
-  steps = np.unique(future.visible // (grid[1] * grid[2]))
-  whole = len(future.visible) == len(steps) * grid[1] * grid[2]
-  if not whole or steps[0] != 0 or steps[-1] != len(steps) - 1:
+  # Visible are the first time steps, all of their tokens.
+  visible, (_, height, width) = predictor.visible, predictor.grid
+  if visible[-1] != len(visible) - 1 or len(visible) % (height * width):
     raise ValueError('--roll goes on in time: it needs --hide=future')
-  world = future.world
+  world = predictor.world
   if through == 'pixels' and not decodes:
     raise ValueError(
       '--roll_through=pixels encodes what was imagined: it needs --decode'
@@ -82,20 +81,26 @@ def check_rolling(future: Imagination, through: str, decodes: bool) -> None:
     )
 
 
-def roll(
-  future: Imagination,
+def count_frames(predictor: MaskedPredictor, ids: np.ndarray) -> int:
+  """Counts the frames that whole time steps of tokens `ids` are of."""
+  _, height, width = predictor.grid
+  return len(ids) // (height * width) * predictor.world.tubelet[0]
+
+
+def roll_out(
+  predictor: MaskedPredictor,
   video: np.ndarray,
   windows: int,
   through: str,
   render: Render | None = None,
 ) -> Iterator[Window]:
-  """Imagines a clip's future, then goes on from what was imagined.
+  """Predicts a clip's future, then goes on from what was predicted.
 
-  Each further window moves on by the hidden time steps: the last steps of one
+  Each further window goes on by the hidden time steps: the last steps of one
   window, as many as are visible, are the context of the next. What enters the
   predictor there is a choice, for it was trained on features that the context
   encoder makes of pixels:
-  - 'pixels': what was imagined is decoded and encoded again, which needs a
+  - 'pixels': what was predicted is decoded and encoded again, which needs a
     decoder and stays with what encoder and predictor were trained on, but for
     the blur;
   - 'features': predictions enter the predictor as they are, brought from the
@@ -104,7 +109,7 @@ def roll(
     target features have seen whole clips, and the context encoder's have not.
 
   Args:
-    future: The model and its mask, the future hidden.
+    predictor: The model and its mask, the future hidden.
     video: uint8 `[B, frames, h, w, 3]`; the visible frames are used.
     windows: Further windows, 0 for none.
     through: 'pixels' or 'features'.
@@ -113,36 +118,35 @@ def roll(
   Yields:
     The `windows + 1` windows.
   """
-  world, space, grid = future.world, future.space, future.grid
-  imagined = future.imagine(video)
-  clip = np.array(video)
-  yield Window(imagined, clip)
-  known = space.normalize(imagined.context, future.visible)
-  old = np.arange(np.prod(grid) - len(future.visible), np.prod(grid))
+  space, masks = predictor.space, predictor.masks
+  num_tokens = int(np.prod(predictor.grid))
+  last = np.arange(num_tokens - len(masks[0]), num_tokens)
+  window = Window(predictor.predict(video), np.array(video))
+  features = space.normalize(window.prediction.context, masks[0])
+  yield window
   for _ in range(windows):
     if through == 'pixels':
-      clip = _move_clip(
-        clip,
-        np.asarray(render(clip, imagined.seen, imagined.predicted)),
-        len(future.visible) // (grid[1] * grid[2]) * world.tubelet[0],
+      clip = _continue_clip(
+        window.clip, window.render(render), count_frames(predictor, masks[0])
       )
-      imagined = future.imagine(clip)
+      window = Window(predictor.predict(clip), clip)
     else:
-      tokens = join_tokens(
-        known, imagined.predicted, future.visible, future.hidden
+      tokens = join_tokens(features, window.prediction.predicted, masks)
+      features = space.transfer(tokens[:, last], last, masks[0])
+      context = space.restore(features, masks[0])
+      prediction = Prediction(
+        predictor.predict_from(context), features, context
       )
-      known = space.move(tokens[:, old], old, future.visible)
-      context = space.restore(known, future.visible)
-      imagined = Imagined(future.advance(context), known, context)
-    yield Window(imagined, clip)
+      window = Window(prediction, window.clip)
+    yield window
 
 
-def _move_clip(
+def _continue_clip(
   clip: np.ndarray, rendered: np.ndarray, context_frames: int
 ) -> np.ndarray:
   """Makes the last frames of a window the visible ones of the next."""
   whole = np.array(clip)
   whole[:, context_frames:] = np.round(rendered[:, context_frames:])
-  moved = np.zeros_like(clip)
-  moved[:, :context_frames] = whole[:, -context_frames:]
-  return moved
+  following = np.zeros_like(clip)
+  following[:, :context_frames] = whole[:, -context_frames:]
+  return following

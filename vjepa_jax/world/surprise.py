@@ -7,22 +7,19 @@ encoder, which sees the whole window, is the surprise. Of two films that differ
 by a violation of physics the impossible one should surprise more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.models.tubelets import normalize_clips
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training.normalization import normalize_features
-from vjepa_jax.world.model import WorldModel, encode_target
-from vjepa_jax.world.predict import choose_mask_token
+from vjepa_jax.world.masks import choose_hidden
+from vjepa_jax.world.model import TargetSpace, WorldModel, measure_space
+from vjepa_jax.world.predict import MaskedPredictor, choose_mask_token
 
 Films = Sequence[np.ndarray]
-Measure = Callable[[Films], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,85 +76,15 @@ class Windows:
         )
 
 
-def predict_features(
-  model: WorldModel,
-  params: Mapping[str, Any],
-  seen: jax.Array,
-  frames: int,
-  mask_token: int = 0,
-) -> jax.Array:
-  """Predicts the features of the rest of a window from its first frames.
-
-  The rest is no argument. Pixels normalised by clip are so by the statistics
-  of the frames that are seen; training takes those of the whole clip.
-
-  Args:
-    model: Its modules are used.
-    params: Its `params`, an argument so that it is not compiled in.
-    seen: uint8 `[B, context_frames, H, W, 3]`.
-    frames: Frames of the window.
-    mask_token: See `imagination.choose_mask_token`.
-
-  Returns:
-    float32 `[B, Kt, D]`, tokens in raster order over (t, h, w).
-  """
-  steps, height, width = model.get_grid(seen.shape)
-  grid = (frames // model.tubelet[0], height, width)
-  if model.encoder.pixel_norm == 'clip':
-    seen = normalize_clips(seen)
-  # The position of a token does not depend on the length of the clip.
-  context = model.encoder.apply({'params': params['encoder']}, seen)
-  split = steps * height * width
-  ids = jnp.arange(grid[0] * height * width)
-  ids = jnp.broadcast_to(ids, (len(seen), len(ids)))
-  predicted = model.predictor.apply(
-    {'params': params['predictor']},
-    context,
-    ids[:, :split],
-    ids[:, split:],
-    grid,
-    mask_token,
-  )
-  if model.predictor.predict_context:
-    predicted = predicted[0]
-  return predicted.astype(jnp.float32)
-
-
-def encode_rest(
-  model: WorldModel,
-  params: Mapping[str, Any],
-  video: jax.Array,
-  context_frames: int,
-) -> jax.Array:
-  """Computes the features that are to be predicted, not yet normalised.
-
-  Args:
-    model: Its modules are used.
-    params: Its `params`.
-    video: Windows, uint8 `[B, T, H, W, 3]`.
-    context_frames: Those that are not predicted.
-
-  Returns:
-    float32 `[B, Kt, D]`.
-  """
-  steps, height, width = model.get_grid(video.shape)
-  first = context_frames // model.tubelet[0] * height * width
-  if model.target_view == 'targets':
-    ids = jnp.arange(first, steps * height * width)
-    features = encode_target(model, params, video, ids)
-  else:
-    features = encode_target(model, params, video)[:, first:]
-  return features.astype(jnp.float32)
-
-
-def make_measure(
-  model: WorldModel,
+def measure_surprise(
+  world: WorldModel,
   windows: Windows,
+  films: Films,
   reference: Films = (),
   *,
   batch_size: int = 64,
-) -> Measure:
-  """Makes the function that measures the surprise of films.
+) -> list[np.ndarray]:
+  """Measures the surprise of films.
 
   Targets are normalised as in the objective. The 'position' norm is over the
   clips of a batch there, which a film by itself has not: here mean and
@@ -165,62 +92,48 @@ def make_measure(
   `reference`, possible films.
 
   Args:
-    model: The model.
+    world: The model.
     windows: The windows.
-    reference: Films uint8 `[T, H, W, 3]`, for the 'position' norm alone.
+    films: uint8 `[T, H, W, 3]` each, all of one size.
+    reference: The same, for the 'position' norm alone.
     batch_size: Windows at a time.
 
   Returns:
-    The function from films, uint8 `[T, H, W, 3]` each, to the surprise of their
-    windows, float32 `[W]` each.
+    The surprise of the windows of each film, float32 `[W]`.
 
   Raises:
     ValueError: The windows are not made of whole tubelets, or there are no
       reference films where they are needed.
   """
-  windows.check(model.tubelet)
-  seen = windows.context_frames
-
-  def encode(params, video):
-    return encode_rest(model, params, video, seen)
-
-  normalize = normalize_features
-  if model.norm == 'none':
-
-    def normalize(features):
-      return features
-
-  elif model.norm == 'position':
+  windows.check(world.tubelet)
+  space = TargetSpace(world.norm)
+  if world.norm == 'position':
     if not len(reference):
       raise ValueError(
         "targets normalised by 'position' need possible films as a reference"
       )
-    mean, deviation = _measure_moments(
-      jax.jit(encode), model.params, reference, windows, batch_size
-    )
-
-    def normalize(features):
-      return (features - mean) / (deviation + 0.05)
-
-  token = choose_mask_token(model, 'future')
+    batches = _iterate(reference, windows, batch_size, 'reference')
+    space = measure_space(world, batches)
+  grid = world.get_grid((1, windows.frames, *films[0].shape[1:]))
+  steps = windows.context_frames // world.tubelet[0]
+  masks = choose_hidden(grid, 'future', steps)
+  token = choose_mask_token(world, 'future')
+  predictor = MaskedPredictor(world, space, grid, masks, token)
 
   @jax.jit
-  def surprise(params, video):
-    predicted = predict_features(
-      model, params, video[:, :seen], windows.frames, token
-    )
-    error = jnp.abs(predicted - normalize(encode(params, video)))
+  def measure(params, video):
+    predicted = predictor.predict(video, params).predicted
+    error = jnp.abs(predicted - predictor.encode_hidden(video, params))
     return error.mean(axis=(1, 2))
 
-  def measure(films):
-    values = [
-      np.asarray(surprise(model.params, batch))[:count]
-      for batch, count in _iterate(films, windows, batch_size, 'surprise')
-    ]
-    ends = np.cumsum([len(windows.place(len(film))) for film in films])
-    return np.split(np.concatenate(values), ends[:-1])
-
-  return measure
+  values = []
+  for batch in _iterate(films, windows, batch_size, 'surprise'):
+    # One shape, one program.
+    padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+    padded = np.pad(batch, padding)
+    values.append(np.asarray(measure(world.params, padded))[: len(batch)])
+  ends = np.cumsum([len(windows.place(len(film))) for film in films])
+  return np.split(np.concatenate(values), ends[:-1])
 
 
 def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
@@ -240,27 +153,8 @@ def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
   return curves
 
 
-def _measure_moments(
-  encode: Callable[..., jax.Array],
-  params: Any,
-  films: Films,
-  windows: Windows,
-  batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and deviation of features over windows, float32 `[Kt, D]` each."""
-  total = squares = count = 0
-  for batch, size in _iterate(films, windows, batch_size, 'reference'):
-    features = np.asarray(encode(params, batch), np.float64)[:size]
-    total = total + features.sum(axis=0)
-    squares = squares + np.square(features).sum(axis=0)
-    count += size
-  mean = total / count
-  deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-  return mean.astype(np.float32), deviation.astype(np.float32)
-
-
 def _iterate(films, windows, batch_size, description):
-  """Yields windows `[batch_size, T, H, W, 3]` and how many of them count."""
+  """Yields windows, `[B, T, H, W, 3]`, at most `batch_size` at a time."""
   places = [
     (film, start) for film in films for start in windows.place(len(film))
   ]
@@ -269,8 +163,5 @@ def _iterate(films, windows, batch_size, description):
   ) as bar:
     for first in range(0, len(places), batch_size):
       part = places[first : first + batch_size]
-      batch = np.stack([film[s : s + windows.frames] for film, s in part])
-      # One shape, one program.
-      padding = [(0, batch_size - len(part))] + [(0, 0)] * (batch.ndim - 1)
-      yield np.pad(batch, padding), len(part)
+      yield np.stack([film[s : s + windows.frames] for film, s in part])
       bar.update(len(part))

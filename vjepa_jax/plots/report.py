@@ -1,0 +1,213 @@
+"""The page about a run, rendered from numbers and pictures alone.
+
+What fills it is gathered by `vjepa_jax.tools.report`.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping
+import io
+from typing import Any, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+from PIL import Image
+
+MEDIA_TYPES = {
+  '.png': 'image/png',
+  '.gif': 'image/gif',
+  '.jpg': 'image/jpeg',
+  '.svg': 'image/svg+xml',
+  '.webp': 'image/webp',
+  '.mp4': 'video/mp4',
+}
+# Beyond these a page gets too long to read.
+_MAX_ROWS = 40
+_LONG_TEXT = 60
+_SHORT_LIST = 8
+_MAX_FRAMES = 8
+_TILE = 112  # pixels of a frame in a strip, about
+_GAP = 2
+
+
+class Picture(NamedTuple):
+  """A picture in the page; `kind` is 'image' or 'video', `uri` its content."""
+
+  caption: str
+  kind: str
+  uri: str
+  size: tuple[int, int] | None  # width and height in pixels, where known
+
+
+class Cell(NamedTuple):
+  """What a table shows; over a bar of a share of its width, 0..1, or None."""
+
+  text: str
+  share: float | None
+
+
+class Table(NamedTuple):
+  """A table; without columns its rows are names and values."""
+
+  title: str
+  columns: list[str]  # after the first, of the names of the rows
+  rows: list[tuple[str, list[Cell]]]
+  left_out: int  # rows that there was no room for
+
+
+def render(content: Mapping[str, Any]) -> str:
+  """Renders the page, HTML; see report.html for what it shows."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__, ''),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  template = environment.get_template('report.html')
+  return template.render(content, format=format_value)
+
+
+def embed(content: bytes, suffix: str, caption: str) -> Picture:
+  """Makes a picture of the content of a file.
+
+  Args:
+    content: The file, whole.
+    suffix: What it is, '.png' for example.
+    caption: What it shows.
+
+  Raises:
+    OSError: It is no picture, or not all of it.
+  """
+  media_type = MEDIA_TYPES[suffix]
+  kind, size = media_type.partition('/')[0], None
+  if kind == 'image' and suffix != '.svg':
+    with Image.open(io.BytesIO(content)) as image:
+      image.load()
+      size = image.size
+  uri = f'data:{media_type};base64,{base64.b64encode(content).decode()}'
+  return Picture(caption, kind, uri, size)
+
+
+def make_strip(
+  caption: str, frames: np.ndarray, num_steps: int, resolution: int
+) -> Picture:
+  """Puts frames side by side, one a step in time.
+
+  Args:
+    caption: What they show.
+    frames: `[n, h, w, 3]`, 0..1, of pixels or of tokens: they become as large.
+    num_steps: Steps of the clip, of which some are shown.
+    resolution: Height and width of the clip.
+  """
+  shown = np.linspace(0, num_steps - 1, min(num_steps, _MAX_FRAMES)).round()
+  # Whole multiples keep pixels square.
+  side = min(resolution, _TILE) * max(1, round(_TILE / resolution))
+  row = []
+  for frame in frames[(shown * len(frames) / num_steps).astype(int)]:
+    shrinks = side < len(frame)
+    tile = cv2.resize(
+      np.clip(255 * frame, 0, 255).astype(np.uint8),
+      (side, side),
+      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST,
+    )
+    tile = cv2.cvtColor(tile, cv2.COLOR_RGB2BGRA)
+    # Transparent: the page may be light or dark.
+    row += [tile, np.zeros((side, _GAP, 4), np.uint8)]
+  _, content = cv2.imencode('.png', np.concatenate(row[:-1], axis=1))
+  return embed(content.tobytes(), '.png', caption)
+
+
+def name(text: str) -> str:
+  """Turns the name of a file or of a value into words."""
+  return text.replace('_', ' ').strip()
+
+
+def format_value(value: Any) -> str:
+  """Formats a number, a word or a short list for reading."""
+  if value is None:
+    return '–'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, int):
+    return f'{value:,}'.replace(',', ' ') if value > 99999 else str(value)
+  if isinstance(value, float):
+    return f'{value:.4g}'
+  if isinstance(value, list | tuple):
+    return ', '.join(map(format_value, value)) or '–'
+  return str(value)
+
+
+def find_texts(results: Mapping[str, Any]) -> list[str]:
+  """Finds the sentences among results, which no table has room for."""
+  return [value for value in results.values() if _is_long(value)]
+
+
+def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
+  """Makes tables of nested results.
+
+  Numbers and words become a table of two columns, maps with the keys of another
+  one become the rows of a table, and so do the entries of a list of maps; other
+  maps become tables of their own, and long lists of numbers are left out.
+
+  Args:
+    results: What a `results.json` holds.
+    title: Of the table of numbers and words.
+  """
+  plain = {k: v for k, v in results.items() if _is_plain(v) and not _is_long(v)}
+  if plain:
+    yield _make_table(title, (), {k: (v,) for k, v in plain.items()})
+  maps = {k: v for k, v in results.items() if isinstance(v, dict) and v}
+  flat = {k: all(map(_is_plain, v.values())) for k, v in maps.items()}
+  while maps:
+    first = max(maps, key=lambda key: flat[key] * len(maps[key]))
+    columns = maps[first]
+    group = [
+      k
+      for k in maps
+      if k == first or (flat[first] and set(maps[k]) <= set(columns))
+    ]
+    rows = {k: [maps[k].get(c) for c in columns] for k in group}
+    maps = {k: v for k, v in maps.items() if k not in group}
+    if len(group) > 1:
+      yield _make_table(title, columns, rows, bars=True)
+    else:
+      yield from tabulate(columns, f'{title} / {name(first)}'.strip(' /'))
+  for key, value in results.items():
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+      columns = [k for k, v in value[0].items() if _is_plain(v)]
+      rows = {
+        str(i): [entry.get(k) for k in columns]
+        for i, entry in enumerate(value, start=1)
+      }
+      yield _make_table(f'{title} / {name(key)}'.strip(' /'), columns, rows)
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, list):
+    flat = not any(isinstance(v, dict | list) for v in value)
+    return flat and len(value) <= _SHORT_LIST
+  return not isinstance(value, dict)
+
+
+def _is_long(value: Any) -> bool:
+  return isinstance(value, str) and len(value) > _LONG_TEXT
+
+
+def _make_table(title, columns, rows, bars=False) -> Table:
+  """Makes a table; with bars if all of it are numbers from 0 to 1."""
+  values = [v for row in rows.values() for v in row if v is not None]
+  bars = bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
+
+  def make_cell(value):
+    if bars and value is not None:
+      return Cell(f'{value:.3f}', value)
+    return Cell(format_value(value), None)
+
+  shown = list(rows.items())[:_MAX_ROWS]
+  return Table(
+    title,
+    list(map(name, columns)),
+    [(name(key), list(map(make_cell, row))) for key, row in shown],
+    len(rows) - len(shown),
+  )

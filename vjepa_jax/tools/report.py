@@ -1,0 +1,327 @@
+"""Makes one page about a run: report.html, which needs no other file.
+
+python -m vjepa_jax.tools.report runs/quickstart
+python -m vjepa_jax.tools.report --output=/tmp/mine.html runs/mine
+
+At the top it says whether the run is healthy; below come the model, the curves,
+masks and features over frames, and the results and pictures that other tools
+left in folders of the run. The run may be going on. Works on the CPU: an
+accelerator that a run is using is left alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import datetime
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from absl import logging
+from etils import epath
+from flax.traverse_util import flatten_dict
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from vjepa_jax.errors import UserError
+from vjepa_jax.interop.load import load, make_abstract
+from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.plots import charts, report
+from vjepa_jax.plots.training import paint_mask, project_features
+from vjepa_jax.progress import make_bar
+from vjepa_jax.tasks.pretrain import make_loader
+from vjepa_jax.tasks.program import build_models, get_grid
+from vjepa_jax.tasks.teacher import read_teacher
+from vjepa_jax.tools import command
+from vjepa_jax.tools import report_folders as folders
+from vjepa_jax.training import health
+from vjepa_jax.training.telemetry import read_metrics
+
+# Overviews of other tools whose content the page has itself.
+_OVERVIEWS = ('health.png', 'report.png')
+# Tasks whose metrics the health rules are made for.
+_PRETRAINING = ('pretrain', 'quickstart')
+_MAX_OPEN_DEPARTURES = 12
+_SHOWN_CLIPS = 2
+# Clips whose features the components are of.
+_ENCODED_CLIPS = 4
+# Attention on a CPU writes out the scores of all pairs of tokens.
+_MAX_TOKENS = 4096
+
+
+def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
+  """Makes the report of a run; what is missing is left out.
+
+  Args:
+    workdir: Directory of a run, which may be going on.
+    encode: Encode a few clips, for the picture of the features.
+
+  Returns:
+    HTML.
+
+  Raises:
+    UserError: The directory is not of a run.
+  """
+  values = folders.read_json(workdir / 'config.json')
+  if not (isinstance(values, dict) and 'task' in values):
+    values = None
+  metrics = read_metrics(workdir)
+  if not (values or metrics or (workdir / 'results.json').exists()):
+    raise UserError(
+      f'{workdir} is not the directory of a run: it holds no config.json, '
+      'metrics.jsonl or results.json; give the --workdir of main.py'
+    )
+  pretraining = values is None or values['task'] in _PRETRAINING
+  config = samples = features = None
+  if values and pretraining:
+    config = ConfigDict(_freeze(values))
+    samples = _try_to('masks and features', _load_clips, config)
+  if samples and encode:
+    features = _try_to('features', _draw_features, workdir, config, samples)
+  sentences = [
+    config and _try_to('the model', _describe_model, config),
+    config and _try_to('the data', _describe_data, config),
+    metrics and _try_to('progress', _describe_progress, config, metrics),
+  ]
+  departures = config and _find_departures(values)
+  without = _OVERVIEWS if features else _OVERVIEWS[:1]
+  return report.render(
+    {
+      'name': workdir.absolute().name,
+      'workdir': str(workdir),
+      'written': metrics and _read_time(workdir / 'metrics.jsonl'),
+      'made': _format_time(datetime.datetime.now()),
+      'health': _judge(metrics) if metrics and pretraining else None,
+      'waiting': config is not None and not metrics,
+      'sentences': list(filter(None, sentences)),
+      'charts': charts.draw_charts(metrics),
+      'other_charts': charts.draw_other_charts(metrics),
+      'masks': samples and _draw_masks(config, samples),
+      'features': features,
+      'results': folders.read_section(workdir, 'Results', without),
+      'sections': folders.read_sections(workdir),
+      'quarantine': folders.read_quarantine(workdir),
+      'departures': departures,
+      'departures_open': len(departures or ()) <= _MAX_OPEN_DEPARTURES,
+      'config': json.dumps(values, indent=2) if values else None,
+    }
+  )
+
+
+def _try_to(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function; None, and a line in the log, where it is not possible."""
+  try:
+    return function(*arguments)
+  # Another version of the program, or another machine, may lack anything.
+  except Exception as error:
+    text = ' '.join(str(error).split())
+    logging.info('left out %s: %s: %s', what, type(error).__name__, text)
+    return None
+
+
+def _freeze(value: Any) -> Any:
+  """Makes lists tuples again: a model's fields have to be hashable."""
+  if isinstance(value, dict):
+    return {k: _freeze(v) for k, v in value.items()}
+  return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def _find_departures(
+  values: Mapping[str, Any],
+) -> list[tuple[str, Any, Any]] | None:
+  """Finds what a config has otherwise than `configs/base.py`.
+
+  Returns:
+    Name, value, and value of the base, or None if it has no such field; None
+    if the base is not at hand, or the config is not made from it.
+  """
+  try:
+    # Recipes may not be installed.
+    from configs import base  # noqa: PLC0415
+  except ImportError:
+    return None
+  defaults = json.loads(json.dumps(base.get_config().to_dict(), default=str))
+  if not set(defaults) <= set(values):
+    return None
+  defaults, values = (flatten_dict(x, sep='.') for x in (defaults, values))
+  return [
+    (name, value, defaults.get(name))
+    for name, value in values.items()
+    if name not in defaults or defaults[name] != value
+  ]
+
+
+def _judge(metrics: health.Metrics) -> dict[str, Any]:
+  findings = health.find(metrics)
+  # Early on, a rule that finds nothing has seen nothing.
+  rules = () if findings[0].state == 'too early' else health.RULES
+  return {
+    'verdict': health.judge(findings),
+    'severity': findings[0].severity,
+    'findings': findings,
+    'passed': [
+      rule.__doc__.splitlines()[0] for rule in rules if rule(metrics) is None
+    ],
+  }
+
+
+def _describe_model(config: ConfigDict) -> str:
+  """Describes encoder, predictor, clips and masks."""
+  teacher = read_teacher(config.teacher, config.encoder.tubelet)
+  encoder, predictor = build_models(config, mesh_lib.make_mesh(), teacher)
+  trees = make_abstract(encoder), make_abstract(predictor, encoder.width)
+  counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
+  grid, clip = get_grid(config), config.clip
+  masks = [
+    f' Mask {name} ({spec.kind}) shows {spec.context_tokens} of them and asks '
+    f'for {spec.target_tokens}.'
+    for name, spec in ((n, config.masks[n]) for n in config.mask_names)
+  ]
+  return (
+    f'An encoder of size {config.encoder.size} with {counts[0] / 1e6:.3g} M '
+    f'parameters (width {encoder.width}, depth {encoder.depth}) and a '
+    f'predictor with {counts[1] / 1e6:.2g} M (width {predictor.width}, depth '
+    f'{predictor.depth}). Clips of {clip.frames} frames of {clip.resolution} × '
+    f'{clip.resolution} pixels make {" × ".join(map(str, grid))} = '
+    f'{int(np.prod(grid))} tokens.{"".join(masks)}'
+  )
+
+
+def _describe_data(config: ConfigDict) -> str:
+  """Names the sources, with their weights if there are several."""
+  sources = config.data.sources
+  total = sum(source.weight for source in sources.values())
+  named = [
+    f'{name} ({source.path})'
+    + (f', {source.weight / total:.0%}' if len(sources) > 1 else '')
+    for name, source in sources.items()
+  ]
+  return f'Videos: {"; ".join(named)}.'
+
+
+def _describe_progress(
+  config: ConfigDict | None, metrics: Sequence[Mapping[str, Any]]
+) -> str:
+  """Says how far a run has come, and in what time."""
+  step = int(metrics[-1]['step'])
+  total = config.get('total_steps') if config else None
+  clips = config.data.batch_size * step if config else 0
+  done = f'Step {step}' + (f' of {total}' if total else '')
+  if clips:
+    done += f', {report.format_value(clips)} clips'
+  timed = [line for line in metrics if 'seconds_per_step' in line]
+  steps = np.diff([line['step'] for line in timed], prepend=0)
+  seconds = float(np.dot(steps, [line['seconds_per_step'] for line in timed]))
+  if not seconds:
+    return f'{done}.'
+  rate = f' ({clips / seconds:.3g} clips/s)' if clips else ''
+  return (
+    f'{done}, in {datetime.timedelta(seconds=round(seconds))} of training'
+    f'{rate}, compilation included, evaluation and saving left out.'
+  )
+
+
+def _load_clips(config: ConfigDict) -> list[dict[str, Any]]:
+  """Loads clips with their masks, as training does: cropped at random."""
+  loader = make_loader(config)
+  length = len(loader.sources[0])
+  order = np.random.default_rng(config.seed).permutation(length)
+  return [
+    loader(position, (0, int(index)))
+    for position, index in enumerate(order[:_ENCODED_CLIPS])
+  ]
+
+
+def _make_strips(
+  config: ConfigDict, rows: Mapping[str, np.ndarray]
+) -> list[report.Picture]:
+  """Makes strips of clips and what was painted of them, by caption."""
+  sizes = get_grid(config)[0], config.clip.resolution
+  return [report.make_strip(name, x, *sizes) for name, x in rows.items()]
+
+
+def _draw_masks(
+  config: ConfigDict, samples: Sequence[dict[str, Any]]
+) -> list[list[report.Picture]]:
+  """Draws the first clips, each as it is and under each mask."""
+  grid, clips = get_grid(config), []
+  for sample in samples[:_SHOWN_CLIPS]:
+    stream = sample['video']
+    video = stream['pixels'][0]
+    rows = {'clip': video / 255.0}
+    for name, mask in zip(config.mask_names, stream['masks'], strict=True):
+      ids = mask['context'][0], mask['target'][0]
+      rows[f'mask {name}'] = paint_mask(video, *ids, grid)
+    clips.append(_make_strips(config, rows))
+  return clips
+
+
+def _draw_features(
+  workdir: epath.Path,
+  config: ConfigDict,
+  samples: Sequence[dict[str, Any]],
+) -> list[list[report.Picture]]:
+  """Draws three principal components of features as colours.
+
+  Those of the weights that the run started from, and of the newest checkpoint's
+  target encoder; each of the first clips with them.
+  """
+  grid = get_grid(config)
+  if np.prod(grid) > _MAX_TOKENS:
+    raise ValueError(f'{np.prod(grid)} tokens are many for a CPU')
+  loaded = load(workdir, resize=False)
+  videos = np.concatenate([sample['video']['pixels'][:1] for sample in samples])
+  key = jax.random.split(jax.random.key(config.seed))[0]
+  untrained = jax.jit(loaded.encoder.init)(key, videos[:1])['params']
+  apply = jax.jit(lambda p, v: loaded.encoder.apply({'params': p}, v))
+  painted = {}
+  for name, params in (
+    ('before training', untrained),
+    ('trained', loaded.params),
+  ):
+    features = [
+      np.asarray(apply(params, video[None]))
+      for video in make_bar(videos, desc=f'features {name}', leave=False)
+    ]
+    painted[name] = project_features(np.concatenate(features), grid)
+  return [
+    _make_strips(
+      config,
+      {'clip': video / 255.0} | {name: x[i] for name, x in painted.items()},
+    )
+    for i, video in enumerate(videos[:_SHOWN_CLIPS])
+  ]
+
+
+def _format_time(time: datetime.datetime) -> str:
+  return time.strftime('%Y-%m-%d %H:%M')
+
+
+def _read_time(path: epath.Path) -> str:
+  return _format_time(datetime.datetime.fromtimestamp(path.stat().mtime))
+
+
+def define_flags(define: SimpleNamespace) -> None:
+  """Defines the flags."""
+  define.string(
+    'output', None, 'File to write; WORKDIR/report.html by default.'
+  )
+  define.bool(
+    'encode',
+    True,
+    'Encode a few clips, for the picture of the features: seconds for a small '
+    'encoder, minutes for a large one.',
+  )
+
+
+def main(options: SimpleNamespace, workdir: str) -> None:
+  """Makes the report of a run."""
+  jax.config.update('jax_platforms', 'cpu')
+  html = make_report(epath.Path(workdir), encode=options.encode)
+  output = epath.Path(options.output or epath.Path(workdir) / 'report.html')
+  output.parent.mkdir(parents=True, exist_ok=True)
+  output.write_text(html)
+  print(f'report: {output} ({len(html) / 2**20:.1f} MiB)')
+
+
+if __name__ == '__main__':
+  command.run(main, define_flags)
