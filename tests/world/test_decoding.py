@@ -1,30 +1,23 @@
 """The feature decoder: its layout, and that it learns."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from worlds import NUM_PIXELS, TUBELET, make_world
 
-from vjepa_jax.models import zoo
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
 from vjepa_jax.world.masks import choose_hidden
-from vjepa_jax.world.model import (
-  WorldModel,
-  measure_space,
-  normalize_visible,
-)
+from vjepa_jax.world.model import measure_space, normalize_visible
 from vjepa_jax.world.predict import MaskedPredictor
 from vjepa_jax.world.rollout import make_render
 
-GRID, TUBELET = (2, 2, 2), (2, 8, 8)
-NUM_PIXELS = 3 * math.prod(TUBELET)
+GRID = 2, 2, 2
 
 
 def _video(count):
@@ -36,13 +29,7 @@ def _video(count):
 
 @pytest.fixture(scope='module')
 def world():
-  encoder = zoo.build_encoder(
-    'nano', tubelet=TUBELET, pixel_norm='clip', init_std=0.0
-  )
-  params = jax.jit(encoder.init)(jax.random.key(0), _video(1))['params']
-  # What is decoded comes from the target encoder alone.
-  params = {'target': params}
-  return WorldModel(encoder, None, encoder, params, target_norm='position')
+  return make_world('clip', target_norm='position')
 
 
 @pytest.mark.parametrize('pixel_norm', ['imagenet', 'clip'])

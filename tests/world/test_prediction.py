@@ -1,28 +1,19 @@
 """Predictions: as in training, from what is visible alone, and on and on."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from worlds import GRID, NUM_PIXELS, TUBELET, make_video, make_world
 
-from vjepa_jax.models import zoo
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify, unpatchify
 from vjepa_jax.training.objective import Objective, compute_loss
-from vjepa_jax.training.state import init_state
 from vjepa_jax.world import rollout, scores
 from vjepa_jax.world.baselines import fill_pixels
 from vjepa_jax.world.decoding import LoadedDecoder
 from vjepa_jax.world.masks import choose_hidden
-from vjepa_jax.world.model import (
-  WorldModel,
-  complete_clip,
-  encode_target,
-  measure_space,
-)
+from vjepa_jax.world.model import complete_clip, encode_target, measure_space
 from vjepa_jax.world.predict import (
   MaskedPredictor,
   choose_mask_token,
@@ -31,47 +22,16 @@ from vjepa_jax.world.predict import (
 )
 from vjepa_jax.world.retrieval import Retrieval
 
-GRID, TUBELET = (4, 2, 2), (2, 8, 8)
 BOX = (0.0, 0.0, 0.5, 0.5)
-NUM_PIXELS = 3 * math.prod(TUBELET)
-
-
-def _video(count=4, seed=0):
-  shape = (count, 8, 16, 16, 3)
-  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _make_world(pixel_norm, **fields):
-  encoder = zoo.build_encoder(
-    'nano', tubelet=TUBELET, pixel_norm=pixel_norm, init_std=0.0
-  )
-  predictor = zoo.build_predictor(
-    encoder,
-    num_heads=2,
-    width=24,
-    depth=1,
-    out_width=NUM_PIXELS if fields.get('targets') == 'pixels' else None,
-    num_mask_tokens=2,
-  )
-  state = jax.jit(
-    lambda key: init_state(key, encoder, predictor, optax.scale_by_adam(), GRID)
-  )(jax.random.key(0))
-  # Mask tokens are zero at first, and the target is the student.
-  state.params['predictor']['mask_tokens'] = jax.random.normal(
-    jax.random.key(1), (2, 24)
-  )
-  target = jax.tree.map(lambda x: 1.02 * x, state.target)
-  params = dict(state.params) | {'target': target}
-  return WorldModel(encoder, predictor, encoder, params, **fields)
 
 
 @pytest.fixture(scope='module')
 def worlds():
-  return {norm: _make_world(norm) for norm in ('imagenet', 'clip')}
+  return {norm: make_world(norm) for norm in ('imagenet', 'clip')}
 
 
 def _make(world, hide='future', steps=2, video=None):
-  space = measure_space(world, [_video() if video is None else video])
+  space = measure_space(world, [make_video() if video is None else video])
   return MaskedPredictor(
     world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0
   )
@@ -106,8 +66,8 @@ def loaded(future):
 def test_errors_are_the_loss_of_training(worlds, fields):
   world = worlds['imagenet']._replace(**fields)
   if 'targets' in fields:
-    world = _make_world('imagenet', **fields)
-  video = _video()
+    world = make_world('imagenet', **fields)
+  video = make_video()
   future = _make(world, 'region', 1, video)
   ids = {
     'context': np.tile(future.visible, (4, 1)),
@@ -133,7 +93,7 @@ def test_errors_are_the_loss_of_training(worlds, fields):
 )
 def test_nothing_of_what_is_hidden_leaks(worlds, pixel_norm, hide, steps):
   future = _make(worlds[pixel_norm], hide, steps)
-  video = _video(2, seed=1)
+  video = make_video(2, seed=1)
   cells = patchify(video, TUBELET)
   other = np.array(cells)
   other[:, future.hidden] = 255 - other[:, future.hidden]
@@ -152,7 +112,7 @@ def test_nothing_of_what_is_hidden_leaks(worlds, pixel_norm, hide, steps):
 
 
 def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
-  video = _video(2, seed=1)
+  video = make_video(2, seed=1)
   other = np.array(video)
   other[:, 4:] = 255 - other[:, 4:]
   render = rollout.make_render(future, loaded)
@@ -179,7 +139,7 @@ def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
 
 
 def test_fed_back_pixels_are_the_end_of_the_window_before(future, loaded):
-  video = _video(1)
+  video = make_video(1)
   render = rollout.make_render(future, loaded)
   first, second = rollout.roll_out(future, video, 1, 'pixels', render)
   film = first.render(render)
@@ -190,7 +150,7 @@ def test_fed_back_pixels_are_the_end_of_the_window_before(future, loaded):
 def test_fed_back_features_are_what_was_predicted(worlds):
   # With three steps visible and one hidden, two of the three are real.
   future = _make(worlds['imagenet']._replace(target_norm='position'), steps=3)
-  video = _video(1)
+  video = make_video(1)
   first, second = rollout.roll_out(future, video, 1, 'features')
   space = future.space
   np.testing.assert_allclose(
@@ -211,7 +171,7 @@ def test_fed_back_features_are_what_was_predicted(worlds):
 @pytest.mark.parametrize('norm', ['layer', 'position'])
 def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
   world = worlds['imagenet']._replace(target_norm=norm)
-  video = _video(8)
+  video = make_video(8)
   space = measure_space(world, [video[:4], video[4:]])
   ids = np.arange(3, 9)
   encode = jax.jit(lambda x: encode_target(world, world.params, x))
@@ -251,7 +211,7 @@ def test_rollouts_that_are_impossible(
 
 
 def test_pixels_of_baselines():
-  video = _video(1)
+  video = make_video(1)
   visible, hidden = choose_hidden(GRID, 'future', 2, BOX)
   last = fill_pixels(video, visible, hidden, TUBELET, 'last')
   np.testing.assert_array_equal(last[:, :4], video[:, :4])
@@ -282,7 +242,7 @@ def test_psnr_is_of_hidden_pixels():
 def test_scores_of_the_truth_are_perfect_and_baselines_are_there(
   future, loaded
 ):
-  video = _video(3, seed=2)
+  video = make_video(3, seed=2)
   video[:, 4:] = video[:, [3]]  # a still, which its last frame predicts
   scorer = scores.Scorer(future, rollout.make_render(future, loaded))
   found = scorer.score(video)
@@ -303,7 +263,7 @@ def test_scores_of_the_truth_are_perfect_and_baselines_are_there(
 
 
 def test_retrieval_finds_what_is_there(future):
-  videos = _video(5, seed=3)
+  videos = make_video(5, seed=3)
   retrieval = Retrieval(future, videos, 2)
   truth = np.asarray(future.encode_hidden(videos[[3]]))[0]
   found = retrieval.find(truth, truth, future.hidden, 2)

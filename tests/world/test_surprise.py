@@ -1,93 +1,52 @@
 """Surprise: what it sees, what it compares, how pairs are scored."""
 
-import jax
 import numpy as np
-import optax
 import pytest
+from worlds import GRID, make_video, make_world
 
-from vjepa_jax.models import zoo
 from vjepa_jax.training.normalization import (
   normalize_features,
   normalize_over_clips,
 )
-from vjepa_jax.training.objective import Objective, compute_loss
-from vjepa_jax.training.state import init_state
 from vjepa_jax.world import surprise
 from vjepa_jax.world.masks import choose_hidden
-from vjepa_jax.world.model import TargetSpace, WorldModel, encode_target
-from vjepa_jax.world.predict import MaskedPredictor
+from vjepa_jax.world.model import TargetSpace, encode_target
+from vjepa_jax.world.predict import MaskedPredictor, score_features
 from vjepa_jax.world.surprise_scores import score_pairs
 
 WINDOWS = surprise.Windows(frames=8, context_frames=4, stride=2)
 
 
-def _make_model(pixel_norm='imagenet', **fields):
-  encoder = zoo.build_encoder(
-    'nano', tubelet=(2, 8, 8), pixel_norm=pixel_norm, init_std=0.0
-  )
-  predictor = zoo.build_predictor(
-    encoder,
-    num_heads=2,
-    width=24,
-    depth=1,
-    out_width=2 * 8 * 8 * 3 if fields.get('targets') == 'pixels' else None,
-  )
-  # Compiled: op by op it takes longer.
-  state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
-    jax.random.key(0), encoder, predictor, optax.identity(), (4, 2, 2)
-  )
-  target = jax.tree.map(lambda x: x + 0.01, state.target)
-  return WorldModel(
-    encoder,
-    predictor,
-    encoder,
-    state.params | {'target': target},
-    **fields,
-  )
+@pytest.fixture(scope='module')
+def model():
+  return make_world(mask_kinds=('future',))
 
 
-def _film(frames=12, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
+def _make_predictor(model):
+  masks = choose_hidden(GRID, 'future', 2)
+  return MaskedPredictor(model, TargetSpace('layer'), GRID, masks, 0)
 
 
-@pytest.mark.parametrize(
-  'fields', [{}, {'target_view': 'targets'}, {'targets': 'pixels'}], ids=str
-)
-def test_surprise_is_the_loss_of_training(fields):
-  model, film = _make_model(**fields), _film()
+def test_surprise_is_the_error_of_each_window(model):
+  (film,) = make_video(1, frames=12)
   (curve,) = surprise.measure_surprise(model, WINDOWS, [film], batch_size=2)
-  assert curve.shape == (3,)
-  objective = Objective(model.encoder, model.predictor, ('future',), **fields)
-
-  @jax.jit
-  def compute(params, target, batch):
-    loss, _ = compute_loss(params, objective, target, batch)
-    return loss
-
-  params = {k: model.params[k] for k in ('encoder', 'predictor')}
-  ids = np.arange(16, dtype=np.int32)[None]
-  mask = {'context': ids[:, :8], 'target': ids[:, 8:]}
-  for start, value in zip((0, 2, 4), curve, strict=True):
-    batch = {
-      'video': {'pixels': film[None, start : start + 8], 'masks': (mask,)}
-    }
-    loss = compute(params, model.params['target'], batch)
-    np.testing.assert_allclose(value, loss, rtol=1e-4)
+  predictor = _make_predictor(model)
+  windows = np.stack([film[start : start + 8] for start in (0, 2, 4)])
+  predicted = predictor.predict(windows).predicted
+  scores = score_features(predicted, predictor.encode_hidden(windows))
+  np.testing.assert_allclose(curve, scores['error'].mean(axis=1), rtol=1e-4)
 
 
-def test_position_norm_is_by_the_reference_films():
-  model = _make_model(target_norm='position')
-  films = [_film(8, seed) for seed in range(5)]
+def test_position_norm_is_by_the_reference_films(model):
+  model = model._replace(target_norm='position')
+  films = make_video(5)
   with pytest.raises(ValueError, match='need possible films as a reference'):
     surprise.measure_surprise(model, WINDOWS, films)
   curves = surprise.measure_surprise(model, WINDOWS, films, films, batch_size=2)
   # Of films that are the reference, it is that of a batch of them.
-  videos = np.stack(films)
-  masks = choose_hidden((4, 2, 2), 'future', 2)
-  predictor = MaskedPredictor(model, TargetSpace('layer'), (4, 2, 2), masks, 0)
-  predicted = predictor.predict(videos).predicted
-  features = encode_target(model, model.params, videos)[:, masks[1]]
+  predictor = _make_predictor(model)
+  predicted = predictor.predict(films).predicted
+  features = encode_target(model, model.params, films)[:, predictor.hidden]
   error = np.abs(predicted - normalize_over_clips(features))
   np.testing.assert_allclose(
     np.concatenate(curves), error.mean(axis=(1, 2)), rtol=1e-3
@@ -97,7 +56,7 @@ def test_position_norm_is_by_the_reference_films():
 
 
 def test_pixels_that_stay_do_not_surprise():
-  still = np.repeat(_film(1), 12, axis=0)
+  still = np.repeat(make_video(1, frames=1)[0], 12, axis=0)
   assert surprise.measure_pixels([still], WINDOWS)[0].max() == 0
   still[8:] = 255 - still[8:]
   curve = surprise.measure_pixels([still], WINDOWS)[0]

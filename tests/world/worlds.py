@@ -1,0 +1,40 @@
+"""Small world models, and clips for them."""
+
+import jax
+import numpy as np
+
+from vjepa_jax.models import zoo
+from vjepa_jax.world.baselines import make_untrained
+from vjepa_jax.world.model import WorldModel
+
+GRID, TUBELET = (4, 2, 2), (2, 8, 8)
+NUM_PIXELS = 3 * 2 * 8 * 8
+
+
+def make_video(count=4, seed=0, frames=8):
+  """Noise that all of a model sees: uint8 `[count, frames, 16, 16, 3]`."""
+  shape = (count, frames, 16, 16, 3)
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def make_world(pixel_norm='imagenet', **fields):
+  """Makes a model whose every part matters: none is zero, no two are equal."""
+  encoder = zoo.build_encoder(
+    'nano', tubelet=TUBELET, pixel_norm=pixel_norm, init_std=0.0
+  )
+  predictor = zoo.build_predictor(
+    encoder,
+    num_heads=2,
+    width=24,
+    depth=1,
+    out_width=NUM_PIXELS if fields.get('targets') == 'pixels' else None,
+    num_mask_tokens=2,
+  )
+  world = WorldModel(encoder, predictor, encoder, {}, **fields)
+  params = make_untrained(world, 0).params
+  # Mask tokens are zero at first, and the target is the student.
+  params['predictor']['mask_tokens'] = jax.random.normal(
+    jax.random.key(1), (2, 24)
+  )
+  params['target'] = jax.tree.map(lambda x: 1.02 * x, params['target'])
+  return world._replace(params=params)
