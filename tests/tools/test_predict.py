@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+from commands import run_command
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -21,7 +22,7 @@ from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.decoder import train_decoder
-from vjepa_jax.tools import prediction
+from vjepa_jax.tools import predict
 from vjepa_jax.training.checkpoint import CheckpointError
 from vjepa_jax.training.telemetry import read_metrics
 from vjepa_jax.world.decoding import load_decoder
@@ -76,7 +77,8 @@ def decoder(backbone, tmp_path_factory):
 
 
 def _predict(source, **options):
-  return prediction.run(prediction.Request(str(source), **options))
+  flags = (f'--{name}={value}' for name, value in options.items())
+  run_command(predict, str(source), *flags)
 
 
 def _read(folder):
@@ -122,15 +124,15 @@ def test_a_clip_in_pictures_and_clips_in_numbers(
   video = toy_videos.parent / '0001.mp4'
   _predict(
     backbone,
-    video=str(video),
-    evaluate=str(toy_videos),
-    decode=str(decoder),
+    video=video,
+    evaluate=toy_videos,
+    decode=decoder,
     roll=1,
     start=0.2,
     max_clips=6,
     batch_size=4,
     gallery_clips=6,
-    output=str(tmp_path),
+    output=tmp_path,
   )
   for name in ('prediction', 'neighbours', 'imagined'):
     assert np.asarray(Image.open(tmp_path / f'{name}.png')).std() > 10
@@ -155,9 +157,9 @@ def test_a_clip_in_pictures_and_clips_in_numbers(
 
 
 def test_without_a_decoder_there_are_features(backbone, toy_videos):
-  video = str(toy_videos.parent / '0001.mp4')
-  options = dict(hide='region', box=('0', '0', '1', '0.5'))
-  _predict(backbone, video=video, gallery=str(toy_videos), **options)
+  video = toy_videos.parent / '0001.mp4'
+  options = dict(hide='region', box='0,0,1,0.5')
+  _predict(backbone, video=video, gallery=toy_videos, **options)
   results = _read(backbone / 'predict')['video']
   assert results['hidden_tokens'] == 8 and results['gallery_clips'] == 24
   assert set(results['scores']['prediction']) == {'cosine', 'error'}
@@ -171,10 +173,10 @@ def test_videos_that_cannot_be_used_are_named(backbone, toy_videos, tmp_path):
   (tmp_path / 'some.csv').write_text('\n'.join(lines))
   _predict(
     backbone,
-    evaluate=str(tmp_path / 'some.csv'),
-    gallery=str(toy_videos),
+    evaluate=tmp_path / 'some.csv',
+    gallery=toy_videos,
     gallery_clips=16,
-    output=str(tmp_path),
+    output=tmp_path,
   )
   results = _read(tmp_path)['evaluation']
   assert results['clips'] == 1
@@ -187,7 +189,7 @@ def test_videos_that_cannot_be_used_are_named(backbone, toy_videos, tmp_path):
     ({}, 'give --video=FILE, --evaluate=MANIFEST or both'),
     ({'video': 'VIDEO', 'context_frames': 3}, 'is not a multiple of the 2'),
     ({'video': 'VIDEO', 'context_frames': 8}, 'can show 1 to 3 of them, not 4'),
-    ({'video': 'VIDEO', 'box': ['1', 'x']}, '--box=1,x is not top,left'),
+    ({'video': 'VIDEO', 'box': '1,x'}, '--box=1,x is not top,left'),
     ({'video': '/no/such.mp4'}, '/no/such.mp4 from --start=0.0: '),
     ({'video': 'VIDEO', 'start': 1.8}, 'take 0.80 s, the video has 2.40 s'),
     ({'video': 'VIDEO', 'gallery': 'VIDEO'}, 'give --gallery with 16 or more'),
@@ -212,7 +214,7 @@ def test_mistakes_are_told_before_anything_is_predicted(
     k: names.get(v, v) if isinstance(v, str) else v for k, v in options.items()
   }
   with pytest.raises(ValueError, match=message):
-    _predict(backbone, gallery_clips=16, output=str(tmp_path), **options)
+    _predict(backbone, gallery_clips=16, output=tmp_path, **options)
   assert not (tmp_path / 'results.json').exists()
 
 

@@ -13,7 +13,6 @@ features as colours), `neighbours.png` (nearest real frames) and, with --decode,
 docs/prediction.md says what they mean.
 """
 
-import dataclasses
 from types import SimpleNamespace
 
 from vjepa_jax.tools import command
@@ -81,9 +80,7 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   # Imported late: --help and wrong flags answer at once.
   from vjepa_jax.tools import prediction
 
-  names = [field.name for field in dataclasses.fields(prediction.Request)]
-  values = vars(options) | {'source': workdir}
-  prediction.run(prediction.Request(**{n: values[n] for n in names}))
+  prediction.run(options, workdir)
 
 
 if __name__ == '__main__':

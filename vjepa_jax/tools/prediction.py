@@ -1,18 +1,19 @@
 """What `vjepa_jax.tools.predict` does: a clip in pictures, clips in numbers."""
 
-from collections.abc import Sequence
 import contextlib
 import dataclasses
 import glob
 import json
 import os
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from vjepa_jax.data import decode, sources
 from vjepa_jax.data.clips import Clips, load_clips, read_from, read_windows
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.tubelets import patchify, unpatchify
 from vjepa_jax.plots import prediction as plots
@@ -42,50 +43,19 @@ _FEWEST_CLIPS = 16
 _NEIGHBOURS = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What is asked for; see the flags of `vjepa_jax.tools.predict`."""
+def run(options: SimpleNamespace, source: str) -> None:
+  """Does what the flags ask for, and writes `results.json`.
 
-  source: str
-  video: str | None = None
-  start: float = 0.0
-  evaluate: str | None = None
-  max_clips: int | None = None
-  output: str | None = None
-  hide: str = 'future'
-  context_frames: int | None = None
-  box: Sequence[float | str] = (0.25, 0.25, 0.5, 0.5)
-  frames: int | None = None
-  resolution: int | None = None
-  frame_step: int | None = None
-  fps: float | None = None
-  mask_token: int | None = None
-  decode: str | None = None
-  roll: int = 0
-  roll_through: str | None = None
-  gallery: str | None = None
-  gallery_clips: int = 256
-  batch_size: int = 16
-  positions: str | None = None
-  predictor_heads: int | None = None
-
-
-def run(request: Request) -> dict[str, Any]:
-  """Does what is asked for, and writes `results.json`.
-
-  Returns:
-    What `results.json` holds: 'video' and 'evaluation', one of which may be of
-    an earlier run.
+  It holds 'video' and 'evaluation', one of which may be of an earlier run.
 
   Raises:
     ValueError: Something does not fit; one line says what.
   """
-  if request.video is None and request.evaluate is None:
-    raise ValueError('give --video=FILE, --evaluate=MANIFEST or both')
-  folder = pathlib.Path(request.source)
+  if options.video is None and options.evaluate is None:
+    raise UserError('give --video=FILE, --evaluate=MANIFEST or both')
+  folder = pathlib.Path(source)
   output = folder / 'predict' if folder.is_dir() else pathlib.Path('predict')
-  if request.output:
-    output = pathlib.Path(request.output)
+  output = pathlib.Path(options.output or output)
   path = output / 'results.json'
   results = json.loads(path.read_text()) if path.exists() else {}
 
@@ -93,21 +63,21 @@ def run(request: Request) -> dict[str, Any]:
     results[section] = part
     path.write_text(json.dumps(results, indent=2) + '\n')
 
-  session = Session(request)
-  if request.video is not None:
-    write('video', session.predict_video(request.video, request.start, output))
-  if request.evaluate is not None:
+  session = Session(options, source)
+  if options.video is not None:
+    write('video', session.predict_video(output))
+  if options.evaluate is not None:
     output.mkdir(parents=True, exist_ok=True)
-    write('evaluation', session.evaluate(request.evaluate, request.max_clips))
+    write('evaluation', session.evaluate())
   print(f'results: {path}')
-  return results
 
 
 class Session:
   """One model, one way of hiding, and what predictions are compared with.
 
   Attributes:
-    request: What is asked for.
+    options: The flags of `vjepa_jax.tools.predict`.
+    source: Where the model is from.
     world: The model.
     clip: How clips are cut.
     gallery: Clips to compare with, and to take statistics from.
@@ -118,32 +88,28 @@ class Session:
     scorer: Scores predictions and baselines.
   """
 
-  def __init__(self, request: Request):
-    """Loads everything.
-
-    Raises:
-      ValueError: Something does not fit; one line says what.
-    """
-    self.request = request
+  def __init__(self, options: SimpleNamespace, source: str):
+    """Loads everything."""
+    self.options, self.source = options, source
     world = self.world = load_world_model(
-      request.source,
-      positions=request.positions,
-      predictor_heads=request.predictor_heads,
+      source,
+      positions=options.positions,
+      predictor_heads=options.predictor_heads,
     )
     self.clip = complete_clip(
       world,
-      frames=request.frames,
-      resolution=request.resolution,
-      frame_step=request.frame_step,
-      fps=request.fps,
+      frames=options.frames,
+      resolution=options.resolution,
+      frame_step=options.frame_step,
+      fps=options.fps,
     )
     side = self.clip.resolution
     grid = world.get_grid((1, self.clip.frames, side, side))
-    masks = _choose_masks(request, grid, world.tubelet[0])
-    loaded = load_decoder(request.decode, world) if request.decode else None
+    masks = _choose_masks(options, grid, world.tubelet[0])
+    loaded = load_decoder(options.decode, world) if options.decode else None
     if loaded and loaded.grid != grid:
       raise ValueError(
-        f'{request.decode} decodes grids of {loaded.grid} tubelets, these '
+        f'{options.decode} decodes grids of {loaded.grid} tubelets, these '
         f'clips have {grid}: change --frames or --resolution'
       )
     self.gallery, self.gallery_name = self._load_gallery()
@@ -154,10 +120,10 @@ class Session:
       masks,
       self._choose_token(),
     )
-    self.through = request.roll_through or ('pixels' if loaded else 'features')
-    if request.roll < 0:
-      raise ValueError(f'--roll={request.roll} must not be negative')
-    if request.roll:
+    self.through = options.roll_through or ('pixels' if loaded else 'features')
+    if options.roll < 0:
+      raise ValueError(f'--roll={options.roll} must not be negative')
+    if options.roll:
       check_rollout(self.predictor, self.through, loaded is not None)
     self.render = make_render(self.predictor, loaded) if loaded else None
     self.scorer = Scorer(
@@ -171,9 +137,9 @@ class Session:
     return len(self.gallery.videos) >= _FEWEST_CLIPS
 
   def _choose_token(self) -> int:
-    token, count = self.request.mask_token, self.world.predictor.num_mask_tokens
+    token, count = self.options.mask_token, self.world.predictor.num_mask_tokens
     if token is None:
-      return choose_mask_token(self.world, self.request.hide)
+      return choose_mask_token(self.world, self.options.hide)
     if not 0 <= token < count:
       raise ValueError(
         f'--mask_token={token}: the predictor has {count} of them, counted '
@@ -183,25 +149,25 @@ class Session:
 
   def _load_gallery(self) -> tuple[Clips, str]:
     """Reads clips to compare with: as told, of training, or what there is."""
-    request = self.request
+    options = self.options
     trained = [source['path'] for source in self.world.sources]
-    path = request.gallery or next(
-      filter(glob.glob, trained), request.video or request.evaluate
+    path = options.gallery or next(
+      filter(glob.glob, trained), options.video or options.evaluate
     )
     try:
       if os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS:
-        return read_windows(path, self.clip, request.gallery_clips), path
+        return read_windows(path, self.clip, options.gallery_clips), path
     except decode.DecodeError as error:
       raise ValueError(f'{path}: {error}') from None
     source = sources.open_source(path)
-    return load_clips(source, self.clip, limit=request.gallery_clips), path
+    return load_clips(source, self.clip, limit=options.gallery_clips), path
 
   def _measure_space(self):
     """Measures the space of targets on the clips of the gallery."""
-    videos, size = self.gallery.videos, self.request.batch_size
+    videos, size = self.gallery.videos, self.options.batch_size
     if self.world.norm == 'position' and not self._has_many_clips():
       raise ValueError(
-        f'targets of {self.request.source} are normalised over clips, and '
+        f'targets of {self.source} are normalised over clips, and '
         f'{self.gallery_name} has {len(videos)}: give --gallery with '
         f'{_FEWEST_CLIPS} or more, or --decode, which knows the statistics'
       )
@@ -218,8 +184,8 @@ class Session:
     """Says what was asked for, for `results.json`."""
     predictor = self.predictor
     return {
-      'source': str(self.request.source),
-      'hide': self.request.hide,
+      'source': self.source,
+      'hide': self.options.hide,
       'frames': self.clip.frames,
       'resolution': self.clip.resolution,
       'frame_step': self.clip.frame_step,
@@ -230,7 +196,7 @@ class Session:
       'target_norm': predictor.space.norm,
       'gallery': self.gallery_name,
       'gallery_clips': len(self.gallery.videos),
-      'decode': self.request.decode,
+      'decode': self.options.decode,
     }
 
   def _describe_hidden(self) -> str:
@@ -238,11 +204,10 @@ class Session:
     hidden, grid = self.predictor.hidden, self.predictor.grid
     return f'{len(hidden)} of {np.prod(grid)} tubelets'
 
-  def predict_video(
-    self, path: str, start: float, output: pathlib.Path
-  ) -> dict[str, Any]:
+  def predict_video(self, output: pathlib.Path) -> dict[str, Any]:
     """Predicts a part of one clip, draws it, and prints its numbers."""
-    windows = self.request.roll
+    path, start = self.options.video, self.options.start
+    windows = self.options.roll
     try:
       clip, rate = read_from(path, self.clip, start)
     except decode.DecodeError as error:
@@ -254,9 +219,9 @@ class Session:
     output.mkdir(parents=True, exist_ok=True)
     neighbours = self._draw(output, clip, rolled[0].prediction)
     if self.render is not None:
-      self._film(output, path, start, rate, clip, rolled)
+      self._film(output, rate, clip, rolled)
     print(
-      f'{path}: {self.request.hide} of {self.clip.frames} frames hidden, '
+      f'{path}: {self.options.hide} of {self.clip.frames} frames hidden, '
       f'{self._describe_hidden()}\n{format_scores(scores)}\n'
       'actual frames come out at place '
       f'{", ".join(map(str, neighbours["ranks"]))} of '
@@ -267,7 +232,7 @@ class Session:
         print(f'picture: {output / name}')
     return {
       **self._describe(),
-      'video': str(path),
+      'video': path,
       'start': start,
       'scores': {
         name: {metric: value['mean'] for metric, value in values.items()}
@@ -301,12 +266,12 @@ class Session:
       colours={'PCA actual': colours[0], 'PCA predicted': colours[1]},
       frames=frames,
       title=(
-        f'{self.request.hide} hidden: cosine {scores["cosine"].mean():.3f}, '
+        f'{self.options.hide} hidden: cosine {scores["cosine"].mean():.3f}, '
         f'error {scores["error"].mean():.3f}'
       ),
     )
     retrieval = Retrieval(
-      predictor, self.gallery.videos, self.request.batch_size
+      predictor, self.gallery.videos, self.options.batch_size
     )
     near, reference = (
       retrieval.find(x[0], truth[0], predictor.hidden, _NEIGHBOURS)
@@ -333,7 +298,7 @@ class Session:
       'candidates': near.candidates,
     }
 
-  def _film(self, output, path, start, rate, clip, rolled) -> None:
+  def _film(self, output, rate, clip, rolled) -> None:
     """Writes input, prediction and truth as film and strip."""
     predictor, tubelet = self.predictor, self.world.tubelet
     visible, hidden = predictor.masks
@@ -342,7 +307,7 @@ class Session:
     film = [window.render(self.render)[0] for window in rolled]
     context = count_frames(predictor, visible)
     imagined = np.concatenate([film[0], *(x[context:] for x in film[1:])])
-    truth = self._read_truth(path, start, len(imagined), clip)
+    truth = self._read_truth(len(imagined), clip)
     clips = {
       'input': unpatchify(tokens, predictor.grid, tubelet)[0],
       'imagined': imagined,
@@ -355,26 +320,29 @@ class Session:
       {'truth': truth, **clips, 'last frame': still[0]},
     )
 
-  def _read_truth(self, path, start, length, clip) -> np.ndarray:
+  def _read_truth(self, length: int, clip: np.ndarray) -> np.ndarray:
     """Reads what came after the clip, as far as the video goes."""
     for frames in range(length, len(clip), -self.world.tubelet[0]):
-      options = dataclasses.replace(self.clip, frames=frames)
+      cut = dataclasses.replace(self.clip, frames=frames)
       with contextlib.suppress(decode.DecodeError):
-        return read_from(path, options, start)[0]
+        return read_from(self.options.video, cut, self.options.start)[0]
     return clip
 
-  def evaluate(self, path: str, limit: int | None) -> dict[str, Any]:
+  def evaluate(self) -> dict[str, Any]:
     """Averages over held-out clips, and prints a table."""
-    predictor, windows = self.predictor, self.request.roll
+    path, windows = self.options.evaluate, self.options.roll
+    predictor = self.predictor
     stride = count_frames(predictor, predictor.hidden)
-    options = dataclasses.replace(
-      self.clip, frames=self.clip.frames + windows * stride
-    )
     clips = load_clips(
-      sources.open_source(path), options, limit=limit, whole=windows > 0
+      sources.open_source(path),
+      dataclasses.replace(
+        self.clip, frames=self.clip.frames + windows * stride
+      ),
+      limit=self.options.max_clips,
+      whole=windows > 0,
     )
     scores, rolled = self.scorer.score_all(
-      clips.videos, self.request.batch_size, windows, self.through
+      clips.videos, self.options.batch_size, windows, self.through
     )
     results = {
       **self._describe(),
@@ -384,7 +352,7 @@ class Session:
       'scores': scores,
     }
     print(
-      f'\n{results["clips"]} clips of {path}: {self.request.hide} hidden, '
+      f'\n{results["clips"]} clips of {path}: {self.options.hide} hidden, '
       f'{self._describe_hidden()}; mean and standard error over clips\n'
       + format_scores(scores)
     )
@@ -400,12 +368,12 @@ class Session:
 
 
 def _choose_masks(
-  request: Request, grid: tuple[int, int, int], tubelet_frames: int
+  options: SimpleNamespace, grid: tuple[int, int, int], tubelet_frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Chooses the visible and the hidden tokens."""
-  frames = request.context_frames
+  frames = options.context_frames
   if frames is None:
-    steps = 0 if request.hide == 'region' else max(1, grid[0] // 2)
+    steps = 0 if options.hide == 'region' else max(1, grid[0] // 2)
   else:
     steps, rest = divmod(frames, tubelet_frames)
     if rest or frames < 0:
@@ -414,10 +382,10 @@ def _choose_masks(
         f'{tubelet_frames} frames of a tubelet'
       )
   try:
-    top, left, height, width = map(float, request.box)
+    top, left, height, width = map(float, options.box)
   except ValueError:
     raise ValueError(
-      f'--box={",".join(map(str, request.box))} is not top,left,height,width '
+      f'--box={",".join(map(str, options.box))} is not top,left,height,width '
       'in shares of the frame, for example 0.25,0.25,0.5,0.5'
     ) from None
-  return choose_hidden(grid, request.hide, steps, (top, left, height, width))
+  return choose_hidden(grid, options.hide, steps, (top, left, height, width))
