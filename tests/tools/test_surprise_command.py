@@ -68,6 +68,7 @@ def test_a_set_from_films_to_table_and_picture(
   results = json.loads((workdir / 'surprise/results.json').read_text())
   assert results['left_out'] == 1
   settings = [results[k] for k in ('window', 'context_frames', 'stride')]
+  assert results['target_norm'] == 'position'
   assert settings == [16, 8, 8]
   for model in MODELS:
     for score in ('max', 'mean'):

@@ -131,7 +131,7 @@ def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
     # It goes on, and does not repeat itself.
     assert np.abs(films[0][1] - films[0][0]).mean() > 0.1
   for how in ('last', 'mean'):
-    args = future.visible, future.hidden, TUBELET, how
+    args = future.masks, TUBELET, how
     np.testing.assert_array_equal(
       fill_pixels(video, *args),
       fill_pixels(other, *args),
@@ -212,19 +212,21 @@ def test_rollouts_that_are_impossible(
 
 def test_pixels_of_baselines():
   video = make_video(1)
-  visible, hidden = choose_hidden(GRID, 'future', 2, BOX)
-  last = fill_pixels(video, visible, hidden, TUBELET, 'last')
+
+  def fill(hide, steps, how='last'):
+    return fill_pixels(
+      video, choose_hidden(GRID, hide, steps, BOX), TUBELET, how
+    )
+
+  last = fill('future', 2)
   np.testing.assert_array_equal(last[:, :4], video[:, :4])
   np.testing.assert_array_equal(last[:, 4:], video[:, [3] * 4])
-  mean = fill_pixels(video, visible, hidden, TUBELET, 'mean')
+  mean = fill('future', 2, 'mean')
   expected = video[:, :4].astype(np.float32).mean(axis=1, keepdims=True)
   np.testing.assert_allclose(mean[:, 4:], expected.repeat(4, 1), rtol=1e-5)
-  visible, hidden = choose_hidden(GRID, 'past', 2, BOX)
-  first = fill_pixels(video, visible, hidden, TUBELET, 'last')
-  np.testing.assert_array_equal(first[:, :4], video[:, [4] * 4])
+  np.testing.assert_array_equal(fill('past', 2)[:, :4], video[:, [4] * 4])
   # Where a place is never visible its neighbour stands in, as it moves.
-  visible, hidden = choose_hidden(GRID, 'region', 0, BOX)
-  near = fill_pixels(video, visible, hidden, TUBELET, 'last')
+  near = fill('region', 0)
   np.testing.assert_array_equal(near[:, :, :8, :8], video[:, :, :8, 8:])
 
 

@@ -1,4 +1,7 @@
-"""What several pictures do: show an image, choose frames, write a file."""
+"""What pictures share: rows of images, heat over them, the file."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from etils import epath
 from matplotlib import figure
@@ -11,36 +14,50 @@ def save(fig: figure.Figure, path: epath.PathLike, dpi: int = 90) -> None:
     fig.savefig(file, format='png', dpi=dpi)
 
 
-def show(
-  axis, image: np.ndarray, *, title: str = '', label: str = '', **options
-) -> None:
-  """Shows an image `[H, W, 3]` with a title above and a label on the left.
-
-  uint8, and floats with values above 1, are 0..255; other floats are 0..1.
-  """
-  if image.ndim == 3 and image.max() > 1:
-    image = np.clip(image / 255.0, 0.0, 1.0)
-  axis.imshow(image, interpolation='nearest', **options)
-  axis.set_xticks([])
-  axis.set_yticks([])
-  if title:
-    axis.set_title(title, fontsize=8)
-  if label:
-    axis.set_ylabel(label, fontsize=8)
-
-
-def show_heat(axis, values: np.ndarray, shape: tuple[int, ...], **options):
-  """Lays values of cells `[H, W]` over an image of `shape`; returns the heat.
+def show_rows(
+  fig: figure.FigureBase,
+  rows: Iterable[tuple[str, Sequence[np.ndarray | None], Sequence[str]]],
+) -> np.ndarray:
+  """Fills a figure, or a part of one, with rows of images.
 
   Args:
-    axis: Where the image is.
-    values: Of each cell; NaN is left clear.
-    shape: Height and width of the image, and more.
-    **options: Of `imshow`.
+    fig: Where they go.
+    rows: For each its label, its images `[h, w]` or `[h, w, 3]`, and the titles
+      of the first of them. uint8, and floats with values above 1, are 0..255;
+      other floats are 0..1. None leaves a place empty.
+
+  Returns:
+    The axes, `[rows, columns]`.
   """
-  height, width = shape[:2]
-  extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-  return axis.imshow(values, extent=extent, cmap='inferno', vmin=0, **options)
+  rows = list(rows)
+  columns = max(len(images) for _, images, _ in rows)
+  axes = fig.subplots(len(rows), columns, squeeze=False)
+  for row, (label, images, titles) in zip(axes, rows, strict=True):
+    for axis, image in zip(row, images, strict=True):
+      if image is None:
+        axis.set_axis_off()
+        continue
+      if image.ndim == 3 and image.max() > 1:
+        image = np.clip(image / 255.0, 0.0, 1.0)
+      axis.imshow(image, interpolation='nearest', cmap='gray')
+      axis.set_xticks([])
+      axis.set_yticks([])
+    for axis, title in zip(row, titles, strict=False):
+      axis.set_title(title, fontsize=8)
+    row[0].set_ylabel(label, fontsize=8)
+  return axes
+
+
+def show_heat(axis: Any, values: np.ndarray, most: float) -> Any:
+  """Lays values of cells `[H, W]`, 0..`most`, over an image; NaN is clear."""
+  return axis.imshow(
+    values,
+    extent=axis.images[0].get_extent(),
+    cmap='inferno',
+    alpha=0.65,
+    vmin=0,
+    vmax=most,
+  )
 
 
 def choose_steps(count: int, most: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Pictures of predictions: errors, features, neighbours, imagined frames."""
 
 from collections.abc import Mapping, Sequence
-import itertools
 
 import cv2
 from etils import epath
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vjepa_jax.data.encode import write_video
-from vjepa_jax.plots.figures import choose_steps, save, show, show_heat
+from vjepa_jax.plots.figures import choose_steps, save, show_heat, show_rows
 
 
 def draw_reconstructions(
@@ -24,15 +23,14 @@ def draw_reconstructions(
     decoded: The same, float, 0..255.
     stride: Every so many frames are shown.
   """
-  count = min(6, len(videos))
-  columns = videos[:, ::stride].shape[1]
-  fig = figure.Figure(figsize=(2 + 1.3 * columns, 2.6 * count), layout='tight')
-  axes = fig.subplots(2 * count, columns, squeeze=False)
-  for i, (row, (name, clips)) in itertools.product(
-    range(count), enumerate((('clip', videos), ('decoded', decoded)))
-  ):
-    for j, image in enumerate(clips[i, ::stride]):
-      show(axes[2 * i + row, j], image, label='' if j else name)
+  rows = [
+    (name, clip[::stride], ())
+    for pair in list(zip(videos, decoded, strict=True))[:6]
+    for name, clip in zip(('clip', 'decoded'), pair, strict=True)
+  ]
+  size = 2 + 1.3 * len(rows[0][1]), 1.3 * len(rows)
+  fig = figure.Figure(figsize=size, layout='tight')
+  show_rows(fig, rows)
   save(fig, path)
 
 
@@ -57,42 +55,33 @@ def draw_prediction(
   """
   steps = choose_steps(len(errors), 8)
   stride = len(video) // len(errors)
-  rows = ['clip', 'visible', 'error', *colours, *frames]
-  fig = figure.Figure(
-    figsize=(2.4 + 1.5 * len(steps), 0.7 + 1.6 * len(rows)),
-    layout='constrained',
-  )
+  shown = video[steps * stride + stride // 2]
+  visible = np.isnan(errors[steps])[..., None]
+  for axis in (1, 2):
+    visible = visible.repeat(video.shape[axis] // errors.shape[axis], axis)
+  rows = {
+    'clip': shown,
+    'visible': np.where(visible, shown, 128),
+    'error': shown.mean(axis=-1),
+    **{name: x[steps] for name, x in colours.items()},
+    **{
+      name: np.asarray(x)[steps * stride + stride // 2]
+      for name, x in frames.items()
+    },
+  }
+  titles = [f'frame {i * stride + stride // 2}' for i in steps]
+  size = 2.4 + 1.5 * len(steps), 0.7 + 1.6 * len(rows)
+  fig = figure.Figure(figsize=size, layout='constrained')
   fig.suptitle(title, fontsize=9)
-  axes = fig.subplots(len(rows), len(steps), squeeze=False)
-  cell = [
-    side // n
-    for side, n in zip(video.shape[1:3], errors.shape[1:], strict=True)
-  ]
-  for column, step in enumerate(steps):
-    frame = step * stride + stride // 2
-    visible = np.isnan(errors[step]).repeat(cell[0], 0).repeat(cell[1], 1)
-    images = [
-      video[frame],
-      np.where(visible[..., None], video[frame], 128),
-      video[frame].mean(axis=-1),
-      *(values[step] for values in colours.values()),
-      *(np.asarray(clip)[frame] for clip in frames.values()),
-    ]
-    for i, (name, image) in enumerate(zip(rows, images, strict=True)):
-      show(
-        axes[i, column],
-        image,
-        title='' if i else f'frame {frame}',
-        label='' if column else name,
-        cmap='gray',
-      )
-    heat = show_heat(
-      axes[2, column],
-      errors[step],
-      video.shape[1:],
-      alpha=0.7,
-      vmax=np.nanmax(errors),
-    )
+  axes = show_rows(
+    fig,
+    (
+      (name, images, titles if name == 'clip' else ())
+      for name, images in rows.items()
+    ),
+  )
+  for axis, step in zip(axes[2], steps, strict=True):
+    heat = show_heat(axis, errors[step], np.nanmax(errors))
   fig.colorbar(heat, ax=list(axes[2]), shrink=0.8, label='mean |error|')
   save(fig, path)
 
@@ -113,21 +102,18 @@ def draw_neighbours(
     found: By what was looked for: frames `[S, k, h, w, 3]`, and their
       similarities `[S, k]`.
   """
-  counts = [frames.shape[1] for frames, _ in found.values()]
-  columns = 1 + sum(counts)
-  fig = figure.Figure(
-    figsize=(1.2 * columns, 1.5 * len(actual) + 0.6), layout='constrained'
-  )
-  axes = fig.subplots(len(actual), columns, squeeze=False)
-  for i, row in enumerate(axes):
-    show(row[0], actual[i], title='' if i else 'actual', label=names[i])
-    first = 1
-    for name, (frames, similarities) in found.items():
-      for k in range(frames.shape[1]):
-        title = f'{similarities[i, k]:.2f}'
-        title = f'{name}\n{title}' if not i and not k else title
-        show(row[first + k], frames[i, k], title=title)
-      first += frames.shape[1]
+  rows = []
+  for i, name in enumerate(names):
+    images, titles = [actual[i]], ['' if i else 'actual']
+    for kind, (frames, similarities) in found.items():
+      images += list(frames[i])
+      values = [f'{x:.2f}' for x in similarities[i]]
+      values[0] = values[0] if i else f'{kind}\n{values[0]}'
+      titles += values
+    rows.append((name, images, titles))
+  size = 1.2 * len(rows[0][1]), 1.5 * len(rows) + 0.6
+  fig = figure.Figure(figsize=size, layout='constrained')
+  show_rows(fig, rows)
   fig.suptitle('nearest real frames in feature space, by cosine', fontsize=9)
   save(fig, path)
 
@@ -136,21 +122,20 @@ def draw_strip(
   path: epath.PathLike, clips: Mapping[str, np.ndarray], most: int = 16
 ) -> None:
   """Draws clips `[frames, h, w, 3]`, 0..255, under each other to a PNG."""
-  length = max(map(len, clips.values()))
-  steps = choose_steps(length, most)
-  fig = figure.Figure(
-    figsize=(1 + 1.0 * len(steps), 1.1 * len(clips) + 0.3), layout='constrained'
+  steps = choose_steps(max(map(len, clips.values())), most)
+  size = 1 + 1.0 * len(steps), 1.1 * len(clips) + 0.3
+  fig = figure.Figure(figsize=size, layout='constrained')
+  show_rows(
+    fig,
+    (
+      (
+        name,
+        [clip[i] if i < len(clip) else None for i in steps],
+        () if k else list(map(str, steps)),
+      )
+      for k, (name, clip) in enumerate(clips.items())
+    ),
   )
-  axes = fig.subplots(len(clips), len(steps), squeeze=False)
-  for i, ((name, clip), row) in enumerate(
-    zip(clips.items(), axes, strict=True)
-  ):
-    for j, (axis, step) in enumerate(zip(row, steps, strict=True)):
-      if step < len(clip):
-        title = '' if i else str(step)
-        show(axis, clip[step], title=title, label='' if j else name)
-      else:
-        axis.set_axis_off()
   save(fig, path)
 
 

@@ -8,7 +8,7 @@ from etils import epath
 from matplotlib import figure
 import numpy as np
 
-from vjepa_jax.plots.figures import choose_steps, save, show, show_heat
+from vjepa_jax.plots.figures import choose_steps, save, show_heat, show_rows
 
 Grid = tuple[int, int, int]
 
@@ -177,11 +177,10 @@ def draw_report(
     'components of the features as colours',
     fontsize=10,
   )
-  axes = top.subplots(len(rows), len(videos) * grid[0], squeeze=False)
-  for row, (title, clips) in zip(axes, rows, strict=True):
-    images = clips.reshape(-1, *clips.shape[2:])
-    for i, (axis, image) in enumerate(zip(row, images, strict=True)):
-      show(axis, image, label='' if i else title)
+  show_rows(
+    top,
+    ((title, clips.reshape(-1, *clips.shape[2:]), ()) for title, clips in rows),
+  )
   for axis, (title, names) in zip(
     bottom.subplots(1, 4), CURVES[:4], strict=True
   ):
@@ -254,23 +253,17 @@ def draw_attention(
   count, steps = attention.shape[:2]
   shown = choose_steps(steps, 8)
   stride = videos.shape[1] // steps
-  fig = figure.Figure(
-    figsize=(1 + 1.4 * len(shown), 1.5 * count), layout='constrained'
+  frames = shown * stride + stride // 2
+  size = 1 + 1.4 * len(shown), 1.5 * count
+  fig = figure.Figure(figsize=size, layout='constrained')
+  names = [f'frame {frame}' for frame in frames]
+  axes = show_rows(
+    fig,
+    (
+      (title, video[frames], () if i else names)
+      for i, (title, video) in enumerate(zip(titles, videos, strict=True))
+    ),
   )
-  axes = fig.subplots(count, len(shown), squeeze=False)
-  for i, step in np.ndindex(count, len(shown)):
-    frame = shown[step] * stride + stride // 2
-    show(
-      axes[i, step],
-      videos[i, frame],
-      title='' if i else f'frame {frame}',
-      label='' if step else titles[i],
-    )
-    show_heat(
-      axes[i, step],
-      attention[i, shown[step]],
-      videos.shape[2:],
-      alpha=0.6,
-      vmax=attention[i].max(),
-    )
+  for (i, k), axis in np.ndenumerate(axes):
+    show_heat(axis, attention[i, shown[k]], attention[i].max())
   save(fig, path)

@@ -21,7 +21,7 @@ from vjepa_jax.plots.figures import choose_steps
 from vjepa_jax.plots.training import project_features
 from vjepa_jax.world.baselines import fill_pixels
 from vjepa_jax.world.decoding import load_decoder
-from vjepa_jax.world.masks import choose_hidden
+from vjepa_jax.world.masks import Masks, choose_hidden
 from vjepa_jax.world.model import complete_clip, measure_space
 from vjepa_jax.world.predict import (
   MaskedPredictor,
@@ -314,7 +314,7 @@ class Session:
       'truth': truth,
     }
     plots.write_side_by_side(output / 'imagined', clips, rate)
-    still = fill_pixels(clip[None], visible, hidden, tubelet, 'last')
+    still = fill_pixels(clip[None], predictor.masks, tubelet, 'last')
     plots.draw_strip(
       output / 'imagined.png',
       {'truth': truth, **clips, 'last frame': still[0]},
@@ -369,7 +369,7 @@ class Session:
 
 def _choose_masks(
   options: SimpleNamespace, grid: tuple[int, int, int], tubelet_frames: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Masks:
   """Chooses the visible and the hidden tokens."""
   frames = options.context_frames
   if frames is None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.positions import Grid
+from vjepa_jax.world.masks import Masks
 from vjepa_jax.world.model import WorldModel
 
 
@@ -36,55 +37,42 @@ def make_untrained(world: WorldModel, seed: int) -> WorldModel:
   return world._replace(params=params)
 
 
-def find_nearest(
-  visible: np.ndarray, hidden: np.ndarray, grid: Grid
-) -> np.ndarray:
+def find_nearest(masks: Masks, grid: Grid) -> np.ndarray:
   """Finds the visible token next to each hidden one, in the tubelet grid.
 
   Returns:
-    int `[H]`, indices into `visible`. Where the future is hidden that is the
-    same place at the last visible time step.
+    int `[H]`, indices into the visible ones. Where the future is hidden that is
+    the same place at the last visible time step.
   """
-  a, b = (np.stack(np.unravel_index(x, grid), -1) for x in (hidden, visible))
+  b, a = (np.stack(np.unravel_index(ids, grid), -1) for ids in masks)
   distances = np.square(a[:, None] - b[None]).sum(axis=-1)
   return distances.argmin(axis=1)
 
 
 def average_places(
-  features: np.ndarray, visible: np.ndarray, hidden: np.ndarray, grid: Grid
+  features: np.ndarray, masks: Masks, grid: Grid
 ) -> np.ndarray:
-  """Averages visible features over time, for each hidden token.
-
-  Args:
-    features: `[B, K, D]`.
-    visible: Ids `[K]`.
-    hidden: Ids `[H]`.
-    grid: Tubelet grid.
+  """Averages visible features `[B, K, D]` over time, for each hidden token.
 
   Returns:
     `[B, H, D]`: the mean over visible tokens of the same place, or over all
     where none is visible.
   """
-  frame = grid[1] * grid[2]
-  same = (hidden[:, None] % frame == visible[None] % frame).astype(np.float32)
+  visible, hidden = (ids % (grid[1] * grid[2]) for ids in masks)
+  same = (hidden[:, None] == visible[None]).astype(np.float32)
   same[same.sum(axis=1) == 0] = 1.0
   weights = same / same.sum(axis=1, keepdims=True)  # [H, K]
   return np.einsum('hk,bkd->bhd', weights, features)
 
 
 def fill_pixels(
-  video: np.ndarray,
-  visible: np.ndarray,
-  hidden: np.ndarray,
-  tubelet: tuple[int, int, int],
-  how: str,
+  video: np.ndarray, masks: Masks, tubelet: tuple[int, int, int], how: str
 ) -> np.ndarray:
-  """Fills hidden tubelets from visible pixels: the baselines of prediction.
+  """Fills hidden tubelets from visible pixels.
 
   Args:
     video: uint8 `[B, frames, h, w, 3]`.
-    visible: Ids `[K]`.
-    hidden: Ids `[H]`.
+    masks: Ids of visible and of hidden tokens.
     tubelet: Tubelet size.
     how: 'last' repeats the visible frame nearest in time at the same place, or
       copies the nearest visible tubelet where that place is never visible.
@@ -94,14 +82,14 @@ def fill_pixels(
     float32 `[B, frames, h, w, 3]`.
   """
   grid = tub.compute_grid(video.shape, tubelet)
-  frame = grid[1] * grid[2]
+  frame, (visible, hidden) = grid[1] * grid[2], masks
   x = tub.patchify(video.astype(np.float32), tubelet)
   x = x.reshape(*x.shape[:2], tubelet[0], -1).copy()  # [B, N, t, p * p * 3]
   if how == 'mean':
     flat = x[:, visible].mean(axis=2)  # [B, K, p * p * 3]
-    x[:, hidden] = average_places(flat, visible, hidden, grid)[:, :, None]
+    x[:, hidden] = average_places(flat, masks, grid)[:, :, None]
   else:
-    nearest = visible[find_nearest(visible, hidden, grid)]
+    nearest = visible[find_nearest(masks, grid)]
     for token, near in zip(hidden, nearest, strict=True):
       if token % frame != near % frame:
         x[:, token] = x[:, near]

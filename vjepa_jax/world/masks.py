@@ -6,13 +6,15 @@ from vjepa_jax.masks.temporal import Temporal
 
 Grid = tuple[int, int, int]
 Box = tuple[float, float, float, float]
+# Ids of visible and of hidden tokens, int32 [K] and [H].
+Masks = tuple[np.ndarray, np.ndarray]
 
 HIDDEN = ('future', 'past', 'region')
 
 
 def choose_hidden(
   grid: Grid, hide: str, context_steps: int, box: Box = (0, 0, 1, 1)
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Masks:
   """Splits the tokens of a clip into visible and hidden ones.
 
   Args:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.world.masks import Masks
 from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
@@ -73,7 +74,7 @@ class MaskedPredictor:
     world: WorldModel,
     space: TargetSpace,
     grid: Grid,
-    masks: tuple[np.ndarray, np.ndarray],
+    masks: Masks,
     mask_token: int,
   ):
     """Takes the model, the ids of visible and hidden tokens, and the rest."""
@@ -150,7 +151,7 @@ def _repeat(ids: np.ndarray, clips: jax.Array) -> jax.Array:
 
 
 def join_tokens(
-  visible: jax.Array, hidden: jax.Array, masks: tuple[np.ndarray, np.ndarray]
+  visible: jax.Array, hidden: jax.Array, masks: Masks
 ) -> jax.Array:
   """Joins tokens `[B, K, D]` and `[B, H, D]` of ids `masks` to `[B, N, D]`."""
   order = np.argsort(np.concatenate(masks))
@@ -182,11 +183,7 @@ def score_pixels(
 ) -> np.ndarray:
   """Computes the PSNR of the hidden tubelets of each clip, dB, `[B]`.
 
-  Args:
-    predicted: `[B, frames, h, w, 3]`, 0..255.
-    truth: The same.
-    hidden: Ids of the tokens that count.
-    tubelet: Tubelet size.
+  Clips are `[B, frames, h, w, 3]`, 0..255.
   """
   difference = np.asarray(predicted, np.float32) - np.asarray(truth, np.float32)
   cut = patchify(difference, tubelet)[:, hidden]

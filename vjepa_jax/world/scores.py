@@ -93,8 +93,8 @@ class Scorer:
     features = {
       'prediction': prediction.predicted,
       'last': predictor.encode_hidden(still),
-      'copy': visible[:, find_nearest(*masks, grid)],
-      'mean': average_places(visible, *masks, grid),
+      'copy': visible[:, find_nearest(masks, grid)],
+      'mean': average_places(visible, masks, grid),
       'untrained': predictor.predict(video, self._untrained).predicted,
     }
     if self._average:
@@ -178,7 +178,7 @@ class Scorer:
     """Makes the baselines of pixels, float32 0..255."""
     masks, tubelet = self._predictor.masks, self._predictor.world.tubelet
     return {
-      how: fill_pixels(video, *masks, tubelet, how) for how in ('last', 'mean')
+      how: fill_pixels(video, masks, tubelet, how) for how in ('last', 'mean')
     }
 
   def _compare(self, features, truth, frames, video) -> Scores:
