@@ -202,7 +202,7 @@ def test_videos_that_cannot_be_used_are_named(backbone, toy_videos, tmp_path):
     ),
   ],
 )
-def test_mistakes_are_told_before_anything_is_predicted(
+def test_errors_are_told_before_anything_is_predicted(
   backbone, decoder, toy_videos, tmp_path, options, message
 ):
   names = {
@@ -237,7 +237,7 @@ def test_a_decoder_is_of_one_backbone(backbone, decoder):
     ({'clip.resolution': 20}, 'config.clip: height of the clip, 20, is not'),
   ],
 )
-def test_mistakes_in_the_recipe(backbone, tmp_path, changes, message):
+def test_errors_in_the_recipe(backbone, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     train_decoder(_make_config(backbone, **changes), tmp_path)
   assert not (tmp_path / 'checkpoints').exists()

@@ -24,7 +24,7 @@ from vjepa_jax.plots.report import tabulate
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.smoke import shrink
-from vjepa_jax.tools import report as command
+from vjepa_jax.tools import report
 from vjepa_jax.training import health
 from vjepa_jax.training.checkpoint import Checkpoints, write_config
 from vjepa_jax.training.telemetry import read_metrics
@@ -77,13 +77,13 @@ class Page(parser.HTMLParser):
     return pictures
 
 
-def _check_stands_alone(report):
-  assert len(set(report.ids)) == len(report.ids)
-  for link in report.links:
-    assert link.startswith('#') and link[1:] in report.ids
-  for resource in report.resources:
+def _check_stands_alone(page):
+  assert len(set(page.ids)) == len(page.ids)
+  for link in page.links:
+    assert link.startswith('#') and link[1:] in page.ids
+  for resource in page.resources:
     if resource.startswith('#'):
-      assert resource[1:] in report.ids
+      assert resource[1:] in page.ids
     else:
       assert resource.startswith('data:'), resource[:80]
 
@@ -107,16 +107,16 @@ def _make_workdir(path, recorded):
   ],
 )
 def test_the_verdict_stands_at_the_top(tmp_path, name, verdict, state):
-  report = Page(command.make_report(_make_workdir(tmp_path / name, name)))
-  first, text = next(iter(report.sections.items()))
+  page = Page(report.make_report(_make_workdir(tmp_path / name, name)))
+  first, text = next(iter(page.sections.items()))
   assert first == 'health'
   words = ' '.join(text.split())
   assert words.startswith(f'Is this run healthy? {verdict} {state}')
   finding = health.find(read_metrics(tmp_path / name))[0]
   assert finding.evidence[1:] in words and finding.remedy in words
-  assert 'effective rank' in report.sections['curves']
-  assert list(report.sections) == ['health', 'run', 'curves']
-  _check_stands_alone(report)
+  assert 'effective rank' in page.sections['curves']
+  assert list(page.sections) == ['health', 'run', 'curves']
+  _check_stands_alone(page)
 
 
 @pytest.fixture(scope='module')
@@ -171,31 +171,31 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def report(run):
-  return Page(command.make_report(run[0]))
+def page(run):
+  return Page(report.make_report(run[0]))
 
 
-def test_the_page_stands_alone_and_escapes(report):
-  _check_stands_alone(report)
-  assert '<script>alert' not in report.html and '<b>0</b>' not in report.html
-  assert '<script>alert(1)</script>' in report.sections['section-1']
+def test_the_page_stands_alone_and_escapes(page):
+  _check_stands_alone(page)
+  assert '<script>alert' not in page.html and '<b>0</b>' not in page.html
+  assert '<script>alert(1)</script>' in page.sections['section-1']
 
 
-def test_the_run_is_described(report, run):
+def test_the_run_is_described(page, run):
   _, config, state = run
   millions = sum(x.size for x in jax.tree.leaves(state.params['encoder'])) / 1e6
-  text = ' '.join(report.sections['run'].split())
+  text = ' '.join(page.sections['run'].split())
   assert f'{millions:.3g} M parameters' in text
   assert '4 × 6 × 6 = 144 tokens' in text
   assert str(config.data.sources.toy.path) in text
   assert 'Step 200 of 4, 1600 clips' in text
-  departures = ' '.join(report.sections['config'].split())
+  departures = ' '.join(page.sections['config'].split())
   assert 'encoder.size nano (large)' in departures
   assert 'clip.num_clips' not in departures.partition('All settings')[0]
 
 
-def test_masks_and_features_are_drawn(report):
-  masks, features = report.decode('masks'), report.decode('features')
+def test_masks_and_features_are_drawn(page):
+  masks, features = page.decode('masks'), page.decode('features')
   assert len(masks) == 2 * 2 and len(features) == 2 * 3
   assert len({picture.shape for picture in masks + features}) == 1
   for clip, painted in (masks[:2], masks[2:]):
@@ -206,19 +206,19 @@ def test_masks_and_features_are_drawn(report):
   assert features[1].std() > 10
 
 
-def test_folders_of_tools_become_sections(report):
-  text = ' '.join(report.sections['section-1'].split())
+def test_folders_of_tools_become_sections(page):
+  text = ' '.join(page.sections['section-1'].split())
   assert text.startswith('Probe / seed 0 A sentence too')
   assert 'pretrained random init pixels top1 0.625 0.500 0.250' in text
   assert 'per class' not in text
-  assert '--share: 62.5%' in report.html
+  assert '--share: 62.5%' in page.html
   assert 'content std' in text and 'skipped' not in text
-  assert [p.shape[:2] for p in report.decode('section-1')] == [(9, 8), (60, 50)]
-  assert len([i for i in report.sections if i.startswith('section')]) == 1
+  assert [p.shape[:2] for p in page.decode('section-1')] == [(9, 8), (60, 50)]
+  assert len([i for i in page.sections if i.startswith('section')]) == 1
 
 
-def test_the_quarantine_is_counted_by_reason(report):
-  text = ' '.join(report.sections['quarantine'].split())
+def test_the_quarantine_is_counted_by_reason(page):
+  text = ' '.join(page.sections['quarantine'].split())
   assert '32 videos could not be read' in text
   assert 'truncated: … of … s 30 file does not exist 2' in text
   assert 'The first 20' in text and text.count('.mp4') == 20
@@ -256,7 +256,7 @@ def test_nested_results_become_tables():
 
 def test_the_command_writes_into_the_run(tmp_path, capsys):
   workdir = _make_workdir(tmp_path / 'run', 'low_rate')
-  run_command(command, str(workdir))
+  run_command(report, str(workdir))
   assert str(workdir / 'report.html') in capsys.readouterr().out
   assert '<!DOCTYPE html>' in (workdir / 'report.html').read_text()
 
@@ -320,9 +320,9 @@ def _start_chromium(*arguments):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the PATH')
-def test_a_browser_shows_the_page_on_a_phone_and_in_the_dark(report, tmp_path):
+def test_a_browser_shows_the_page_on_a_phone_and_in_the_dark(page, tmp_path):
   # In a script a tag that ends one would end it.
-  html = json.dumps(report.html).replace('</', '<\\/').replace('<!', '<\\!')
+  html = json.dumps(page.html).replace('</', '<\\/').replace('<!', '<\\!')
   asking = tmp_path / 'ask.html'
   asking.write_text(_ASK.replace('PAGE', html))
   dom = _start_chromium('--dump-dom', '--timeout=20000', f'file://{asking}')
@@ -333,7 +333,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_in_the_dark(report, tmp_path):
   assert answer['hovered'] != answer['before']
   assert answer['drawn'] > 300
 
-  (tmp_path / 'page.html').write_text(report.html)
+  (tmp_path / 'page.html').write_text(page.html)
   brightness = []
   for scheme in (1, 0):
     picture = tmp_path / f'{scheme}.png'

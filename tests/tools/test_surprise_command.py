@@ -101,7 +101,7 @@ def test_a_film_of_ones_own(workdir, folder, tmp_path, capsys):
   assert (tmp_path / 'out/surprise.png').exists()
 
 
-def test_mistakes_are_named(workdir, folder, tmp_path):
+def test_errors_are_named(workdir, folder, tmp_path):
   def fails(match, source=workdir, error=ValueError, **options):
     flags = [f'--{k}={v}' for k, v in ({'input': folder} | options).items()]
     with pytest.raises(error, match=match):
