@@ -1,13 +1,18 @@
 """Hugging Face folders: the numbers of transformers, exact round trips."""
 
+import dataclasses
 import json
+import math
+from pathlib import Path
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from vjepa_jax.interop import huggingface
-from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.layout import Weights, WeightsError
+from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
@@ -66,6 +71,20 @@ def _to_torch(video):
   return torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).copy())
 
 
+def _run(model, video, context, target):
+  """Runs a VJEPA2Model: features of all tokens, predictions of the targets."""
+  import torch
+
+  with torch.no_grad():
+    out = model(
+      _to_torch(video),
+      context_mask=[torch.from_numpy(context)],
+      target_mask=[torch.from_numpy(target)],
+    )
+  predicted = out.predictor_output.last_hidden_state
+  return out.last_hidden_state.numpy(), predicted.numpy()
+
+
 def _draw_masks(num_tokens, seed=0):
   """Draws context and target ids int64 [2, K] in random order."""
   rng = np.random.default_rng(seed)
@@ -78,34 +97,26 @@ def _gather(features, ids):
   return np.take_along_axis(features, ids[..., None], axis=1)
 
 
-def _make_models(mlp_dim=192, positions='rope_tiled'):
+def _make_weights(mlp_dim=192):
   """Makes a tiny encoder and predictor with random parameters."""
   encoder = zoo.build_encoder(
-    'nano', tubelet=(2, 8, 8), positions=positions
+    'nano', tubelet=(2, 8, 8), positions='rope_tiled', scale_init_by_depth=True
   ).clone(mlp_dim=mlp_dim)
   predictor = zoo.build_predictor(
     encoder, num_heads=2, width=24, depth=2, num_mask_tokens=2
   )
-  video = np.zeros((1, 2, 16, 16, 3), np.uint8)
-  ids = np.zeros((1, 1), np.int32)
-  features = np.zeros((1, 1, 48), np.float32)
   rng = np.random.default_rng(0)
-  trees = (
-    encoder.init(jax.random.key(0), video)['params'],
-    predictor.init(jax.random.key(0), features, ids, ids, (4, 4, 4))['params'],
+  encoder_params, predictor_params = jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32),
+    (make_abstract(encoder), make_abstract(predictor, encoder.width)),
   )
-  return (
-    encoder,
-    predictor,
-    *jax.tree.map(
-      lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), trees
-    ),
-  )
-
-
-def _save(folder, encoder, predictor, *params):
-  huggingface.save_pretrained(
-    folder, encoder, params[0], predictor, params[1], resolution=32, frames=8
+  return Weights(
+    encoder=encoder,
+    encoder_params=encoder_params,
+    predictor=predictor,
+    predictor_params=predictor_params,
+    resolution=32,
+    frames=8,
   )
 
 
@@ -113,7 +124,7 @@ def _save(folder, encoder, predictor, *params):
 def folder(tmp_path):
   """A folder of ours, to be damaged."""
   path = tmp_path / 'model'
-  _save(path, *_make_models())
+  huggingface.save_pretrained(path, _make_weights())
   return path
 
 
@@ -132,27 +143,20 @@ def test_encoder_and_predictor_equal_transformers(
   assert not weights.unused and not weights.probes
 
   video = _video(config)
-  with torch.no_grad():
-    expected = model(_to_torch(video), skip_predictor=True)
-  expected = expected.last_hidden_state.numpy()
-  actual = weights.encoder.apply({'params': weights.encoder_params}, video)
-  check_parity('VJEPA2Model', f'encoder, {name}', actual, expected)
-
   tubelet = weights.encoder.tubelet
   grid = tuple(s // t for s, t in zip(video.shape[1:4], tubelet, strict=True))
-  context, target = _draw_masks(expected.shape[1])
+  context, target = _draw_masks(math.prod(grid))
   for mask_index in (0, 4):
     # The model's forward pass always takes the second token.
     token = model.predictor.embeddings.mask_tokens
     second = token[1].clone()
     with torch.no_grad():
       token[1] = token[mask_index % 3]
-      predicted = model(
-        _to_torch(video),
-        context_mask=[torch.from_numpy(context)],
-        target_mask=[torch.from_numpy(target)],
-      ).predictor_output.last_hidden_state.numpy()
+      expected, predicted = _run(model, video, context, target)
       token[1] = second
+    if not mask_index:
+      actual = weights.encoder.apply({'params': weights.encoder_params}, video)
+      check_parity('VJEPA2Model', f'encoder, {name}', actual, expected)
     actual = weights.predictor.apply(
       {'params': weights.predictor_params},
       _gather(expected, context),
@@ -195,13 +199,7 @@ def test_what_transformers_saved_comes_out_to_the_bit(tmp_path, randomize):
   model = _build('VJEPA2Model', _SMALL, randomize)
   model.save_pretrained(tmp_path / 'in')
   weights = huggingface.read_pretrained(tmp_path / 'in')
-  _save(
-    tmp_path / 'out',
-    weights.encoder,
-    weights.predictor,
-    weights.encoder_params,
-    weights.predictor_params,
-  )
+  huggingface.save_pretrained(tmp_path / 'out', weights)
   before, after = (
     safetensors_numpy.load_file(tmp_path / name / 'model.safetensors')
     for name in ('in', 'out')
@@ -213,15 +211,15 @@ def test_what_transformers_saved_comes_out_to_the_bit(tmp_path, randomize):
 
 @pytest.mark.parametrize('mlp_dim', [192, 209, 210, 211, 212])
 def test_what_was_trained_here_comes_back_to_the_bit(tmp_path, mlp_dim):
-  encoder, predictor, *params = _make_models(mlp_dim)
-  _save(tmp_path, encoder, predictor, *params)
+  expected = _make_weights(mlp_dim)
+  huggingface.save_pretrained(tmp_path, expected)
   weights = huggingface.read_pretrained(tmp_path)
-  assert weights.encoder == encoder.clone(scale_init_by_depth=True)
-  assert weights.predictor == predictor.clone(scale_init_by_depth=True)
+  assert weights.encoder == expected.encoder
+  assert weights.predictor == expected.predictor
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
     (weights.encoder_params, weights.predictor_params),
-    tuple(params),
+    (expected.encoder_params, expected.predictor_params),
   )
   config = json.loads((tmp_path / 'config.json').read_text())
   # How transformers makes the size of the hidden layer.
@@ -232,38 +230,26 @@ def test_transformers_loads_what_was_trained_here(tmp_path, check_parity):
   transformers = pytest.importorskip(
     'transformers', reason='the extra parity has transformers'
   )
-  import torch
-
-  encoder, predictor, *params = _make_models()
-  _save(tmp_path, encoder, predictor, *params)
+  weights = _make_weights()
+  huggingface.save_pretrained(tmp_path, weights)
   model, info = transformers.VJEPA2Model.from_pretrained(
     tmp_path, output_loading_info=True
   )
   assert not any(info.values()), info
   video = _video(dict(frames_per_clip=8, crop_size=32))
   context, target = _draw_masks(64)
-  with torch.no_grad():
-    out = model(
-      _to_torch(video),
-      context_mask=[torch.from_numpy(context)],
-      target_mask=[torch.from_numpy(target)],
-    )
-  features = encoder.apply({'params': params[0]}, video)
-  check_parity(
-    'export to VJEPA2Model', 'encoder', out.last_hidden_state.numpy(), features
-  )
-  predicted = predictor.apply(
-    {'params': params[1]},
-    _gather(np.asarray(features), context),
+  features, predicted = _run(model, video, context, target)
+  ours = weights.encoder.apply({'params': weights.encoder_params}, video)
+  check_parity('export to VJEPA2Model', 'encoder', features, ours)
+  ours = weights.predictor.apply(
+    {'params': weights.predictor_params},
+    _gather(np.asarray(ours), context),
     context,
     target,
     (4, 4, 4),
     1,
   )
-  check_parity(
-    'export to VJEPA2Model', 'predictor',
-    out.predictor_output.last_hidden_state.numpy(), predicted,
-  )  # fmt: skip
+  check_parity('export to VJEPA2Model', 'predictor', predicted, ours)
 
 
 def test_preprocessor_is_the_one_of_the_evaluation(folder):
@@ -297,15 +283,16 @@ def test_shards_and_bfloat16(tmp_path, randomize):
   )
 
 
-def _edit_config(folder, **changes):
+def _edit_config(folder, changes):
   path = folder / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _edit_tensors(folder, change):
+def _edit_tensors(folder, changes):
+  """Replaces tensors; None removes one."""
   path = folder / 'model.safetensors'
-  tensors = safetensors_numpy.load_file(path)
-  change(tensors)
+  tensors = safetensors_numpy.load_file(path) | changes
+  tensors = {k: v for k, v in tensors.items() if v is not None}
   safetensors_numpy.save_file(tensors, path)
 
 
@@ -313,67 +300,81 @@ def _truncate(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-_DAMAGES = {
-  'of model_type .vit., not': lambda f: _edit_config(f, model_type='vit'),
-  "hidden_act 'silu'; only 'gelu'": lambda f: _edit_config(
-    f, hidden_act='silu'
-  ),
-  'V-JEPA 2.1, which is not': lambda f: _edit_config(
-    f, use_rope_interleave=True
-  ),
-  'patch_size .8, 8., not a positive integer': lambda f: _edit_config(
-    f, patch_size=[8, 8]
-  ),
-  'no tensor .encoder.layer.2.norm1.weight': lambda f: _edit_config(
-    f, num_hidden_layers=3
-  ),
-  'encoder.layer.1.* has no place in it': lambda f: _edit_config(
-    f, num_hidden_layers=1
-  ),
-  'not divisible by 5 heads': lambda f: _edit_config(
-    f, num_attention_heads=5
-  ),
-  r'shape \(384, 48\), not \(1536, 48\)': lambda f: _edit_config(
-    f, patch_size=16
-  ),
-  'has no config.json': lambda f: (f / 'config.json').unlink(),
-  'config.json is damaged': lambda f: _truncate(f / 'config.json'),
-  'has no model.safetensors': lambda f: (f / 'model.safetensors').unlink(),
-  'save it again as model.safetensors': lambda f: (
-    f / 'model.safetensors'
-  ).rename(f / 'pytorch_model.bin'),
-  'model.safetensors is truncated': lambda f: _truncate(
-    f / 'model.safetensors'
-  ),
-  'no tensor .encoder.layernorm.bias': lambda f: _edit_tensors(
-    f, lambda t: t.pop('encoder.layernorm.bias')
-  ),
-  'no tensor .predictor.embeddings.mask_tokens': lambda f: _edit_tensors(
-    f, lambda t: t.pop('predictor.embeddings.mask_tokens')
-  ),
-  r'norm.weight has shape \(47,\), not \(48\)': lambda f: _edit_tensors(
-    f, lambda t: t.update({'encoder.layernorm.weight': np.ones(47)})
-  ),
-  'differ in shape': lambda f: _edit_tensors(
-    f, lambda t: t.update({'encoder.layer.0.attention.key.bias': np.ones(4)})
-  ),
-  'image_mean .* built in': lambda f: (
-    f / 'video_preprocessor_config.json'
-  ).write_text('{"image_mean": [0.5, 0.5, 0.5]}'),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('message', _DAMAGES)
-def test_damage_is_told_in_one_line(folder, message):
-  _DAMAGES[message](folder)
+def _check_refused(folder, message):
   with pytest.raises(WeightsError, match=message) as error:
     huggingface.read_pretrained(folder)
   assert '\n' not in str(error.value)
   assert str(error.value).startswith(str(folder))
 
 
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'model_type': 'vit'}, 'of model_type .vit., not'),
+    ({'hidden_act': 'silu'}, "hidden_act 'silu'; only 'gelu'"),
+    ({'use_rope_interleave': True}, 'V-JEPA 2.1, which is not'),
+    ({'patch_size': [8, 8]}, 'patch_size .8, 8., not a positive integer'),
+    ({'num_hidden_layers': 3}, 'no tensor .encoder.layer.2.norm1.weight'),
+    ({'num_hidden_layers': 1}, 'encoder.layer.1.* has no place in it'),
+    ({'num_attention_heads': 5}, 'not divisible by 5 heads'),
+    ({'patch_size': 16}, r'8, 8\), not \(48, 3, 2, 16, 16\)'),
+    ({'pred_num_mask_tokens': 3}, r'\(2, 1, 1, 24\), not \(3, 1, 1, 24\)'),
+  ],
+)
+def test_configs_of_other_models_are_told(folder, changes, message):
+  _edit_config(folder, changes)
+  _check_refused(folder, message)
+
+
+@pytest.mark.parametrize(
+  'key,value,message',
+  [
+    ('encoder.layernorm.bias', None, 'no tensor .encoder.layernorm.bias'),
+    (
+      'predictor.embeddings.mask_tokens', None,
+      'no tensor .predictor.embeddings.mask_tokens',
+    ),
+    (
+      'encoder.layernorm.weight', np.ones(47),
+      r'norm.weight has shape \(47,\), not \(48\)',
+    ),
+    (
+      'encoder.layer.0.attention.key.bias', np.ones(4),
+      r'0.attention.key.bias has shape \(4,\), not \(48\)',
+    ),
+    ('encoder.layer.0.ls.gamma', np.ones(4), 'ls.gamma has no place in it'),
+  ],
+)  # fmt: skip
+def test_tensors_of_other_models_are_told(folder, key, value, message):
+  _edit_tensors(folder, {key: value})
+  _check_refused(folder, message)
+
+
+def test_damaged_folders_are_told(folder, tmp_path):
+  for i, (name, damage, message) in enumerate((
+    ('config.json', Path.unlink, 'has no config.json'),
+    ('config.json', _truncate, 'config.json is damaged'),
+    ('model.safetensors', Path.unlink, 'has no model.safetensors'),
+    ('model.safetensors', _truncate, 'model.safetensors is truncated'),
+    (
+      'model.safetensors',
+      lambda path: path.rename(path.parent / 'pytorch_model.bin'),
+      'save it again as model.safetensors',
+    ),
+    (
+      'video_preprocessor_config.json',
+      lambda path: path.write_text('{"image_mean": [0.5, 0.5, 0.5]}'),
+      'image_mean .* built in',
+    ),
+  )):  # fmt: skip
+    copy = tmp_path / str(i)
+    shutil.copytree(folder, copy)
+    damage(copy / name)
+    _check_refused(copy, message)
+
+
 def test_tensors_without_use_are_named(folder):
-  _edit_tensors(folder, lambda t: t.update({'head.weight': np.ones(3)}))
+  _edit_tensors(folder, {'head.weight': np.ones(3)})
   assert huggingface.read_pretrained(folder).unused == ('head.weight',)
 
 
@@ -398,16 +399,22 @@ def test_names_of_the_hub_are_downloaded(monkeypatch, folder):
 
 
 @pytest.mark.parametrize(
-  'change,message',
+  'model,change,message',
   [
-    (dict(positions='sincos'), "positions 'sincos'; transformers has"),
-    (dict(positions='rope_interleaved'), "positions 'rope_interleaved'"),
-    (dict(tubelet=(2, 8, 4)), 'square patches that divide the clip'),
-    (dict(tubelet=(3, 8, 8)), 'square patches that divide the clip'),
+    ('encoder', {'positions': 'sincos'}, "positions 'sincos'; transformers"),
+    ('predictor', {'positions': 'rope_interleaved'}, "'rope_interleaved'"),
+    ('encoder', {'tubelet': (2, 8, 4)}, 'square patches that divide the clip'),
+    ('encoder', {'tubelet': (3, 8, 8)}, 'square patches that divide the clip'),
+    ('encoder', {'pixel_norm': 'half'}, "normalises pixels by 'half'"),
+    ('predictor', {'predict_context': True}, 'at hidden tokens and nothing'),
+    ('predictor', {'out_width': 9}, 'at hidden tokens and nothing else'),
   ],
 )
-def test_models_that_transformers_lacks_are_refused(tmp_path, change, message):
-  encoder, predictor, *params = _make_models()
+def test_models_that_transformers_lacks_are_refused(
+  tmp_path, model, change, message
+):
+  weights = _make_weights()
+  model = {model: getattr(weights, model).clone(**change)}
   with pytest.raises(WeightsError, match=message):
-    _save(tmp_path, encoder.clone(**change), predictor, *params)
+    huggingface.save_pretrained(tmp_path, dataclasses.replace(weights, **model))
   assert not list(tmp_path.iterdir())

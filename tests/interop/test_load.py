@@ -12,8 +12,8 @@ from PIL import Image
 import pytest
 
 import vjepa_jax
-from vjepa_jax.interop import huggingface, layout
-from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop import huggingface, layout, names
+from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import _resize, load, read_weights
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks.pretrain import describe
@@ -76,12 +76,14 @@ def folder(models, tmp_path_factory):
   encoder, predictor, state = models
   huggingface.save_pretrained(
     path,
-    encoder,
-    state.target,
-    predictor,
-    state.params['predictor'],
-    resolution=32,
-    frames=8,
+    Weights(
+      encoder,
+      state.target,
+      predictor,
+      state.params['predictor'],
+      resolution=32,
+      frames=8,
+    ),
   )
   return path
 
@@ -101,12 +103,14 @@ def official(models, tmp_path_factory):
   torch.save(
     {
       'encoder': wrap(
-        layout.export_encoder(state.params['encoder'], tubelet=TUBELET)
+        layout.export(names.ENCODER, state.params['encoder'], tubelet=TUBELET)
       ),
       'target_encoder': wrap(
-        layout.export_encoder(state.target, tubelet=TUBELET)
+        layout.export(names.ENCODER, state.target, tubelet=TUBELET)
       ),
-      'predictor': wrap(layout.export_predictor(state.params['predictor'])),
+      'predictor': wrap(
+        layout.export(names.PREDICTOR, state.params['predictor'])
+      ),
     },
     path,
   )
@@ -277,13 +281,3 @@ def test_the_command_has_no_traceback(tmp_path):
   assert out.returncode == 2
   assert 'Traceback' not in out.stderr
   assert out.stderr.splitlines()[-1].startswith(f'error: {tmp_path} is neither')
-
-
-@pytest.mark.parametrize(
-  'fields', [{'predict_context': True}, {'out_width': 9}]
-)
-def test_predictors_that_transformers_has_not_are_refused(fields):
-  encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8), positions='rope_tiled')
-  predictor = zoo.build_predictor(encoder, num_heads=2, width=24, **fields)
-  with pytest.raises(WeightsError, match='at hidden tokens and nothing else'):
-    huggingface._make_config(encoder, predictor, 32, 4)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from vjepa_jax.interop import layout, pytorch
+from vjepa_jax.interop import layout, names, pytorch
 from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
 
@@ -34,56 +35,28 @@ def _make_params(num_mask_tokens=2):
     depth=3,
     num_mask_tokens=num_mask_tokens,
   )
-  video = np.zeros((1, 2, 16, 16, 3), np.uint8)
-  ids = np.zeros((1, 1), np.int32)
-  features = np.zeros((1, 1, 48), np.float32)
-  return _random(
-    (
-      encoder.init(jax.random.key(0), video)['params'],
-      predictor.init(jax.random.key(0), features, ids, ids, (1, 2, 2))[
-        'params'
-      ],
-    )
-  )
+  return _random((make_abstract(encoder), make_abstract(predictor, 48)))
 
 
 def _make_states(num_mask_tokens=2):
   """Makes the states of an official encoder and predictor."""
   encoder, predictor = _make_params(num_mask_tokens)
   return (
-    layout.export_encoder(encoder, tubelet=TUBELET),
-    layout.export_predictor(predictor),
+    layout.export(names.ENCODER, encoder, tubelet=TUBELET),
+    layout.export(names.PREDICTOR, predictor),
   )
 
 
-def _make_probe_state(depth=0, num_classes=5, width=48):
-  """Makes the state of an official probe, by its published names."""
-  block = 'pooler.cross_attention_block'
-  linears = {
-    f'{block}.xattn.q': (width, width),
-    f'{block}.xattn.kv': (2 * width, width),
-    f'{block}.mlp.fc1': (4 * width, width),
-    f'{block}.mlp.fc2': (width, 4 * width),
-    'linear': (num_classes, width),
-  }
-  norms = [f'{block}.norm1', f'{block}.norm2']
-  for i in range(depth):
-    name = f'pooler.blocks.{i}'
-    norms += [f'{name}.norm1', f'{name}.norm2']
-    linears |= {
-      f'{name}.attn.qkv': (3 * width, width),
-      f'{name}.attn.proj': (width, width),
-      f'{name}.mlp.fc1': (4 * width, width),
-      f'{name}.mlp.fc2': (width, 4 * width),
-    }
-  if not depth:
-    linears[f'{block}.xattn.proj'] = (width, width)
-  shapes = {'pooler.query_tokens': (1, 1, width)}
-  for name, shape in linears.items():
-    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
-  for name in norms:
-    shapes |= {f'{name}.weight': (width,), f'{name}.bias': (width,)}
-  return _random({k: np.empty(s) for k, s in shapes.items()}, 1)
+def _make_probe_state(depth=0):
+  """Makes the state of an official probe: V-JEPA 2's if it has blocks."""
+  probe = AttentiveProbe(
+    num_classes=5, num_heads=2, depth=depth, output_projection=not depth
+  )
+  return layout.export(names.PROBE, _random(make_abstract(probe, 48), 1))
+
+
+def _read(family, state, num_heads=2):
+  return layout.read(family, layout.Tensors(state, 'it'), num_heads=num_heads)
 
 
 def _to_torch(state, prefix='module.backbone.'):
@@ -113,29 +86,36 @@ def _assert_equal(actual, expected):
 
 
 def test_round_trips_are_exact_to_the_bit():
-  encoder, predictor = _make_params()
-  states = _make_states()
-  _assert_equal(layout.convert_encoder(states[0], num_heads=2), encoder)
-  _assert_equal(layout.convert_predictor(states[1], num_heads=2), predictor)
-  for state, convert, export in (
-    (
-      states[0],
-      layout.convert_encoder,
-      lambda p: layout.export_encoder(p, tubelet=TUBELET),
-    ),
-    (states[1], layout.convert_predictor, layout.export_predictor),
+  for family, params in zip(
+    (names.ENCODER, names.PREDICTOR), _make_params(), strict=True
   ):
-    back = export(convert(state, num_heads=2))
-    assert back.keys() == state.keys()
-    _assert_equal(back, dict(state))
-  assert all(x.flags.c_contiguous for x in back.values())
+    for system in ('official', 'huggingface'):
+      state = layout.export(family, params, system, tubelet=TUBELET)
+      assert all(x.flags.c_contiguous for x in state.values())
+      tensors = layout.Tensors(state, 'it')
+      _, back = layout.read(family, tensors, system, num_heads=2)
+      _assert_equal(back, params)
+      assert not tensors.list_unused()
+  for depth in (0, 3):
+    state = _make_probe_state(depth)
+    _, params = _read(names.PROBE, state)
+    _assert_equal(layout.export(names.PROBE, params), state)
 
 
-def test_keys_and_shapes_are_the_published_ones():
-  encoder, predictor = _make_states()
-  assert encoder['patch_embed.proj.weight'].shape == (48, 3, *TUBELET)
-  assert encoder['blocks.1.attn.qkv.weight'].shape == (144, 48)
-  assert encoder['blocks.1.mlp.fc1.weight'].shape == (192, 48)
+def test_layouts_are_the_published_ones():
+  params, _ = _make_params()
+  state, predictor = _make_states()
+  block = jax.tree.map(lambda x: x[1], params['transformer']['blocks'])
+  assert state['patch_embed.proj.weight'].shape == (48, 3, *TUBELET)
+  kernel = params['embed']['proj']['kernel'].reshape(*TUBELET, 3, 48)
+  assert (
+    state['patch_embed.proj.weight'][7, 2, 1, 3, 5] == kernel[1, 3, 5, 2, 7]
+  )
+  qkv = state['blocks.1.attn.qkv.weight'].reshape(3, 2, 24, 48)
+  assert qkv[1, 1, 5, 7] == block['attention']['key']['kernel'][7, 1, 5]
+  out = state['blocks.1.attn.proj.weight'].reshape(48, 2, 24)
+  assert out[7, 1, 5] == block['attention']['out_kernel'][1, 5, 7]
+  assert state['blocks.1.mlp.fc1.weight'].shape == (192, 48)
   assert set(predictor) > {
     'predictor_embed.weight',
     'mask_tokens.1',
@@ -144,11 +124,23 @@ def test_keys_and_shapes_are_the_published_ones():
     'predictor_proj.weight',
   }
   assert predictor['mask_tokens.1'].shape == (1, 1, 24)
+  block = 'pooler.cross_attention_block'
+  probe = _make_probe_state(1)
+  assert probe['pooler.query_tokens'].shape == (1, 1, 48)
+  assert probe[f'{block}.xattn.kv.weight'].shape == (96, 48)
+  assert f'{block}.xattn.proj.weight' in _make_probe_state()
+  assert set(probe) > {
+    f'{block}.norm1.bias',
+    f'{block}.xattn.q.weight',
+    f'{block}.mlp.fc2.bias',
+    'pooler.blocks.0.attn.qkv.bias',
+    'linear.weight',
+  }
 
 
 def test_tubelets_must_fit():
   with pytest.raises(WeightsError, match='embeds 384 numbers a tubelet'):
-    layout.export_encoder(_make_params()[0])
+    layout.export(names.ENCODER, _make_params()[0])
 
 
 def test_files_of_v1(save, caplog):
@@ -177,18 +169,14 @@ def test_files_of_v1(save, caplog):
     'target_encoder/pos_embed',
     'predictor/predictor_pos_embed',
   )
-  _assert_equal(
-    weights.encoder_params, layout.convert_encoder(target, num_heads=2)
-  )
+  _assert_equal(weights.encoder_params, _read(names.ENCODER, target)[1])
   assert weights.encoder == zoo.build_encoder('nano', tubelet=TUBELET)
   assert (weights.predictor.num_heads, weights.predictor.depth) == (2, 3)
   assert weights.predictor.num_mask_tokens == 2
   assert (weights.resolution, weights.frames) == (32, 16)
   student = pytorch.read_checkpoint(path, 'encoder', with_predictor=False)
   assert student.predictor is None
-  _assert_equal(
-    student.encoder_params, layout.convert_encoder(states[0], num_heads=2)
-  )
+  _assert_equal(student.encoder_params, _read(names.ENCODER, states[0])[1])
 
 
 def test_files_of_v2(save, caplog):
@@ -237,10 +225,8 @@ def test_files_of_probes(save):
   abstract = jax.eval_shape(probe.init, jax.random.key(0), features)['params']
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract)
   state = {k: v for k, v in _make_probe_state().items() if 'proj' not in k}
-  params = layout.convert_probe(state, num_heads=2)
-  assert layout.build_probe(params, num_heads=2) == AttentiveProbe(
-    5, 2, output_projection=False
-  )
+  probe, _ = _read(names.PROBE, state)
+  assert probe == AttentiveProbe(5, 2, output_projection=False)
 
 
 def _without(state, key):
@@ -256,7 +242,7 @@ def _damage_encoder(state):
     _without(state, 'blocks.0.attn.qkv.bias'),
   )
   yield (
-    "no tensor 'blocks.2.attn.qkv.weight'",
+    "no tensor 'blocks.2.norm1.weight'",
     state | {'blocks.3.norm1.weight': zeros(48, 'f')},
   )
   yield (
@@ -268,7 +254,7 @@ def _damage_encoder(state):
     state | {'blocks.0.ls1.gamma': zeros(48, 'f')},
   )
   yield (
-    'is one V-JEPA 2.1, which is not supported',
+    'is one of V-JEPA 2.1, which is not supported',
     state | {'norms_block.0.weight': zeros(48, 'f')},
   )
   yield (
@@ -285,7 +271,7 @@ def _damage_encoder(state):
 def test_other_encoders_are_refused(save, case):
   message, state = list(_damage_encoder(_make_states()[0]))[case]
   with pytest.raises(WeightsError, match=message):
-    layout.convert_encoder(state, num_heads=2)
+    _read(names.ENCODER, state)
   path = save({'target_encoder': _to_torch(state)})
   with pytest.raises(WeightsError) as error:
     pytorch.read_checkpoint(path, num_heads=2)
@@ -316,7 +302,7 @@ def test_other_predictors_are_refused(save):
       pytorch.read_checkpoint(path)
     assert pytorch.read_checkpoint(path, with_predictor=False).encoder
   with pytest.raises(WeightsError, match='24 wide, not divisible by 7 heads'):
-    layout.convert_predictor(state, num_heads=7)
+    _read(names.PREDICTOR, state, num_heads=7)
 
 
 def test_other_probes_are_refused(save):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import vjepa1, vjepa2
-from vjepa_jax.interop import layout
+from vjepa_jax.interop import layout, names
 from vjepa_jax.masks.fixed_size import MaskSampler
 from vjepa_jax.masks.multiblock import MultiBlock
 from vjepa_jax.models import zoo
@@ -101,10 +101,13 @@ def _build(name):
   predictor = zoo.build_predictor(
     encoder, num_heads=2, width=24, depth=2, num_mask_tokens=num_tokens
   )
-  params = {
-    'encoder': layout.convert_encoder(_to_numpy(encoder_t), num_heads=2),
-    'predictor': layout.convert_predictor(_to_numpy(predictor_t), num_heads=2),
-  }
+  params = {}
+  for name, family, module in (
+    ('encoder', names.ENCODER, encoder_t),
+    ('predictor', names.PREDICTOR, predictor_t),
+  ):
+    tensors = layout.Tensors(_to_numpy(module), name)
+    params[name] = layout.read(family, tensors, num_heads=2)[1]
   # Copies: torch goes on to change its tensors in place.
   params = jax.tree.map(np.array, params)
   return (encoder_t, predictor_t), (encoder, predictor), params
@@ -141,7 +144,7 @@ def trained(request):
     0.05,
     CLIP_START,
   )
-  exported = layout.export_encoder(state.target, tubelet=TUBELET)
+  exported = layout.export(names.ENCODER, state.target, tubelet=TUBELET)
   return name, losses, expected, exported, _to_numpy(target)
 
 

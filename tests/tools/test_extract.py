@@ -29,7 +29,8 @@ def workdir(tmp_path_factory):
   encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8))
   video = np.zeros((1, 4, 32, 32, 3), np.uint8)
   params = jax.jit(encoder.init)(jax.random.key(0), video)['params']
-  convert.write_workdir(path, Weights(encoder, params), 32, 4)
+  weights = Weights(encoder, params, resolution=32, frames=4)
+  convert.write_workdir(path, weights)
   return path
 
 

@@ -16,7 +16,7 @@ from configs import small
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource
 from vjepa_jax.interop import huggingface
-from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models import zoo
@@ -269,7 +269,8 @@ def test_a_hugging_face_folder_is_a_world_model(toy_videos, tmp_path):
 
   params = init(jax.random.key(0))
   huggingface.save_pretrained(
-    tmp_path, encoder, params[0], predictor, params[1], resolution=16, frames=4
+    tmp_path,
+    Weights(encoder, params[0], predictor, params[1], resolution=16, frames=4),
   )
   world = load_world_model(tmp_path)
   jax.tree.map(

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.bench import measure
-from vjepa_jax.interop import layout
+from vjepa_jax.interop import layout, names
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import Program, build_program, get_grid
@@ -96,10 +96,12 @@ def build_steps(config: config_dict.ConfigDict) -> tuple[Any, Any]:
   ours = JaxStep(config)
   objective = ours.program.objective
   weights = {
-    'encoder': layout.export_encoder(
-      ours.state.params['encoder'], tubelet=objective.encoder.tubelet
+    'encoder': layout.export(
+      names.ENCODER,
+      ours.state.params['encoder'],
+      tubelet=objective.encoder.tubelet,
     ),
-    'predictor': layout.export_predictor(ours.state.params['predictor']),
+    'predictor': layout.export(names.PREDICTOR, ours.state.params['predictor']),
   }
   theirs = TorchStep(
     objective.encoder,

@@ -1,11 +1,9 @@
 """Folders of Hugging Face transformers' VJEPA2 models, in and out, no torch.
 
 A folder is `config.json`, `model.safetensors` (or shards and their index) and
-`video_preprocessor_config.json`. Tensors are renamed to the official names and
-converted by `interop.pytorch`.
+`video_preprocessor_config.json`.
 """
 
-from collections.abc import Iterator, Mapping
 import json
 import math
 import os
@@ -16,13 +14,10 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from vjepa_jax.interop import layout
-from vjepa_jax.interop.layout import Params, Weights, WeightsError
-from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.interop import layout, names
+from vjepa_jax.interop.layout import Tensors, Weights, WeightsError
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
-_MASK_TOKENS = 'predictor.embeddings.mask_tokens'
 # What the models here have built in; transformers' defaults.
 _FIXED = {
   'hidden_act': 'gelu',
@@ -31,6 +26,7 @@ _FIXED = {
   'layer_norm_eps': 1e-6,
   'pred_mlp_ratio': 4,
 }
+# Sizes in config.json, with the defaults of transformers.
 _DEFAULTS = {
   'patch_size': 16,
   'crop_size': 256,
@@ -45,6 +41,19 @@ _DEFAULTS = {
   'pred_num_hidden_layers': 12,
   'pred_num_mask_tokens': 10,
 }
+# Those that are fields of our modules, by field.
+_ENCODER = {
+  'width': 'hidden_size',
+  'depth': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads',
+}
+_PREDICTOR = {
+  'width': 'pred_hidden_size',
+  'depth': 'pred_num_hidden_layers',
+  'num_heads': 'pred_num_attention_heads',
+  'num_mask_tokens': 'pred_num_mask_tokens',
+}
+_PROBE = {'depth': 'num_pooler_layers', 'num_heads': 'num_attention_heads'}
 
 
 def read_pretrained(
@@ -67,59 +76,46 @@ def read_pretrained(
   folder = _find_folder(name)
   try:
     config = _read_config(folder)
-    state = dict(_read_tensors(folder, with_predictor))
+    state = _read_tensors(folder, with_predictor)
     return _convert(state, config, with_predictor)
   except WeightsError as error:
     raise WeightsError(f'{name}: {error}') from None
 
 
-def save_pretrained(
-  folder: str | os.PathLike,
-  encoder: Encoder,
-  encoder_params: Params,
-  predictor: Predictor,
-  predictor_params: Params,
-  *,
-  resolution: int,
-  frames: int,
-) -> None:
+def save_pretrained(folder: str | os.PathLike, weights: Weights) -> None:
   """Writes a folder that `transformers.VJEPA2Model.from_pretrained` loads.
 
   Args:
     folder: Where to write; made if it is not there.
-    encoder: An encoder with positions 'rope_tiled', the ones transformers has.
-    encoder_params: Its parameters.
-    predictor: Its predictor; a VJEPA2Model always has one.
-    predictor_params: Its parameters.
-    resolution: Height and width of clips in pixels. Positions in transformers
-      are right at this resolution only.
-    frames: Frames of a clip.
+    weights: Encoder and predictor, with the positions that transformers has,
+      'rope_tiled'; resolution and frames of clips. Positions in transformers
+      are right at this resolution only. Probes are left out.
 
   Raises:
-    WeightsError: transformers has no such model.
+    WeightsError: Something is missing, or transformers has no such model.
   """
   _import_safetensors()
   from safetensors.numpy import save_file
 
-  config = _make_config(encoder, predictor, resolution, frames)
-  state = layout.export_encoder(encoder_params, tubelet=encoder.tubelet)
-  tensors = _split(state, _name_encoder(encoder.depth))
-  state = layout.export_predictor(predictor_params)
-  tensors |= _split(state, _name_predictor(predictor.depth))
-  tensors[_MASK_TOKENS] = np.stack(
-    [state[f'mask_tokens.{i}'] for i in range(predictor.num_mask_tokens)]
-  )
+  files = {
+    'config.json': _make_config(weights),
+    'video_preprocessor_config.json': _make_preprocessor(weights.resolution),
+  }
+  tensors = {
+    **layout.export(
+      names.ENCODER,
+      weights.encoder_params,
+      'huggingface',
+      tubelet=weights.encoder.tubelet,
+    ),
+    **layout.export(names.PREDICTOR, weights.predictor_params, 'huggingface'),
+  }
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  save_file(
-    {key: np.ascontiguousarray(value) for key, value in tensors.items()},
-    folder / 'model.safetensors',
-    metadata={'format': 'pt'},
-  )
-  _write_json(folder / 'config.json', config)
-  _write_json(
-    folder / 'video_preprocessor_config.json', _make_preprocessor(resolution)
-  )
+  save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
+  for name, content in files.items():
+    text = json.dumps(content, indent=2) + '\n'
+    (folder / name).write_text(text, encoding='utf-8')
 
 
 def _find_folder(name: str | os.PathLike) -> Path:
@@ -173,10 +169,6 @@ def _read_json(path: Path) -> dict[str, Any]:
   return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
   """Reads `config.json` and checks that it is of a model that exists here."""
   config = _read_json(folder / 'config.json')
@@ -223,89 +215,83 @@ def _list_files(folder: Path) -> list[Path]:
 
 def _read_tensors(
   folder: Path, with_predictor: bool
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (name, float32 tensor), names without the `vjepa2.` of a head."""
+) -> dict[str, dict[str, np.ndarray]]:
+  """Reads float32 tensors of 'encoder', 'predictor' and, the rest, 'probe'."""
   safetensors = _import_safetensors()
+  state = {'encoder': {}, 'predictor': {}, 'probe': {}}
   for path in _list_files(folder):
     if not path.exists():
       raise WeightsError(f'it has no {path.name}')
     try:
       with safetensors.safe_open(path, framework='numpy') as file:
         for key in file.keys():  # noqa: SIM118 - it is no mapping
-          name = key.removeprefix('vjepa2.')
-          if with_predictor or not name.startswith('predictor.'):
-            yield name, np.asarray(file.get_tensor(key), np.float32)
+          name = key.removeprefix('vjepa2.')  # which the models of tasks have
+          model = name.partition('.')[0]
+          if model != 'predictor' or with_predictor:
+            tensors = state.get(model, state['probe'])
+            tensors[name] = np.asarray(file.get_tensor(key), np.float32)
     except safetensors.SafetensorError as error:
       raise WeightsError(
         f'{path.name} is truncated or damaged ({error})'
       ) from None
+  return state
 
 
 def _convert(
-  state: dict[str, np.ndarray], config: dict[str, Any], with_predictor: bool
+  state: dict[str, dict[str, np.ndarray]],
+  config: dict[str, Any],
+  with_predictor: bool,
 ) -> Weights:
-  heads = config['num_attention_heads']
-  encoder_params = layout.convert_encoder(
-    _join(state, _name_encoder(config['num_hidden_layers'])), num_heads=heads
-  )
-  tubelet = (config['tubelet_size'], *[config['patch_size']] * 2)
-  size = 3 * math.prod(tubelet), config['hidden_size']
-  if encoder_params['embed']['proj']['kernel'].shape != size:
-    raise WeightsError(
-      'the tensors are of another model than config.json: the embedding has '
-      f'shape {encoder_params["embed"]["proj"]["kernel"].shape}, not {size}'
+  """Builds the models of config.json from their tensors."""
+  tensors = {name: Tensors(found, name) for name, found in state.items()}
+  fields = {'positions': 'rope_tiled', 'scale_init_by_depth': True}
+
+  def read(family, name, keys, fields, **sizes):
+    sizes |= {field: config[key] for field, key in keys.items()}
+    return layout.read(
+      family, tensors[name], 'huggingface', fields=fields, **sizes
     )
-  encoder = layout.build_encoder(
-    encoder_params, num_heads=heads, tubelet=tubelet, positions='rope_tiled'
+
+  sides = config['tubelet_size'], *[config['patch_size']] * 2
+  tubelet = dict(zip('thw', sides, strict=True))
+  encoder, encoder_params = read(
+    names.ENCODER, 'encoder', _ENCODER, fields, **tubelet
   )
   predictor = predictor_params = None
   if with_predictor:
-    names = _name_predictor(config['pred_num_hidden_layers'])
-    official = _join(state, names)
-    tokens = _pop(state, _MASK_TOKENS)
-    official |= {f'mask_tokens.{i}': token for i, token in enumerate(tokens)}
-    predictor_params = layout.convert_predictor(
-      official, num_heads=config['pred_num_attention_heads']
-    )
-    predictor = layout.build_predictor(
-      predictor_params,
-      num_heads=config['pred_num_attention_heads'],
-      positions='rope_tiled',
+    predictor, predictor_params = read(
+      names.PREDICTOR, 'predictor', _PREDICTOR, fields
     )
   probes = ()
-  if 'classifier.weight' in state:
-    names = _name_probe(config['num_pooler_layers'])
-    params = layout.convert_probe(_join(state, names), num_heads=heads)
+  if 'classifier.weight' in tensors['probe']:
     # transformers normalises in the pooler as in the encoder, the official
     # code with 1e-5.
-    probe = layout.build_probe(
-      params, num_heads=heads, epsilon=_FIXED['layer_norm_eps']
-    )
-    probes = ((probe, params),)
-  for key in state:
-    if re.search(r'layers?\.\d+\.', key):
-      raise WeightsError(
-        f'the tensors are of another model than config.json: {key} has no '
-        'place in it'
-      )
-  if state:
-    logging.info('not used: %s', ', '.join(sorted(state)))
+    epsilon = {'epsilon': _FIXED['layer_norm_eps']}
+    probes = (read(names.PROBE, 'probe', _PROBE, epsilon),)
+  unused = sorted(key for x in tensors.values() for key in x.list_unused())
+  if unused:
+    logging.info('not used: %s', ', '.join(unused))
   return Weights(
-    encoder,
-    encoder_params,
-    predictor,
-    predictor_params,
-    probes,
-    config['crop_size'],
-    config['frames_per_clip'],
-    tuple(sorted(state)),
+    encoder=encoder,
+    encoder_params=encoder_params,
+    predictor=predictor,
+    predictor_params=predictor_params,
+    probes=probes,
+    resolution=config['crop_size'],
+    frames=config['frames_per_clip'],
+    unused=tuple(unused),
   )
 
 
-def _make_config(
-  encoder: Encoder, predictor: Predictor, resolution: int, frames: int
-) -> dict[str, Any]:
+def _make_config(weights: Weights) -> dict[str, Any]:
   """Makes `config.json`; refuses models that transformers does not have."""
+  encoder, predictor = weights.encoder, weights.predictor
+  if predictor is None:
+    raise WeightsError('a VJEPA2Model has a predictor, and there is none')
+  if not (weights.resolution and weights.frames):
+    raise WeightsError(
+      'the clips of this model are not known: give --resolution and --frames'
+    )
   for name, model in (('encoder', encoder), ('predictor', predictor)):
     if model.positions != 'rope_tiled':
       raise WeightsError(
@@ -323,10 +309,11 @@ def _make_config(
       'hidden tokens and nothing else, which this one does'
     )
   time, patch, other = encoder.tubelet
-  if patch != other or resolution % patch or frames % time:
+  if patch != other or weights.resolution % patch or weights.frames % time:
     raise WeightsError(
       f'transformers needs square patches that divide the clip, got tubelet '
-      f'{tuple(encoder.tubelet)}, resolution {resolution} and {frames} frames'
+      f'{tuple(encoder.tubelet)}, resolution {weights.resolution} and '
+      f'{weights.frames} frames'
     )
   ratio = encoder.mlp_dim / encoder.width
   if int(encoder.width * ratio) != encoder.mlp_dim:
@@ -338,18 +325,13 @@ def _make_config(
     'dtype': 'float32',
     **_FIXED,
     'patch_size': patch,
-    'crop_size': resolution,
-    'image_size': resolution,
-    'frames_per_clip': frames,
+    'crop_size': weights.resolution,
+    'image_size': weights.resolution,
+    'frames_per_clip': weights.frames,
     'tubelet_size': time,
-    'hidden_size': encoder.width,
-    'num_attention_heads': encoder.num_heads,
-    'num_hidden_layers': encoder.depth,
     'mlp_ratio': ratio,
-    'pred_hidden_size': predictor.width,
-    'pred_num_attention_heads': predictor.num_heads,
-    'pred_num_hidden_layers': predictor.depth,
-    'pred_num_mask_tokens': predictor.num_mask_tokens,
+    **{key: getattr(encoder, field) for field, key in _ENCODER.items()},
+    **{key: getattr(predictor, field) for field, key in _PREDICTOR.items()},
   }
 
 
@@ -367,120 +349,4 @@ def _make_preprocessor(resolution: int) -> dict[str, Any]:
     'do_normalize': True,
     'image_mean': [round(x / 255, 6) for x in PIXEL_MEAN],
     'image_std': [round(x / 255, 6) for x in PIXEL_STD],
-  }
-
-
-Names = dict[str, tuple[str, ...]]
-
-
-def _name_encoder(depth: int) -> Names:
-  """Maps official keys to those here; several are stacked on the first axis."""
-  return {
-    **_name_pair(
-      'patch_embed.proj', 'encoder.embeddings.patch_embeddings.proj'
-    ),
-    **_name_blocks('blocks', 'encoder.layer', depth),
-    **_name_pair('norm', 'encoder.layernorm'),
-  }
-
-
-def _name_predictor(depth: int) -> Names:
-  """As `_name_encoder`, without the mask tokens."""
-  return {
-    **_name_pair(
-      'predictor_embed', 'predictor.embeddings.predictor_embeddings'
-    ),
-    **_name_blocks('predictor_blocks', 'predictor.layer', depth),
-    **_name_pair('predictor_norm', 'predictor.layernorm'),
-    **_name_pair('predictor_proj', 'predictor.proj'),
-  }
-
-
-def _name_probe(depth: int) -> Names:
-  """As `_name_encoder`, for the attentive pooler and the classifier."""
-  ours, theirs = 'pooler.cross_attention_block', 'pooler.cross_attention_layer'
-  attention = f'{theirs}.cross_attn'
-  names = {
-    'pooler.query_tokens': ('pooler.query_tokens',),
-    **_name_pair(f'{ours}.norm1', f'{theirs}.layer_norm1'),
-    **_name_pair(f'{ours}.xattn.q', f'{attention}.q_proj'),
-    **_name_pair(
-      f'{ours}.xattn.kv', f'{attention}.k_proj', f'{attention}.v_proj'
-    ),
-    **_name_pair(f'{ours}.norm2', f'{theirs}.layer_norm2'),
-    **_name_pair(f'{ours}.mlp.fc1', f'{theirs}.mlp.fc1'),
-    **_name_pair(f'{ours}.mlp.fc2', f'{theirs}.mlp.fc2'),
-    **_name_pair('linear', 'classifier'),
-  }
-  for i in range(depth):
-    ours, theirs = f'pooler.blocks.{i}', f'pooler.self_attention_layers.{i}'
-    names |= {
-      **_name_pair(f'{ours}.norm1', f'{theirs}.layer_norm1'),
-      **_name_pair(
-        f'{ours}.attn.qkv',
-        *(f'{theirs}.self_attn.{x}_proj' for x in ('q', 'k', 'v')),
-      ),
-      **_name_pair(f'{ours}.attn.proj', f'{theirs}.self_attn.out_proj'),
-      **_name_pair(f'{ours}.norm2', f'{theirs}.layer_norm2'),
-      **_name_pair(f'{ours}.mlp.fc1', f'{theirs}.mlp.fc1'),
-      **_name_pair(f'{ours}.mlp.fc2', f'{theirs}.mlp.fc2'),
-    }
-  return names
-
-
-def _name_blocks(official: str, prefix: str, depth: int) -> Names:
-  names = {}
-  for i in range(depth):
-    ours, theirs = f'{official}.{i}', f'{prefix}.{i}'
-    names |= {
-      **_name_pair(f'{ours}.norm1', f'{theirs}.norm1'),
-      **_name_pair(
-        f'{ours}.attn.qkv',
-        *(f'{theirs}.attention.{x}' for x in ('query', 'key', 'value')),
-      ),
-      **_name_pair(f'{ours}.attn.proj', f'{theirs}.attention.proj'),
-      **_name_pair(f'{ours}.norm2', f'{theirs}.norm2'),
-      **_name_pair(f'{ours}.mlp.fc1', f'{theirs}.mlp.fc1'),
-      **_name_pair(f'{ours}.mlp.fc2', f'{theirs}.mlp.fc2'),
-    }
-  return names
-
-
-def _name_pair(official: str, *names: str) -> Names:
-  return {
-    f'{official}.{part}': tuple(f'{name}.{part}' for name in names)
-    for part in ('weight', 'bias')
-  }
-
-
-def _pop(state: dict[str, np.ndarray], key: str) -> np.ndarray:
-  if key not in state:
-    raise WeightsError(f'it has no tensor {key!r}')
-  return state.pop(key)
-
-
-def _join(state: dict[str, np.ndarray], names: Names) -> dict[str, np.ndarray]:
-  """Renames tensors to the official keys and takes them out of `state`."""
-  official = {}
-  for key, sources in names.items():
-    parts = [_pop(state, source) for source in sources]
-    if len({part.shape for part in parts}) > 1:
-      raise WeightsError(
-        f'{" and ".join(sources)} differ in shape: '
-        f'{[part.shape for part in parts]}'
-      )
-    official[key] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-  return official
-
-
-def _split(
-  official: dict[str, np.ndarray], names: Names
-) -> dict[str, np.ndarray]:
-  """Inverts `_join`."""
-  return {
-    name: part
-    for key, sources in names.items()
-    for name, part in zip(
-      sources, np.split(official[key], len(sources)), strict=True
-    )
   }

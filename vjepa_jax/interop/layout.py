@@ -1,19 +1,23 @@
-"""The tensor layouts of the official models, and ours.
+"""Models from the tensors of published ones, and back.
 
-The conversions are pure functions of mappings from key to numpy array, in the
-names of the official code without its wrappers' prefixes. They rearrange
-tensors and never compute, so that both directions are exact to the bit.
+The conversions are pure functions of mappings from name to numpy array, without
+the prefixes of wrappers. They go by the tables of `names`, rearrange tensors
+and never compute, so that both directions are exact to the bit.
 """
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import re
 from typing import Any
 
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import numpy as np
 
-from vjepa_jax.models import zoo
+from vjepa_jax.interop.names import FLATTEN_TUBELET, Family, Row, Sizes
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.probe import AttentiveProbe
@@ -84,385 +88,173 @@ class Tensors:
     self._taken.add(key)
     return value
 
-  def count_blocks(self, prefix: str) -> int:
-    """Counts the blocks `prefix.0`, `prefix.1`, ..., also those with gaps."""
-    pattern = re.compile(re.escape(prefix) + r'\.(\d+)\.')
+  def count(self, name: str) -> int:
+    """Counts blocks by a name with an `{i}`, those of a gap too."""
+    pattern = re.compile(re.escape(name).replace(r'\{i\}', r'(\d+)'))
     found = [int(m[1]) for key in self._state if (m := pattern.match(key))]
-    if not found:
-      raise WeightsError(f'{self.name} has no tensor {prefix}.0.norm1.weight')
-    return max(found) + 1
+    return max(found, default=-1) + 1
 
-  def check_all_taken(self, prefix: str) -> None:
-    """Raises WeightsError if a tensor below `prefix` was not taken.
+  def check_blocks_taken(self) -> None:
+    """Raises WeightsError if a tensor of a block was not taken.
 
     A block with more in it than is known here computes something else.
     """
-    for key in self._state:
-      if key.startswith(f'{prefix}.') and key not in self._taken:
+    for key in self.list_unused():
+      if re.search(r'(blocks|layers?)\.\d+\.', key):
         raise WeightsError(
           f'{self.name} is of another model: {key} has no place in it'
         )
 
   def list_unused(self) -> list[str]:
     """Lists the keys that were not taken."""
-    return [f'{self.name}/{k}' for k in self._state if k not in self._taken]
+    return [key for key in self._state if key not in self._taken]
 
 
-def convert_encoder(state: State, *, num_heads: int) -> Params:
-  """Converts an official encoder.
+def read(
+  family: Family,
+  tensors: Tensors,
+  system: str = 'official',
+  *,
+  fields: Mapping[str, Any] | None = None,
+  **sizes: int,
+) -> tuple[nn.Module, Params]:
+  """Converts the tensors of a model, checking names and shapes.
 
   Args:
-    state: Its tensors, keys without `module.backbone.`.
-    num_heads: Attention heads, which no shape tells.
+    family: The table of their names.
+    tensors: The tensors.
+    system: Whose names they have, 'official' or 'huggingface'.
+    fields: Fields of the module that no tensor tells, positions for one.
+    **sizes: 'num_heads', which no shape tells, and others that are known.
 
   Returns:
-    Parameters of `models.encoder.Encoder`.
+    The module, and its parameters.
 
   Raises:
-    WeightsError: A tensor is missing or has the wrong shape, or the encoder is
-      of a kind that is not supported.
+    WeightsError: A tensor is missing or of a wrong shape, or the model is of a
+      kind that is not supported.
   """
-  return convert_encoder_tensors(Tensors(state, 'encoder'), num_heads)
+  for key, kind in family.refused.items():
+    if key in tensors:
+      raise WeightsError(
+        f'{tensors.name} {kind}, which is not supported (it has {key})'
+        f'{family.advice}'
+      )
+  params = {}
+  for row in family.rows:
+    name = getattr(row, system)
+    if row.optional:
+      sizes[row.optional] = name in tensors
+      if name not in tensors:
+        continue
+    values = _take_all(tensors, row, name, sizes)
+    if sizes['width'] % sizes['num_heads']:
+      raise WeightsError(
+        f'{tensors.name} is {sizes["width"]} wide, not divisible by '
+        f'{sizes["num_heads"]} heads'
+      )
+    if family.mlp_ratio:
+      sizes['mlp_dim'] = family.mlp_ratio * sizes['width']
+    values = [row.transform.load(value, sizes) for value in values]
+    if '{i}' in row.ours:
+      params |= {row.ours.format(i=i): x for i, x in enumerate(values)}
+    else:
+      params[row.ours] = np.stack(values) if row.count else values[0]
+  tensors.check_blocks_taken()
+  if 't' in sizes:
+    sizes['tubelet'] = tuple(sizes[name] for name in 'thw')
+  names = family.module.__dataclass_fields__
+  told = {name: value for name, value in sizes.items() if name in names}
+  model = family.module(**told, **(fields or {}))
+  return model, traverse_util.unflatten_dict(params, sep='.')
 
 
-def convert_predictor(state: State, *, num_heads: int) -> Params:
-  """Converts an official predictor, see `convert_encoder`.
-
-  Returns:
-    Parameters of `models.predictor.Predictor`.
-  """
-  return convert_predictor_tensors(Tensors(state, 'predictor'), num_heads)
-
-
-def convert_probe(state: State, *, num_heads: int) -> Params:
-  """Converts an official attentive probe, see `convert_encoder`.
-
-  Returns:
-    Parameters of the probe that `build_probe` builds: an `AttentiveProbe` if
-    it has an output projection (V-JEPA 1) or self-attention blocks (V-JEPA 2).
-  """
-  return convert_probe_tensors(Tensors(state, 'probe'), num_heads)
-
-
-def export_encoder(
-  params: Params, *, tubelet: tuple[int, int, int] = (2, 16, 16)
+def export(
+  family: Family,
+  params: Params,
+  system: str = 'official',
+  *,
+  tubelet: tuple[int, int, int] = (2, 16, 16),
 ) -> dict[str, np.ndarray]:
-  """Inverts `convert_encoder`, bit for bit.
+  """Inverts `read`, bit for bit.
 
   Args:
-    params: Parameters of an `Encoder`.
-    tubelet: Its tubelet size in (frames, pixels, pixels).
+    family: The table of the names.
+    params: Parameters of its module.
+    system: Whose names the tensors get, 'official' or 'huggingface'.
+    tubelet: Of an encoder, (frames, pixels, pixels).
 
   Raises:
     WeightsError: The tubelet is of another size.
   """
   params = jax.tree.map(np.asarray, params)
-  kernel = params['embed']['proj']['kernel']  # [t * p * p * 3, D]
-  if kernel.shape[0] != 3 * np.prod(tubelet):
-    raise WeightsError(
-      f'the encoder embeds {kernel.shape[0]} numbers a tubelet, a tubelet of '
-      f'{tuple(tubelet)} has {3 * np.prod(tubelet)}'
-    )
-  kernel = kernel.reshape(*tubelet, 3, -1).transpose(4, 3, 0, 1, 2)
+  params = traverse_util.flatten_dict(params, sep='.')
+  sizes = dict(zip('thw', tubelet, strict=True))
+  pieces = collections.defaultdict(list)
+  for row in family.rows:
+    name = getattr(row, system)
+    if '{i}' in row.ours:
+      paths = [row.ours.format(i=i) for i in range(len(params))]
+      values = [params[path] for path in paths if path in params]
+    elif row.count:
+      values = params[row.ours]
+    elif row.optional and row.ours not in params:
+      continue
+    else:
+      values = [params[row.ours]]
+    if row.transform is FLATTEN_TUBELET:
+      count, wanted = values[0].shape[0], 3 * math.prod(tubelet)
+      if count != wanted:
+        raise WeightsError(
+          f'the encoder embeds {count} numbers a tubelet, a tubelet of '
+          f'{tuple(tubelet)} has {wanted}'
+        )
+    values = [row.transform.export(value, sizes) for value in values]
+    if row.count and '{i}' not in name:
+      values = [np.stack(values)]
+    for i, value in enumerate(values):
+      pieces[_split_name(name.format(i=i))[0]].append(value)
   return {
-    'patch_embed.proj.weight': np.ascontiguousarray(kernel),
-    'patch_embed.proj.bias': params['embed']['proj']['bias'],
-    **_export_blocks(params, 'blocks'),
-    **_export_norm(params['norm'], 'norm'),
+    name: np.ascontiguousarray(np.concatenate(values))
+    for name, values in pieces.items()
   }
 
 
-def export_predictor(params: Params) -> dict[str, np.ndarray]:
-  """Inverts `convert_predictor`, bit for bit."""
-  params = jax.tree.map(np.asarray, params)
-  tokens = params['mask_tokens']
-  return {
-    **_export_linear(params['embed'], 'predictor_embed'),
-    **{f'mask_tokens.{i}': token[None, None] for i, token in enumerate(tokens)},
-    **_export_blocks(params, 'predictor_blocks'),
-    **_export_norm(params['norm'], 'predictor_norm'),
-    **_export_linear(params['proj'], 'predictor_proj'),
-  }
+def _split_name(name: str) -> tuple[str, int, int]:
+  """Splits 'attn.qkv[1/3].weight' into 'attn.qkv.weight', 1 and 3."""
+  match = re.search(r'\[(\d)/(\d)\]', name)
+  if not match:
+    return name, 0, 1
+  return name.replace(match[0], ''), int(match[1]), int(match[2])
 
 
-def infer_num_heads(width: int, depth: int) -> int:
-  """Looks up the heads of the named size that has this width and depth.
-
-  Raises:
-    WeightsError: No size has.
-  """
-  for size in zoo.SIZES.values():
-    if (size.width, size.depth) == (width, depth):
-      return size.num_heads
-  raise WeightsError(
-    f'no named size is {width} wide and {depth} deep: give its number of '
-    'attention heads (num_heads)'
-  )
-
-
-def build_encoder(
-  params: Params, *, num_heads: int, tubelet: tuple[int, ...], positions: str
-) -> Encoder:
-  """Builds the encoder that the parameters are of."""
-  depth, width = params['transformer']['blocks']['norm1']['scale'].shape
-  kernel = params['transformer']['blocks']['mlp']['fc1']['kernel']
-  return Encoder(
-    width=width,
-    depth=depth,
-    num_heads=num_heads,
-    mlp_dim=kernel.shape[-1],
-    tubelet=tuple(tubelet),
-    positions=positions,
-    # Published by V-JEPA 2 only; matters for parameters made anew.
-    scale_init_by_depth=positions != 'sincos',
-  )
-
-
-def build_predictor(
-  params: Params, *, num_heads: int, positions: str
-) -> Predictor:
-  """Builds the predictor that the parameters are of."""
-  depth, width = params['transformer']['blocks']['norm1']['scale'].shape
-  return Predictor(
-    out_width=params['proj']['bias'].shape[0],
-    width=width,
-    depth=depth,
-    num_heads=num_heads,
-    num_mask_tokens=params['mask_tokens'].shape[0],
-    positions=positions,
-    scale_init_by_depth=positions != 'sincos',
-  )
-
-
-def build_probe(
-  params: Params, *, num_heads: int, epsilon: float = 1e-5
-) -> AttentiveProbe:
-  """Builds the probe that the parameters are of."""
-  num_classes = params['classifier']['bias'].shape[0]
-  depth = sum(name.startswith('block_') for name in params)
-  project = 'out_proj' in params
-  return AttentiveProbe(num_classes, num_heads, depth, project, epsilon)
-
-
-def refuse_action_conditioned(predictor: State) -> None:
-  """Raises WeightsError for the predictor of V-JEPA 2-AC."""
-  if any(key.startswith('action_encoder') for key in predictor):
-    raise WeightsError(
-      'its predictor is action-conditioned (V-JEPA 2-AC), which is not '
-      'supported; with_predictor=False reads the encoder alone'
-    )
-
-
-def _refuse_encoder(tensors: Tensors) -> None:
-  for key, kind in (
-    ('norms_block.0.weight', 'V-JEPA 2.1'),
-    ('patch_embed_img.proj.weight', 'V-JEPA 2.1'),
-    ('blocks.0.mlp.fc3.weight', 'with SwiGLU perceptrons'),
-  ):
-    if key in tensors:
-      raise WeightsError(
-        f'{tensors.name} is one {kind}, which is not supported (it has {key})'
-      )
-
-
-def _check_heads(tensors: Tensors, width: int, num_heads: int) -> None:
-  if width % num_heads:
-    raise WeightsError(
-      f'{tensors.name} is {width} wide, not divisible by {num_heads} heads'
-    )
-
-
-def convert_encoder_tensors(tensors: Tensors, num_heads: int) -> Params:
-  """Converts an encoder, see `convert_encoder`."""
-  _refuse_encoder(tensors)
-  kernel = tensors.take('patch_embed.proj.weight', None, 3, None, None, None)
-  width = kernel.shape[0]
-  return {
-    'embed': {
-      'proj': {
-        # [D, 3, t, p, p] -> [t * p * p * 3, D]
-        'kernel': kernel.transpose(2, 3, 4, 1, 0).reshape(-1, width),
-        'bias': tensors.take('patch_embed.proj.bias', width),
-      }
-    },
-    'transformer': _convert_blocks(tensors, 'blocks', width, num_heads),
-    'norm': _convert_norm(tensors, 'norm', width),
-  }
-
-
-def convert_predictor_tensors(
-  tensors: Tensors, num_heads: int, out_width: int | None = None
-) -> Params:
-  """Converts a predictor; checks the encoder's width if it is given."""
-  if 'action_encoder.weight' in tensors:
-    refuse_action_conditioned({'action_encoder.weight': None})
-  if 'predictor_proj_context.weight' in tensors:
-    raise WeightsError(
-      f'{tensors.name} is one of V-JEPA 2.1, which is not supported (it has '
-      'predictor_proj_context.weight)'
-    )
-  embed = tensors.take('predictor_embed.weight', None, out_width)
-  width, out_width = embed.shape
-  tokens = []
-  while f'mask_tokens.{len(tokens)}' in tensors or not tokens:
-    tokens.append(tensors.take(f'mask_tokens.{len(tokens)}', 1, 1, width))
-  return {
-    'embed': _convert_linear(tensors, 'predictor_embed', out_width, width),
-    'mask_tokens': np.concatenate(tokens).reshape(-1, width),
-    'transformer': _convert_blocks(
-      tensors, 'predictor_blocks', width, num_heads, 4 * width
-    ),
-    'norm': _convert_norm(tensors, 'predictor_norm', width),
-    'proj': _convert_linear(tensors, 'predictor_proj', width, out_width),
-  }
-
-
-def convert_probe_tensors(tensors: Tensors, num_heads: int) -> Params:
-  """Converts a probe, see `convert_probe`."""
-  for key in ('verb_classifier.weight', 'action_classifier.weight'):
-    if key in tensors:
-      raise WeightsError(
-        f'{tensors.name} anticipates actions ({key}), which is not supported'
-      )
-  query = tensors.take('pooler.query_tokens', 1, 1, None)
-  width = query.shape[-1]
-  _check_heads(tensors, width, num_heads)
-  prefix = 'pooler.cross_attention_block'
-  # Rows are keys, then values.
-  kernel = tensors.take(f'{prefix}.xattn.kv.weight', 2 * width, width)
-  bias = tensors.take(f'{prefix}.xattn.kv.bias', 2 * width)
-  num_classes = tensors.take('linear.bias', None).shape[0]
-  params = {
-    'query': query,
-    'norm1': _convert_norm(tensors, f'{prefix}.norm1', width),
-    'query_proj': _convert_linear(tensors, f'{prefix}.xattn.q', width, width),
-    'key_proj': {'kernel': kernel[:width].T, 'bias': bias[:width]},
-    'value_proj': {'kernel': kernel[width:].T, 'bias': bias[width:]},
-    'norm2': _convert_norm(tensors, f'{prefix}.norm2', width),
-    'mlp': _convert_mlp(tensors, f'{prefix}.mlp', width, 4 * width),
-    'classifier': _convert_linear(tensors, 'linear', width, num_classes),
-  }
-  if f'{prefix}.xattn.proj.weight' in tensors:
-    params['out_proj'] = _convert_linear(
-      tensors, f'{prefix}.xattn.proj', width, width
-    )
-  if 'pooler.blocks.0.norm1.weight' in tensors:
-    if 'out_proj' in params:
-      # There they come after the query, which no released probe has.
-      raise WeightsError(
-        f'{tensors.name} is one of V-JEPA 1 with self-attention blocks, which '
-        'is not supported'
-      )
-    for i in range(tensors.count_blocks('pooler.blocks')):
-      params[f'block_{i}'] = _convert_block(
-        tensors, f'pooler.blocks.{i}', width, num_heads, 4 * width
-      )
-    tensors.check_all_taken('pooler.blocks')
-  return params
-
-
-def _convert_blocks(
-  tensors: Tensors,
-  prefix: str,
-  width: int,
-  num_heads: int,
-  mlp_dim: int | None = None,
-) -> Params:
-  """Stacks the blocks over depth, as the scan of `Transformer` wants them."""
-  _check_heads(tensors, width, num_heads)
-  blocks = [
-    _convert_block(tensors, f'{prefix}.{i}', width, num_heads, mlp_dim)
-    for i in range(tensors.count_blocks(prefix))
+def _take_all(
+  tensors: Tensors, row: Row, name: str, sizes: Sizes
+) -> Sequence[np.ndarray]:
+  """Takes the tensors of a row, and fills in sizes that they decide."""
+  if not row.count:
+    return [_take(tensors, name, row.shape, sizes)]
+  if '{i}' not in name:
+    return _take(tensors, name, (row.count, *row.shape), sizes)
+  if row.count not in sizes:
+    # If there is none, the first is missing; but probes may have no blocks.
+    least = 0 if '{i}' in row.ours else 1
+    sizes[row.count] = max(tensors.count(name), least)
+  return [
+    _take(tensors, name.format(i=i), row.shape, sizes)
+    for i in range(sizes[row.count])
   ]
-  tensors.check_all_taken(prefix)
-  return {'blocks': jax.tree.map(lambda *x: np.stack(x), *blocks)}
 
 
-def _convert_block(
-  tensors: Tensors,
-  prefix: str,
-  width: int,
-  num_heads: int,
-  mlp_dim: int | None,
-) -> Params:
-  heads = (num_heads, width // num_heads)
-  kernel = tensors.take(f'{prefix}.attn.qkv.weight', 3 * width, width)
-  kernel = kernel.reshape(3, *heads, width).transpose(0, 3, 1, 2)
-  bias = tensors.take(f'{prefix}.attn.qkv.bias', 3 * width).reshape(3, *heads)
-  out = tensors.take(f'{prefix}.attn.proj.weight', width, width)
-  return {
-    'norm1': _convert_norm(tensors, f'{prefix}.norm1', width),
-    'attention': {
-      **{
-        name: {'kernel': kernel[i], 'bias': bias[i]}
-        for i, name in enumerate(('query', 'key', 'value'))
-      },
-      'out_kernel': out.T.reshape(*heads, width),
-      'out_bias': tensors.take(f'{prefix}.attn.proj.bias', width),
-    },
-    'norm2': _convert_norm(tensors, f'{prefix}.norm2', width),
-    'mlp': _convert_mlp(tensors, f'{prefix}.mlp', width, mlp_dim),
-  }
-
-
-def _convert_mlp(
-  tensors: Tensors, prefix: str, width: int, hidden: int | None
-) -> Params:
-  hidden = tensors.take(f'{prefix}.fc1.bias', hidden).shape[0]
-  return {
-    'fc1': _convert_linear(tensors, f'{prefix}.fc1', width, hidden),
-    'fc2': _convert_linear(tensors, f'{prefix}.fc2', hidden, width),
-  }
-
-
-def _convert_norm(tensors: Tensors, prefix: str, width: int) -> Params:
-  return {
-    'scale': tensors.take(f'{prefix}.weight', width),
-    'bias': tensors.take(f'{prefix}.bias', width),
-  }
-
-
-def _convert_linear(
-  tensors: Tensors, prefix: str, inputs: int, outputs: int
-) -> Params:
-  return {
-    'kernel': tensors.take(f'{prefix}.weight', outputs, inputs).T,
-    'bias': tensors.take(f'{prefix}.bias', outputs),
-  }
-
-
-def _export_blocks(params: Params, prefix: str) -> dict[str, np.ndarray]:
-  blocks = params['transformer']['blocks']
-  state = {}
-  for i in range(blocks['norm1']['scale'].shape[0]):
-    block = jax.tree.map(lambda x, i=i: x[i], blocks)
-    name, attention = f'{prefix}.{i}', block['attention']
-    qkv = [attention[part] for part in ('query', 'key', 'value')]
-    width = attention['out_bias'].shape[0]
-    out = attention['out_kernel'].reshape(width, width)
-    state |= {
-      **_export_norm(block['norm1'], f'{name}.norm1'),
-      f'{name}.attn.qkv.weight': np.ascontiguousarray(
-        np.concatenate([x['kernel'].reshape(width, width).T for x in qkv])
-      ),
-      f'{name}.attn.qkv.bias': np.concatenate(
-        [x['bias'].reshape(width) for x in qkv]
-      ),
-      f'{name}.attn.proj.weight': np.ascontiguousarray(out.T),
-      f'{name}.attn.proj.bias': attention['out_bias'],
-      **_export_norm(block['norm2'], f'{name}.norm2'),
-      **_export_linear(block['mlp']['fc1'], f'{name}.mlp.fc1'),
-      **_export_linear(block['mlp']['fc2'], f'{name}.mlp.fc2'),
-    }
-  return state
-
-
-def _export_norm(params: Params, prefix: str) -> dict[str, np.ndarray]:
-  return {f'{prefix}.weight': params['scale'], f'{prefix}.bias': params['bias']}
-
-
-def _export_linear(params: Params, prefix: str) -> dict[str, np.ndarray]:
-  return {
-    f'{prefix}.weight': np.ascontiguousarray(params['kernel'].T),
-    f'{prefix}.bias': params['bias'],
-  }
+def _take(
+  tensors: Tensors, name: str, shape: Sequence[str | int], sizes: Sizes
+) -> np.ndarray:
+  name, part, parts = _split_name(name)
+  wanted = [sizes.get(n) if isinstance(n, str) else n for n in shape]
+  if parts > 1:
+    wanted[0] *= parts
+  value = tensors.take(name, *wanted)
+  for size, n in zip(shape, value.shape, strict=True):
+    if isinstance(size, str):
+      sizes.setdefault(size, n)
+  return np.split(value, parts)[part]

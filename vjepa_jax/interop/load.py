@@ -171,40 +171,35 @@ def read_workdir(
       raise WeightsError(f'{directory} holds no complete checkpoint')
     step = checkpointer.latest.step
     metadata = checkpointer.checkpointables_metadata(step)
-    models = (metadata.custom_metadata or {}).get('model') or {}
-    encoder = rebuild(Encoder, models, 'encoder', directory / str(step))
-    abstract = {'encoder': make_abstract(encoder)}
+    fields = (metadata.custom_metadata or {}).get('model') or {}
+    models = {'encoder': rebuild(Encoder, fields, 'encoder', directory)}
+    for name, kind in (('predictor', Predictor), ('probe', AttentiveProbe)):
+      if name in fields:
+        models[name] = rebuild(kind, fields, name, directory)
     if 'target' not in metadata.metadata:
       which = 'encoder'  # training with labels keeps no average
-    probe, predictor, params = None, None, {}
-    if 'probe' in models:
-      probe = rebuild(AttentiveProbe, models, 'probe', directory)
-      abstract['probe'] = make_abstract(probe, encoder.width)
-    if 'predictor' in models:
-      predictor = rebuild(Predictor, models, 'predictor', directory)
-      abstract['predictor'] = make_abstract(predictor, encoder.width)
-    if which == 'encoder' or (with_predictor and predictor is not None):
+    with_predictor = with_predictor and 'predictor' in models
+    abstract = {
+      name: make_abstract(model, models['encoder'].width)
+      for name, model in models.items()
+    }
+    params = {}
+    if which == 'encoder' or with_predictor:
       params = checkpointer.load_checkpointables(
         step, {'params': place(abstract)}
       )['params']
-  if which == 'encoder':
-    encoder_params = params['encoder']
-  else:
-    encoder_params = checkpoint.load_target(
-      path, abstract['encoder'], place(abstract['encoder'], sharding_only=True)
+  if which == 'target_encoder':
+    shardings = place(abstract['encoder'], sharding_only=True)
+    params['encoder'] = checkpoint.load_target(
+      path, abstract['encoder'], shardings
     )
-  resolution, frames = _read_clip_size(path)
-  weights = Weights(
-    encoder,
-    encoder_params,
-    probes=((probe, params['probe']),) if probe is not None else (),
-    resolution=resolution,
-    frames=frames,
-  )
-  if not with_predictor or predictor is None:
-    return weights
-  return dataclasses.replace(
-    weights, predictor=predictor, predictor_params=params['predictor']
+  return Weights(
+    encoder=models['encoder'],
+    encoder_params=params['encoder'],
+    predictor=models['predictor'] if with_predictor else None,
+    predictor_params=params['predictor'] if with_predictor else None,
+    probes=((models['probe'], params['probe']),) if 'probe' in models else (),
+    **_read_clip(path, resolution=None, frames=None),
   )
 
 
@@ -325,29 +320,21 @@ def read_clip_rate(path: str | os.PathLike) -> dict[str, int | float | None]:
     'frame_step' and 'fps', one of them None; a step of 4, the published, of
     anything that is not a workdir.
   """
-  try:
-    clip = json.loads((epath.Path(path) / 'config.json').read_text())['clip']
-    return {'frame_step': clip['frame_step'], 'fps': clip['fps']}
-  except (OSError, ValueError, KeyError):
-    return {'frame_step': 4, 'fps': None}
+  return _read_clip(path, frame_step=4, fps=None)
 
 
-def read_crops(
-  path: str | os.PathLike,
-) -> dict[str, tuple[float, float]]:
+def read_crops(path: str | os.PathLike) -> dict[str, tuple[float, float]]:
   """Reads how a run crops its clips, as `read_clip_rate` reads their rate."""
-  names = 'crop_scale', 'crop_aspect_ratio'
+  crops = _read_clip(
+    path, crop_scale=(0.3, 1.0), crop_aspect_ratio=(0.75, 1.35)
+  )
+  return {name: tuple(bounds) for name, bounds in crops.items()}
+
+
+def _read_clip(path: str | os.PathLike, **defaults: Any) -> dict[str, Any]:
+  """Reads fields of a run's clips; what its config does not say by default."""
   try:
     clip = json.loads((epath.Path(path) / 'config.json').read_text())['clip']
-    return {name: tuple(clip[name]) for name in names}
   except (OSError, ValueError, KeyError):
-    return dict(zip(names, ((0.3, 1.0), (0.75, 1.35)), strict=True))
-
-
-def _read_clip_size(path: epath.Path) -> tuple[int | None, int | None]:
-  """Reads resolution and frames of a run's clips, None where not known."""
-  try:
-    clip = json.loads((path / 'config.json').read_text())['clip']
-    return clip['resolution'], clip['frames']
-  except (OSError, ValueError, KeyError):
-    return None, None
+    clip = {}
+  return {name: clip.get(name, value) for name, value in defaults.items()}

@@ -1,6 +1,7 @@
 """Official PyTorch checkpoints of V-JEPA 1 and 2."""
 
 from collections.abc import Mapping
+import dataclasses
 import os
 import re
 from typing import Any
@@ -9,8 +10,14 @@ import zipfile
 from absl import logging
 import numpy as np
 
-from vjepa_jax.interop import layout
-from vjepa_jax.interop.layout import Params, State, Weights, WeightsError
+from vjepa_jax.interop import layout, names
+from vjepa_jax.interop.layout import (
+  Params,
+  State,
+  Tensors,
+  Weights,
+  WeightsError,
+)
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
 
@@ -51,60 +58,57 @@ def read_checkpoint(
   """
   content = _read_file(path)
   try:
-    probes, unused = _read_probes(content, num_heads)
+    probes, used = _read_probes(content, num_heads)
     name = _choose_encoder(content, which, required=not probes)
     if name is None:
-      return _log_unused(path, Weights(probes=probes, unused=tuple(unused)))
-    state = _strip(content if name == '' else content[name])
-    predictor_state = _strip(content.get('predictor') or {})
-    if not with_predictor:
-      predictor_state = {}
-    layout.refuse_action_conditioned(predictor_state)
+      return _note_unused(path, Weights(probes=probes), used)
+    state = _strip(content[name] if name else content)
+    predictor_state = {}
+    if with_predictor:
+      predictor_state = _strip(content.get('predictor') or {})
     if positions is None:
       positions = _guess_positions(path, state, predictor_state)
-
-    tensors = layout.Tensors(state, name or 'encoder')
-    width = tensors.take('patch_embed.proj.bias', None).shape[0]
-    num_heads = num_heads or layout.infer_num_heads(
-      width, tensors.count_blocks('blocks')
+    # Published by V-JEPA 2 only; matters for parameters made anew.
+    scaled = positions != 'sincos'
+    fields = {'positions': positions, 'scale_init_by_depth': scaled}
+    used.append(Tensors(state, name or 'encoder'))
+    num_heads = num_heads or _find_heads(used[-1])
+    encoder, params = layout.read(
+      names.ENCODER, used[-1], fields=fields, num_heads=num_heads
     )
-    encoder_params = layout.convert_encoder_tensors(tensors, num_heads)
-    unused += tensors.list_unused()
-    tubelet = state['patch_embed.proj.weight'].shape[2:]
-    encoder = layout.build_encoder(
-      encoder_params, num_heads=num_heads, tubelet=tubelet, positions=positions
-    )
-    predictor = predictor_params = None
+    weights = Weights(encoder=encoder, encoder_params=params, probes=probes)
     if predictor_state:
-      tensors = layout.Tensors(predictor_state, 'predictor')
-      heads = predictor_heads or (12 if positions != 'sincos' else num_heads)
-      predictor_params = layout.convert_predictor_tensors(tensors, heads, width)
-      unused += tensors.list_unused()
-      predictor = layout.build_predictor(
-        predictor_params, num_heads=heads, positions=positions
+      used.append(Tensors(predictor_state, 'predictor'))
+      heads = num_heads if positions == 'sincos' else 12
+      predictor, params = layout.read(
+        names.PREDICTOR,
+        used[-1],
+        fields=fields,
+        num_heads=predictor_heads or heads,
+        out_width=encoder.width,
+      )
+      weights = dataclasses.replace(
+        weights, predictor=predictor, predictor_params=params
       )
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}') from None
-  resolution = frames = None
   if positions == 'sincos' and 'pos_embed' in state:
     # Every released V-JEPA 1 model takes 16 frames; the table in a V-JEPA 2
     # file is a stale one.
-    frames = 16
-    side = round((state['pos_embed'].shape[1] * tubelet[0] / frames) ** 0.5)
-    resolution = side * tubelet[1]
-  return _log_unused(
-    path,
-    Weights(
-      encoder,
-      encoder_params,
-      predictor,
-      predictor_params,
-      probes,
-      resolution,
-      frames,
-      tuple(unused),
-    ),
-  )
+    time, patch, _ = encoder.tubelet
+    side = round((state['pos_embed'].shape[1] * time / 16) ** 0.5)
+    weights = dataclasses.replace(weights, resolution=side * patch, frames=16)
+  return _note_unused(path, weights, used)
+
+
+def _note_unused(
+  path: str | os.PathLike, weights: Weights, used: list[Tensors]
+) -> Weights:
+  """Adds, and logs, the tensors that were read and not taken."""
+  unused = tuple(f'{x.name}/{key}' for x in used for key in x.list_unused())
+  if unused:
+    logging.info('%s: not used: %s', path, ', '.join(unused))
+  return dataclasses.replace(weights, unused=unused)
 
 
 def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
@@ -176,47 +180,57 @@ def _choose_encoder(
   raise WeightsError(f'it has no {which}, only {sorted(map(str, content))[:8]}')
 
 
+def _find_heads(tensors: Tensors) -> int:
+  """Looks up the heads of the named size that is as wide and as deep."""
+  width = tensors.take('patch_embed.proj.bias', None).shape[0]
+  depth = tensors.count('blocks.{i}.')
+  for size in zoo.SIZES.values():
+    if (size.width, size.depth) == (width, depth):
+      return size.num_heads
+  raise WeightsError(
+    f'no named size is {width} wide and {depth} deep: give its number of '
+    'attention heads (num_heads)'
+  )
+
+
 def _guess_positions(
   path: str | os.PathLike, state: State, predictor: State
 ) -> str:
   num_tokens = sum(key.startswith('mask_tokens.') for key in predictor)
-  width = state['norm.weight'].shape[0] if 'norm.weight' in state else 0
+  width = len(state.get('norm.weight', ()))
+  positions = 'rope_tiled'
   if 'pos_embed' not in state:
-    positions, reason = 'rope_tiled', 'it has no table of positions'
+    reason = 'it has no table of positions'
   elif num_tokens > 2:
-    positions, reason = 'rope_tiled', f'it has {num_tokens} mask tokens'
+    reason = f'it has {num_tokens} mask tokens'
   elif width == zoo.SIZES['giant'].width:
-    positions, reason = 'rope_tiled', 'V-JEPA 1 has no giant'
+    reason = 'V-JEPA 1 has no giant'
   else:
     positions, reason = 'sincos', 'it has a table of positions'
   logging.info(
     '%s: positions %r, because %s; change it by positions=',
-    path,
-    positions,
-    reason,
+    *(path, positions, reason),
   )
   return positions
 
 
 def _read_probes(
   content: Mapping[str, Any], num_heads: int | None
-) -> tuple[tuple[tuple[AttentiveProbe, Params], ...], list[str]]:
+) -> tuple[tuple[tuple[AttentiveProbe, Params], ...], list[Tensors]]:
   """Reads `classifier` (V-JEPA 1) or the list `classifiers` (V-JEPA 2)."""
   states = content.get('classifiers')
   if states is None:
     states = [content['classifier']] if 'classifier' in content else []
-  probes, unused = [], []
-  for i, state in enumerate(states):
-    tensors = layout.Tensors(_strip(state), f'probe {i}')
+  used = [Tensors(_strip(x), f'probe {i}') for i, x in enumerate(states)]
+  probes = []
+  for tensors in used:
     # All published probes have 16 heads, those on a giant too.
-    heads = num_heads or 16
-    params = layout.convert_probe_tensors(tensors, heads)
-    probes.append((layout.build_probe(params, num_heads=heads), params))
-    unused += tensors.list_unused()
-  return tuple(probes), unused
-
-
-def _log_unused(path: str | os.PathLike, weights: Weights) -> Weights:
-  if weights.unused:
-    logging.info('%s: not used: %s', path, ', '.join(weights.unused))
-  return weights
+    probe, params = layout.read(names.PROBE, tensors, num_heads=num_heads or 16)
+    if probe.output_projection and probe.depth:
+      # There they come after the query, which no released probe has.
+      raise WeightsError(
+        f'{tensors.name} is one of V-JEPA 1 with self-attention blocks, which '
+        'is not supported'
+      )
+    probes.append((probe, params))
+  return tuple(probes), used

@@ -7,6 +7,7 @@ python -m vjepa_jax.tools.convert --from=facebook/vjepa2-vitl-fpc64-256 \
   --to=FOLDER --format=jax
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,63 +15,15 @@ from types import SimpleNamespace
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from vjepa_jax.interop import huggingface
+from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tools import command
 
 
-def write_huggingface(
-  folder: Path,
-  weights: Weights,
-  resolution: int | None = None,
-  frames: int | None = None,
-) -> None:
-  """Writes a folder for transformers.
-
-  Args:
-    folder: Where to write.
-    weights: What to write; its probes are left out.
-    resolution: Height and width of clips; None for what the weights say.
-    frames: Frames of a clip; None for what the weights say.
-
-  Raises:
-    WeightsError: Something is missing, or transformers has no such model.
-  """
-  if weights.predictor is None:
-    raise WeightsError('a VJEPA2Model has a predictor, and there is none')
-  resolution = resolution or weights.resolution
-  frames = frames or weights.frames
-  if not (resolution and frames):
-    raise WeightsError(
-      'the clips of this model are not known: give --resolution and --frames'
-    )
-  huggingface.save_pretrained(
-    folder,
-    weights.encoder,
-    weights.encoder_params,
-    weights.predictor,
-    weights.predictor_params,
-    resolution=resolution,
-    frames=frames,
-  )
-
-
-def write_workdir(
-  folder: Path,
-  weights: Weights,
-  resolution: int | None = None,
-  frames: int | None = None,
-) -> None:
-  """Writes a checkpoint at step 0, without optimizer state.
-
-  Args:
-    folder: Where to write.
-    weights: What to write; its probes are left out.
-    resolution: See `write_huggingface`.
-    frames: See `write_huggingface`.
-  """
+def write_workdir(folder: Path, weights: Weights) -> None:
+  """Writes a checkpoint at step 0, without optimizer state and probes."""
   models = {'encoder': weights.encoder, 'predictor': weights.predictor}
   params = {
     'encoder': weights.encoder_params,
@@ -89,10 +42,7 @@ def write_workdir(
         'model': {name: describe(models[name]) for name in present}
       },
     )
-  clip = {
-    'resolution': resolution or weights.resolution,
-    'frames': frames or weights.frames,
-  }
+  clip = {'resolution': weights.resolution, 'frames': weights.frames}
   text = json.dumps({'clip': clip}, indent=2)
   (folder / 'config.json').write_text(text + '\n')
 
@@ -162,8 +112,13 @@ def main(options: SimpleNamespace) -> None:
   report(weights)
   if weights.encoder is None:
     raise WeightsError(f'{source} holds no encoder')
-  write = {'huggingface': write_huggingface, 'jax': write_workdir}
-  write[options.format](folder, weights, options.resolution, options.frames)
+  weights = dataclasses.replace(
+    weights,
+    resolution=options.resolution or weights.resolution,
+    frames=options.frames or weights.frames,
+  )
+  write = {'huggingface': save_pretrained, 'jax': write_workdir}
+  write[options.format](folder, weights)
   print(f'wrote {folder} ({options.format})')
 
 
