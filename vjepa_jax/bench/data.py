@@ -2,45 +2,32 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 import time
 from typing import Any
 
 import grain
 import numpy as np
 
-from vjepa_jax.bench import measure
+from vjepa_jax.bench import measure, videos
 from vjepa_jax.bench.decoders import Clip, Reader, make_readers
-from vjepa_jax.bench.videos import (
-  ENCODINGS,
-  TOY_ENCODINGS,
-  encode_cases,
-  find_videos,
-)
 from vjepa_jax.data import pipeline, sources, transforms
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sampling import sample_frames
-from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.masks.fixed_size import MaskSampler
+from vjepa_jax.masks.multiblock import MultiBlock
 
 _AIM = 0.5
 _WORKERS = (0, 1, 2)
 _BATCHES = 6
-# The published masks of 16 x 224 px.
-_GRID = (8, 14, 14)
-_MASKS = (
-  dict(num_blocks=8, spatial_scale=(0.15, 0.15), counts=(360, 752)),
-  dict(num_blocks=2, spatial_scale=(0.7, 0.7), counts=(104, 1104)),
-)
+# The published masks of 16 x 224 px: blocks and their scale; then their counts
+# of context and target tokens.
+_BLOCKS = (8, 0.15), (2, 0.7)
+_COUNTS = (360, 752), (104, 1104)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
   """Adds the options of this sub-command."""
-  parser.add_argument(
-    '--videos', metavar='GLOB', help='your files; else encoded from footage'
-  )
-  parser.add_argument(
-    '--folder', default='data/bench', help='where files are encoded to'
-  )
+  videos.add_options(parser)
   parser.add_argument(
     '--step_seconds',
     type=float,
@@ -96,19 +83,15 @@ def compare_decoders(
 
 def make_loader(paths: Sequence[str], quick: bool) -> pipeline.SampleLoader:
   """Makes the loader of the published recipe at 224 px, or of a toy."""
-  grid = (4, 6, 6) if quick else _GRID
-  samplers = []
-  for mask in _MASKS:
-    options = {k: v for k, v in mask.items() if k != 'counts'}
-    context, target = (8, 24) if quick else mask['counts']
-    options.update(context_tokens=context, target_tokens=target)
-    samplers.append(build_mask_sampler(grid, 'multiblock', options))
-  options = pipeline.ClipOptions()
+  options, grid, counts = pipeline.ClipOptions(), (8, 14, 14), _COUNTS
   if quick:
     options = pipeline.ClipOptions(frames=8, resolution=48, frame_step=2)
-  return pipeline.SampleLoader(
-    (_Files(paths),), options, tuple(samplers), seed=0
+    grid, counts = (4, 6, 6), [(8, 24)] * 2
+  samplers = tuple(
+    MaskSampler(MultiBlock(blocks, (scale, scale)), grid, *pair)
+    for (blocks, scale), pair in zip(_BLOCKS, counts, strict=True)
   )
+  return pipeline.SampleLoader((_Files(paths),), options, samplers, seed=0)
 
 
 def time_batches(
@@ -116,7 +99,7 @@ def time_batches(
   num_workers: int,
   batch_size: int,
   step_seconds: float,
-  num_batches: int = _BATCHES,
+  num_batches: int,
 ) -> dict[str, float]:
   """Times batches that are taken as fast as they come, then one a step.
 
@@ -169,6 +152,7 @@ def compare_workers(
     Medians over the repeats, see `time_batches`, by number of workers.
   """
   runs = {str(n): [] for n in _WORKERS}
+  num_batches = 2 if arguments.quick else _BATCHES
   for _ in range(repeats):
     for name, values in runs.items():
       values.append(
@@ -177,7 +161,7 @@ def compare_workers(
           int(name),
           arguments.batch_size,
           arguments.step_seconds,
-          2 if arguments.quick else _BATCHES,
+          num_batches,
         )
       )
   return {
@@ -186,25 +170,13 @@ def compare_workers(
   }
 
 
-def find_cases(arguments: argparse.Namespace) -> dict[str, list[str]]:
-  """Returns the files of each case, encoding them if need be."""
-  if arguments.videos:
-    return {arguments.videos: find_videos(arguments.videos)}
-  return encode_cases(
-    Path(arguments.folder),
-    TOY_ENCODINGS if arguments.quick else ENCODINGS,
-    frames=72 if arguments.quick else 300,
-    toy=arguments.quick,
-  )
-
-
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times all readers on all cases, then the pipeline on the first case."""
   if arguments.batch_size < 1 or arguments.step_seconds < 0:
     raise measure.BenchError('--batch_size and --step_seconds must be positive')
   quick = arguments.quick
   rounds = arguments.rounds or (2 if quick else 24)
-  files = find_cases(arguments)
+  files = videos.find_cases(arguments)
   readers = make_readers()
   shape = {'frames': 8, 'step': 2, 'resolution': 48}
   if not quick:

@@ -1,7 +1,6 @@
 """`bench masks`: mask sampling against the decoding of the clip it is for."""
 
 import argparse
-from pathlib import Path
 import time
 from typing import Any
 
@@ -10,12 +9,8 @@ import numpy as np
 from vjepa_jax.bench import measure
 from vjepa_jax.bench.data import draw_clips
 from vjepa_jax.bench.decoders import read_ours
-from vjepa_jax.bench.videos import (
-  ENCODINGS,
-  TOY_ENCODINGS,
-  encode_cases,
-  find_videos,
-)
+from vjepa_jax.bench.recipes import build_samplers, import_recipe
+from vjepa_jax.bench.videos import add_options, find_cases  # noqa: F401
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler
 from vjepa_jax.tasks.program import get_grid
 
@@ -25,67 +20,38 @@ _AIM = 0.02
 _DRAWS = 20
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the options of this sub-command."""
-  parser.add_argument(
-    '--videos', metavar='GLOB', help='your files; else encoded from footage'
-  )
-  parser.add_argument(
-    '--folder', default='data/bench', help='where files are encoded to'
-  )
-
-
-def build_samplers(quick: bool) -> dict[str, tuple[MaskSampler, Any]]:
+def collect_samplers(quick: bool) -> dict[str, tuple[MaskSampler, int]]:
   """Builds the samplers of the published recipes, and one of each other kind.
 
   Returns:
-    By recipe and mask name: the sampler, and the clip's section of the config.
+    By recipe and mask name: the sampler, and the frames of the recipe's clips.
   """
-  from configs import vjepa1, vjepa2  # noqa: PLC0415 - not in the package
-
+  vjepa1, vjepa2 = import_recipe('vjepa1'), import_recipe('vjepa2')
   recipes = {'vjepa1:l16': vjepa1.get_config('l16')}
   if not quick:
     recipes['vjepa1:h16_384'] = vjepa1.get_config('h16_384')
     recipes['vjepa2:g16'] = vjepa2.get_config('g16')
     for stage in ('cooldown_256', 'cooldown_384'):
       recipes[f'vjepa2:{stage}'] = vjepa2.get_config(f'stage={stage}')
-  samplers = {}
-  for recipe, config in recipes.items():
-    for name in config.mask_names:
-      options = config.masks[name].to_dict()
-      samplers[f'{recipe} {name}'] = (
-        build_mask_sampler(get_grid(config), options.pop('kind'), options),
-        config.clip,
-      )
+  samplers = {
+    f'{recipe} {name}': (sampler, config.clip.frames)
+    for recipe, config in recipes.items()
+    for name, sampler in build_samplers(config).items()
+  }
   config = recipes['vjepa1:l16']
   counts = {'context_tokens': 128, 'target_tokens': 512}
   for kind in ('tube', 'future', 'past', 'either', 'both'):
-    samplers[f'vjepa1:l16 {kind}'] = (
-      build_mask_sampler(get_grid(config), kind, counts),
-      config.clip,
-    )
+    sampler = build_mask_sampler(get_grid(config), kind, counts)
+    samplers[f'vjepa1:l16 {kind}'] = sampler, config.clip.frames
   return samplers
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times masks and the decoding of one clip in turn."""
-  quick = arguments.quick
-  try:
-    samplers = build_samplers(quick)
-  except ImportError as error:
-    raise measure.BenchError(
-      'the recipes in configs/ are needed: run in the root of the repository'
-    ) from error
-  if arguments.videos:
-    paths = find_videos(arguments.videos)
-  else:
-    # The cheapest to decode, so that the share is the largest.
-    encodings = (TOY_ENCODINGS if quick else ENCODINGS)[:1]
-    frames = 72 if quick else 300
-    (paths,) = encode_cases(
-      Path(arguments.folder), encodings, frames=frames, toy=quick
-    ).values()
-  rounds = arguments.rounds or (2 if quick else 20)
+  samplers = collect_samplers(arguments.quick)
+  # The cheapest to decode, so that the share is the largest.
+  (paths,) = find_cases(arguments, 1).values()
+  rounds = arguments.rounds or (2 if arguments.quick else 20)
   clips = draw_clips(
     (paths * rounds)[:rounds], frames=16, step=4, resolution=224
   )
@@ -102,12 +68,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   )
   decode = times.pop('decode')
   cases = {}
-  for name, (_, clip) in samplers.items():
+  for name, (_, frames) in samplers.items():
     # A clip of 64 frames at 256 px costs more to decode than the one that is
     # timed: only frames of the same size count, so the share is an upper bound.
     seconds = [t / _DRAWS for t in times[name]]
-    scale = clip.frames / 16
-    scaled = [scale * t for t in decode]
+    scaled = [frames / 16 * t for t in decode]
     cases[name] = measure.compare({measure.OURS: seconds, 'decode': scaled})
   print('masks of one clip, and their share of the time to decode it')
   measure.print_table(

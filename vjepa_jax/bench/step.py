@@ -9,8 +9,8 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.bench import measure
+from vjepa_jax.bench.recipes import build_samplers, import_recipe
 from vjepa_jax.interop import layout, names
-from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import Program, build_program, get_grid
 
@@ -34,9 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
   """Takes V-JEPA 1 at ViT-Tiny and 16 x 112 px; `quick` is a toy."""
-  from configs import base, vjepa1  # noqa: PLC0415 - not in the package
-
-  config = vjepa1.get_config('l16')
+  config = import_recipe('vjepa1').get_config('l16')
   config.encoder.size = 'nano' if quick else 'tiny'
   config.clip.resolution = 112
   config.data.batch_size = batch_size
@@ -45,7 +43,7 @@ def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
   config.clip_norm = None
   if quick:
     config.predictor.update(width=48, depth=2)
-  base.set_published_masks(config, _SHORT, _LONG)
+  import_recipe('base').set_published_masks(config, _SHORT, _LONG)
   for name, value in _CONSTANTS.items():
     config[name] = {**config[name].to_dict(), 'kind': 'constant'}
     config[name].update(value=value, final=None)
@@ -58,9 +56,7 @@ def make_batch(config: config_dict.ConfigDict) -> dict[str, Any]:
   rng = np.random.default_rng(0)
   clip, size = config.clip, config.data.batch_size
   masks = []
-  for name in config.mask_names:
-    options = config.masks[name].to_dict()
-    sampler = build_mask_sampler(get_grid(config), options.pop('kind'), options)
+  for sampler in build_samplers(config).values():
     draws = [sampler(rng) for _ in range(size)]
     context, target = (np.stack(ids) for ids in zip(*draws, strict=True))
     masks.append({'context': context, 'target': target})
@@ -117,12 +113,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times both steps in turn and prints the ratio."""
   if arguments.batch_size < 1:
     raise measure.BenchError(f'--batch_size={arguments.batch_size} is too few')
-  try:
-    config = make_config(arguments.batch_size, arguments.quick)
-  except ImportError as error:
-    raise measure.BenchError(
-      'the recipes in configs/ are needed: run in the root of the repository'
-    ) from error
+  config = make_config(arguments.batch_size, arguments.quick)
   ours, theirs = build_steps(config)
   batch = make_batch(config)
   losses = {measure.OURS: [], 'torch': []}
@@ -149,17 +140,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     f'{clip.resolution} px, batch {arguments.batch_size}; losses agree to '
     f'{drift:.1e}'
   )
+  both = {measure.OURS: result['ours'], **result['peer']}
   rows = [
     [
       name,
       1e3 * s['median'],
       1e3 * s['min'],
-      arguments.batch_size / s['median'],
+      config.data.batch_size / s['median'],
     ]
-    for name, s in (
-      (measure.OURS, result['ours']),
-      ('torch', result['peer']['torch']),
-    )
+    for name, s in both.items()
   ]
   measure.print_table(['', 'median ms', 'min ms', 'clips/s'], rows)
   print(f'ours / torch: {result["ratio"]["torch"]:.2f} (aim: {_AIM} or less)')

@@ -1,5 +1,6 @@
 """Video files for the benchmarks: the same footage in several encodings."""
 
+import argparse
 from collections.abc import Sequence
 import glob
 from pathlib import Path
@@ -43,16 +44,36 @@ ENCODINGS = tuple(
 TOY_ENCODINGS = (Encoding(96, 64, 12), Encoding(96, 64, 250))
 
 
-def find_videos(pattern: str) -> list[str]:
-  """Lists the files that a glob matches.
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that say where videos come from."""
+  parser.add_argument(
+    '--videos', metavar='GLOB', help='your files; else encoded from footage'
+  )
+  parser.add_argument(
+    '--folder', default='data/bench', help='where files are encoded to'
+  )
+
+
+def find_cases(
+  arguments: argparse.Namespace, count: int | None = None
+) -> dict[str, list[str]]:
+  """Returns the files of each case, or the first few; encodes them if need be.
 
   Raises:
-    BenchError: there are none.
+    BenchError: There are none.
   """
-  paths = sorted(p for p in glob.glob(pattern, recursive=True))
-  if not paths:
-    raise BenchError(f'--videos={pattern} matches no file')
-  return paths
+  if arguments.videos:
+    paths = sorted(glob.glob(arguments.videos, recursive=True))
+    if not paths:
+      raise BenchError(f'--videos={arguments.videos} matches no file')
+    return {arguments.videos: paths}
+  quick = arguments.quick
+  return encode_cases(
+    Path(arguments.folder),
+    (TOY_ENCODINGS if quick else ENCODINGS)[:count],
+    frames=72 if quick else 300,
+    toy=quick,
+  )
 
 
 def encode_cases(
