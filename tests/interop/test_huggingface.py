@@ -9,11 +9,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tiny_models import make_weights
 
 from vjepa_jax.interop import huggingface
-from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import make_abstract
-from vjepa_jax.models import zoo
+from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
 safetensors_numpy = pytest.importorskip(
@@ -97,34 +96,11 @@ def _gather(features, ids):
   return np.take_along_axis(features, ids[..., None], axis=1)
 
 
-def _make_weights(mlp_dim=192):
-  """Makes a tiny encoder and predictor with random parameters."""
-  encoder = zoo.build_encoder(
-    'nano', tubelet=(2, 8, 8), positions='rope_tiled', scale_init_by_depth=True
-  ).clone(mlp_dim=mlp_dim)
-  predictor = zoo.build_predictor(
-    encoder, num_heads=2, width=24, depth=2, num_mask_tokens=2
-  )
-  rng = np.random.default_rng(0)
-  encoder_params, predictor_params = jax.tree.map(
-    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32),
-    (make_abstract(encoder), make_abstract(predictor, encoder.width)),
-  )
-  return Weights(
-    encoder=encoder,
-    encoder_params=encoder_params,
-    predictor=predictor,
-    predictor_params=predictor_params,
-    resolution=32,
-    frames=8,
-  )
-
-
 @pytest.fixture
 def folder(tmp_path):
   """A folder of ours, to be damaged."""
   path = tmp_path / 'model'
-  huggingface.save_pretrained(path, _make_weights())
+  huggingface.save_pretrained(path, make_weights())
   return path
 
 
@@ -211,7 +187,7 @@ def test_what_transformers_saved_comes_out_to_the_bit(tmp_path, randomize):
 
 @pytest.mark.parametrize('mlp_dim', [192, 209, 210, 211, 212])
 def test_what_was_trained_here_comes_back_to_the_bit(tmp_path, mlp_dim):
-  expected = _make_weights(mlp_dim)
+  expected = make_weights(mlp_dim=mlp_dim)
   huggingface.save_pretrained(tmp_path, expected)
   weights = huggingface.read_pretrained(tmp_path)
   assert weights.encoder == expected.encoder
@@ -230,7 +206,7 @@ def test_transformers_loads_what_was_trained_here(tmp_path, check_parity):
   transformers = pytest.importorskip(
     'transformers', reason='the extra parity has transformers'
   )
-  weights = _make_weights()
+  weights = make_weights()
   huggingface.save_pretrained(tmp_path, weights)
   model, info = transformers.VJEPA2Model.from_pretrained(
     tmp_path, output_loading_info=True
@@ -413,7 +389,7 @@ def test_names_of_the_hub_are_downloaded(monkeypatch, folder):
 def test_models_that_transformers_lacks_are_refused(
   tmp_path, model, change, message
 ):
-  weights = _make_weights()
+  weights = make_weights()
   model = {model: getattr(weights, model).clone(**change)}
   with pytest.raises(WeightsError, match=message):
     huggingface.save_pretrained(tmp_path, dataclasses.replace(weights, **model))

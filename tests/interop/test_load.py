@@ -10,41 +10,30 @@ import numpy as np
 import optax
 from PIL import Image
 import pytest
+from tiny_models import TUBELET, make_weights
 
 import vjepa_jax
 from vjepa_jax.interop import huggingface, layout, names
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import _resize, load, read_weights
-from vjepa_jax.models import zoo
 from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tools import command, convert
 from vjepa_jax.training.checkpoint import Checkpoints
-from vjepa_jax.training.state import init_state
-
-TUBELET = (2, 8, 8)
-
-
-def _make_models(positions='rope_tiled'):
-  encoder = zoo.build_encoder(
-    'nano',
-    tubelet=TUBELET,
-    positions=positions,
-    scale_init_by_depth=positions != 'sincos',
-  )
-  predictor = zoo.build_predictor(
-    encoder, num_heads=2, width=24, depth=2, num_mask_tokens=2
-  )
-  state = init_state(
-    jax.random.key(0), encoder, predictor, optax.scale_by_adam(), (4, 4, 4)
-  )
-  # The target is to be told from the student.
-  target = jax.tree.map(lambda x: x + 0.01, state.target)
-  return encoder, predictor, state.replace(target=target)
+from vjepa_jax.training.state import TrainState
 
 
 @pytest.fixture(scope='module')
 def models():
-  return _make_models()
+  """Encoder, predictor, and a state whose target is to be told from it."""
+  weights = make_weights()
+  params = {
+    'encoder': weights.encoder_params,
+    'predictor': weights.predictor_params,
+  }
+  target = jax.tree.map(lambda x: x + 0.01, weights.encoder_params)
+  moments = optax.scale_by_adam().init(params)
+  state = jax.device_put(TrainState(np.int32(3), params, target, moments))
+  return weights.encoder, weights.predictor, state
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""Official files: exact conversions, V-JEPA 1's own numbers, clear errors."""
+"""Official files: exact conversions, clear errors."""
 
 import os
 import pickle
@@ -7,6 +7,7 @@ from absl import logging
 import jax
 import numpy as np
 import pytest
+from tiny_models import TUBELET, fill, make_weights
 
 from vjepa_jax.interop import layout, names, pytorch
 from vjepa_jax.interop.layout import WeightsError
@@ -14,36 +15,15 @@ from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
 
-TUBELET = (2, 8, 8)
 NEEDS_TORCH = 'the extra parity has torch'
-
-
-def _random(tree, seed=0):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), tree
-  )
-
-
-def _make_params(num_mask_tokens=2):
-  """Makes random parameters of a nano encoder and its predictor."""
-  encoder = zoo.build_encoder('nano', tubelet=TUBELET)
-  predictor = zoo.build_predictor(
-    encoder,
-    num_heads=None,
-    width=24,
-    depth=3,
-    num_mask_tokens=num_mask_tokens,
-  )
-  return _random((make_abstract(encoder), make_abstract(predictor, 48)))
 
 
 def _make_states(num_mask_tokens=2):
   """Makes the states of an official encoder and predictor."""
-  encoder, predictor = _make_params(num_mask_tokens)
+  weights = make_weights('sincos', depth=3, num_mask_tokens=num_mask_tokens)
   return (
-    layout.export(names.ENCODER, encoder, tubelet=TUBELET),
-    layout.export(names.PREDICTOR, predictor),
+    layout.export(names.ENCODER, weights.encoder_params, tubelet=TUBELET),
+    layout.export(names.PREDICTOR, weights.predictor_params),
   )
 
 
@@ -52,7 +32,7 @@ def _make_probe_state(depth=0):
   probe = AttentiveProbe(
     num_classes=5, num_heads=2, depth=depth, output_projection=not depth
   )
-  return layout.export(names.PROBE, _random(make_abstract(probe, 48), 1))
+  return layout.export(names.PROBE, fill(make_abstract(probe, 48), 1))
 
 
 def _read(family, state, num_heads=2):
@@ -86,8 +66,10 @@ def _assert_equal(actual, expected):
 
 
 def test_round_trips_are_exact_to_the_bit():
-  for family, params in zip(
-    (names.ENCODER, names.PREDICTOR), _make_params(), strict=True
+  weights = make_weights()
+  for family, params in (
+    (names.ENCODER, weights.encoder_params),
+    (names.PREDICTOR, weights.predictor_params),
   ):
     for system in ('official', 'huggingface'):
       state = layout.export(family, params, system, tubelet=TUBELET)
@@ -103,7 +85,7 @@ def test_round_trips_are_exact_to_the_bit():
 
 
 def test_layouts_are_the_published_ones():
-  params, _ = _make_params()
+  params = make_weights('sincos', depth=3).encoder_params
   state, predictor = _make_states()
   block = jax.tree.map(lambda x: x[1], params['transformer']['blocks'])
   assert state['patch_embed.proj.weight'].shape == (48, 3, *TUBELET)
@@ -140,7 +122,7 @@ def test_layouts_are_the_published_ones():
 
 def test_tubelets_must_fit():
   with pytest.raises(WeightsError, match='embeds 384 numbers a tubelet'):
-    layout.export(names.ENCODER, _make_params()[0])
+    layout.export(names.ENCODER, make_weights().encoder_params)
 
 
 def test_files_of_v1(save, caplog):
@@ -229,80 +211,70 @@ def test_files_of_probes(save):
   assert probe == AttentiveProbe(5, 2, output_projection=False)
 
 
-def _without(state, key):
-  return {k: v for k, v in state.items() if k != key}
+def _change(state, key, shape):
+  """Replaces a tensor by zeros of a shape; None removes it."""
+  others = {k: v for k, v in state.items() if k != key}
+  return others if shape is None else others | {key: np.zeros(shape, 'f')}
 
 
-def _damage_encoder(state):
-  """Yields a message and the encoder that causes it."""
-  zeros = np.zeros
-  yield "no tensor 'norm.bias'", _without(state, 'norm.bias')
-  yield (
-    "no tensor 'blocks.0.attn.qkv.bias'",
-    _without(state, 'blocks.0.attn.qkv.bias'),
-  )
-  yield (
-    "no tensor 'blocks.2.norm1.weight'",
-    state | {'blocks.3.norm1.weight': zeros(48, 'f')},
-  )
-  yield (
-    r'blocks.1.mlp.fc2.weight has shape \(48, 9\), not \(48, 192\)',
-    state | {'blocks.1.mlp.fc2.weight': zeros((48, 9), 'f')},
-  )
-  yield (
-    'blocks.0.ls1.gamma has no place in it',
-    state | {'blocks.0.ls1.gamma': zeros(48, 'f')},
-  )
-  yield (
-    'is one of V-JEPA 2.1, which is not supported',
-    state | {'norms_block.0.weight': zeros(48, 'f')},
-  )
-  yield (
-    'SwiGLU perceptrons, which is not supported',
-    state | {'blocks.0.mlp.fc3.weight': zeros((48, 192), 'f')},
-  )
-  yield (
-    r'shape \(48, 3, 8, 8\), not \(any, 3, any, any, any\)',
-    state | {'patch_embed.proj.weight': zeros((48, 3, 8, 8), 'f')},
-  )
-
-
-@pytest.mark.parametrize('case', range(8))
-def test_other_encoders_are_refused(save, case):
-  message, state = list(_damage_encoder(_make_states()[0]))[case]
-  with pytest.raises(WeightsError, match=message):
-    _read(names.ENCODER, state)
-  path = save({'target_encoder': _to_torch(state)})
-  with pytest.raises(WeightsError) as error:
-    pytorch.read_checkpoint(path, num_heads=2)
+def _check_refused(path, message, **options):
+  with pytest.raises(WeightsError, match=message) as error:
+    pytorch.read_checkpoint(path, **options)
   assert str(error.value).startswith(f'{path}: ')
   assert '\n' not in str(error.value)
 
 
-def test_other_predictors_are_refused(save):
-  encoder, state = _make_states()
-  zeros = np.zeros
-  for message, other in (
-    ("no tensor 'mask_tokens.0'", _without(state, 'mask_tokens.0')),
+@pytest.mark.parametrize(
+  'key,shape,message',
+  [
+    ('norm.bias', None, "no tensor 'norm.bias'"),
+    ('blocks.0.attn.qkv.bias', None, "no tensor 'blocks.0.attn.qkv.bias'"),
+    ('blocks.3.norm1.weight', 48, "no tensor 'blocks.2.norm1.weight'"),
     (
+      'blocks.1.mlp.fc2.weight', (48, 9),
+      r'blocks.1.mlp.fc2.weight has shape \(48, 9\), not \(48, 192\)',
+    ),
+    ('blocks.0.ls1.gamma', 48, 'blocks.0.ls1.gamma has no place in it'),
+    ('norms_block.0.weight', 48, 'is one of V-JEPA 2.1, which is not supp'),
+    ('blocks.0.mlp.fc3.weight', 1, 'with SwiGLU perceptrons, which is not'),
+    (
+      'patch_embed.proj.weight', (48, 3, 8, 8),
+      r'shape \(48, 3, 8, 8\), not \(any, 3, any, any, any\)',
+    ),
+  ],
+)  # fmt: skip
+def test_other_encoders_are_refused(save, key, shape, message):
+  state = _change(_make_states()[0], key, shape)
+  path = save({'target_encoder': _to_torch(state)})
+  _check_refused(path, message, num_heads=2)
+
+
+@pytest.mark.parametrize(
+  'key,shape,message',
+  [
+    ('mask_tokens.0', None, "no tensor 'mask_tokens.0'"),
+    (
+      'predictor_embed.weight', (24, 96),
       r'predictor_embed.weight has shape \(24, 96\), not \(any, 48\)',
-      state | {'predictor_embed.weight': zeros((24, 96), 'f')},
     ),
+    ('predictor_proj_context.weight', 1, 'V-JEPA 2.1, which is not supported'),
     (
-      'V-JEPA 2.1, which is not supported',
-      state | {'predictor_proj_context.weight': zeros((48, 24), 'f')},
-    ),
-    (
+      'action_encoder.weight', (24, 7),
       r'action-conditioned \(V-JEPA 2-AC\).* with_predictor=False',
-      state | {'action_encoder.weight': zeros((24, 7), 'f')},
     ),
-  ):
-    path = save({'encoder': _to_torch(encoder), 'predictor': _to_torch(other)})
-    with pytest.raises(WeightsError, match=message):
-      pytorch.read_checkpoint(path)
-    assert pytorch.read_checkpoint(path, with_predictor=False).encoder
+  ],
+)  # fmt: skip
+def test_other_predictors_are_refused(save, key, shape, message):
+  encoder, state = _make_states()
+  state = _change(state, key, shape)
+  path = save({'encoder': _to_torch(encoder), 'predictor': _to_torch(state)})
+  _check_refused(path, message)
+  assert pytorch.read_checkpoint(path, with_predictor=False).encoder
+
+
+def test_heads_must_divide_the_width():
   with pytest.raises(WeightsError, match='24 wide, not divisible by 7 heads'):
-    _read(names.PREDICTOR, state, num_heads=7)
+    _read(names.PREDICTOR, _make_states()[1], num_heads=7)
 
 
 def test_other_probes_are_refused(save):
@@ -367,106 +339,3 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
   monkeypatch.setitem(__import__('sys').modules, 'torch', None)
   with pytest.raises(WeightsError, match=r"pip install -e '.\[parity\]'"):
     pytorch.read_checkpoint(tmp_path / 'model.pt')
-
-
-def _gather(features, ids):
-  return np.take_along_axis(np.asarray(features), ids[..., None], axis=1)
-
-
-@pytest.mark.parametrize('frames,resolution', [(8, 32), (4, 48), (16, 24)])
-def test_v1_equals_the_original_modules(
-  frames, resolution, save, randomize, check_parity
-):
-  reason = 'pip install --no-deps vjepa==0.1.2 packaging'
-  vit = pytest.importorskip('vjepa.models.vision_transformer', reason=reason)
-  vit_predictor = pytest.importorskip('vjepa.models.predictor', reason=reason)
-  from functools import partial
-
-  import torch
-
-  options = dict(
-    img_size=resolution,
-    patch_size=8,
-    num_frames=frames,
-    tubelet_size=2,
-    embed_dim=96,
-    num_heads=4,
-    uniform_power=True,
-    norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-  )
-  encoder = randomize(vit.VisionTransformer(depth=3, **options))
-  predictor = randomize(
-    vit_predictor.VisionTransformerPredictor(
-      depth=2, predictor_embed_dim=48, use_mask_tokens=True, **options
-    ),
-    1,
-  )
-  path = save(
-    {
-      'target_encoder': {
-        f'module.backbone.{k}': v for k, v in encoder.state_dict().items()
-      },
-      'predictor': {
-        f'module.backbone.{k}': v for k, v in predictor.state_dict().items()
-      },
-    }
-  )
-  weights = pytorch.read_checkpoint(path, num_heads=4)
-  assert weights.encoder.positions == 'sincos'
-  assert len(weights.unused) == 2
-
-  rng = np.random.default_rng(0)
-  shape = 2, frames, resolution, resolution, 3
-  video = rng.normal(size=shape).astype(np.float32)
-  grid = frames // 2, resolution // 8, resolution // 8
-  order = np.stack([rng.permutation(np.prod(grid)) for _ in range(2)])
-  context, target = order[:, :15].copy(), order[:, 15:35].copy()
-  clip = torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())
-  ids = torch.from_numpy(context), torch.from_numpy(target)
-  with torch.no_grad():
-    everything = encoder(clip).numpy()
-    visible = encoder(clip, masks=[ids[0]])
-    predicted = [
-      predictor(visible, None, *ids, mask_index=i).numpy() for i in range(2)
-    ]
-  label = f'grid {"x".join(map(str, grid))}'
-
-  def apply(*arguments):
-    return weights.encoder.apply({'params': weights.encoder_params}, *arguments)
-
-  check_parity('V-JEPA 1', f'encoder, {label}', apply(video), everything)
-  check_parity(
-    'V-JEPA 1', f'encoder of visible tokens, {label}', apply(video, context),
-    visible.numpy(),
-  )  # fmt: skip
-  for i in range(2):
-    actual = weights.predictor.apply(
-      {'params': weights.predictor_params}, visible.numpy(), context, target,
-      grid, i,
-    )  # fmt: skip
-    check_parity(
-      'V-JEPA 1', f'predictor token {i}, {label}', actual, predicted[i]
-    )
-
-
-def test_v1_probe_equals_the_original_module(save, randomize, check_parity):
-  pooler = pytest.importorskip(
-    'vjepa.models.attentive_pooler',
-    reason='pip install --no-deps vjepa==0.1.2 packaging',
-  )
-  import torch
-
-  probe = randomize(
-    pooler.AttentiveClassifier(
-      embed_dim=96, num_heads=4, depth=1, num_classes=7
-    )
-  )
-  path = save(
-    {'classifier': {f'module.{k}': v for k, v in probe.state_dict().items()}}
-  )
-  ((ours, params),) = pytorch.read_checkpoint(path, num_heads=4).probes
-  features = np.random.default_rng(0).normal(size=(3, 20, 96)).astype('f')
-  with torch.no_grad():
-    expected = probe(torch.from_numpy(features)).numpy()
-  actual = ours.apply({'params': params}, features)
-  check_parity('V-JEPA 1', 'attentive probe', actual, expected)
