@@ -12,10 +12,10 @@ class _Clock:
   """A clock that the timed functions move themselves."""
 
   def __init__(self):
-    self.now = 0.0
+    self.seconds = 0.0
 
   def __call__(self):
-    return self.now
+    return self.seconds
 
 
 def test_alternates_and_times_each_run():
@@ -24,7 +24,7 @@ def test_alternates_and_times_each_run():
   def make(name, seconds):
     def run(i):
       calls.append((name, i))
-      clock.now += seconds * (i + 1)
+      clock.seconds += seconds * (i + 1)
 
     return run
 

@@ -7,7 +7,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from PIL import Image
 import pytest
 from tiny_models import TUBELET, make_weights
@@ -31,7 +30,7 @@ def models():
     'predictor': weights.predictor_params,
   }
   target = jax.tree.map(lambda x: x + 0.01, weights.encoder_params)
-  moments = optax.scale_by_adam().init(params)
+  moments = {'count': np.int32(0)}
   state = jax.device_put(TrainState(np.int32(3), params, target, moments))
   return weights.encoder, weights.predictor, state
 

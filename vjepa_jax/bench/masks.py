@@ -1,6 +1,7 @@
 """`bench masks`: mask sampling against the decoding of the clip it is for."""
 
 import argparse
+from functools import partial
 import time
 from typing import Any
 
@@ -56,13 +57,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     (paths * rounds)[:rounds], frames=16, step=4, resolution=224
   )
 
-  def draw(i, sampler):
+  def draw(sampler, i):
     for k in range(_DRAWS):
       sampler(np.random.default_rng((i, k)))
 
-  runs = {'decode': lambda i: read_ours(clips[i])}
-  for name, (sampler, _) in samplers.items():
-    runs[name] = lambda i, sampler=sampler: draw(i, sampler)
+  runs = {
+    name: partial(draw, sampler) for name, (sampler, _) in samplers.items()
+  }
+  runs = {'decode': lambda i: read_ours(clips[i]), **runs}
   times = measure.alternate(
     runs, rounds, clock=time.process_time, label='masks'
   )

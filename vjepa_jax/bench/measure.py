@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import statistics
 import time
 from typing import Any
 
@@ -92,10 +93,8 @@ def join_ratios(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """Takes the geometric mean over cases of each peer's ratio."""
   peers = {peer for case in cases for peer in case['ratio']}
   return {
-    peer: float(
-      np.exp(
-        np.mean([np.log(c['ratio'][peer]) for c in cases if peer in c['ratio']])
-      )
+    peer: statistics.geometric_mean(
+      case['ratio'][peer] for case in cases if peer in case['ratio']
     )
     for peer in sorted(peers)
   }

@@ -90,23 +90,15 @@ def build_steps(config: config_dict.ConfigDict) -> tuple[Any, Any]:
   from vjepa_jax.bench.torch_step import TorchStep  # noqa: PLC0415
 
   ours = JaxStep(config)
-  objective = ours.program.objective
+  encoder = ours.program.objective.encoder
+  predictor = ours.program.objective.predictor
+  params, tubelet = ours.state.params, encoder.tubelet
   weights = {
-    'encoder': layout.export(
-      names.ENCODER,
-      ours.state.params['encoder'],
-      tubelet=objective.encoder.tubelet,
-    ),
-    'predictor': layout.export(names.PREDICTOR, ours.state.params['predictor']),
+    'encoder': layout.export(names.ENCODER, params['encoder'], tubelet=tubelet),
+    'predictor': layout.export(names.PREDICTOR, params['predictor']),
   }
-  theirs = TorchStep(
-    objective.encoder,
-    objective.predictor,
-    get_grid(config),
-    weights,
-    _CONSTANTS,
-  )
-  return ours, theirs
+  grid = get_grid(config)
+  return ours, TorchStep(encoder, predictor, grid, weights, _CONSTANTS)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,13 +133,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     f'{drift:.1e}'
   )
   both = {measure.OURS: result['ours'], **result['peer']}
+  size = config.data.batch_size
   rows = [
-    [
-      name,
-      1e3 * s['median'],
-      1e3 * s['min'],
-      config.data.batch_size / s['median'],
-    ]
+    [name, 1e3 * s['median'], 1e3 * s['min'], size / s['median']]
     for name, s in both.items()
   ]
   measure.print_table(['', 'median ms', 'min ms', 'clips/s'], rows)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import av
 import cv2
-import numpy as np
 
 from vjepa_jax.bench.measure import BenchError
 from vjepa_jax.data.decode import open_video
@@ -129,9 +128,7 @@ def _encode(source: Path, encoding: Encoding, frames: int, path: Path) -> None:
       cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
       for image in video.play(times)
     ]
-  # Back and forth without showing an end twice.
-  loop = np.concatenate([np.arange(len(footage)), np.arange(1, len(footage))])
-  loop[len(footage) :] = np.arange(len(footage) - 2, -1, -1)
+  period = 2 * len(footage) - 2  # back and forth, no end is shown twice
   partial = path.with_suffix('.tmp')
   with av.open(str(partial), 'w', format='mp4') as container:
     options = {'crf': '23', 'g': str(encoding.gop), 'bf': '3'}
@@ -139,7 +136,8 @@ def _encode(source: Path, encoding: Encoding, frames: int, path: Path) -> None:
     stream.height, stream.width = size
     stream.pix_fmt = 'yuv420p'
     for i in range(frames):
-      image = footage[loop[i % max(len(loop) - 1, 1)]]
+      k = i % max(period, 1)
+      image = footage[min(k, period - k)]
       frame = av.VideoFrame.from_ndarray(image, format='rgb24')
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

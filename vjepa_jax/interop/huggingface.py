@@ -203,8 +203,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _list_files(folder: Path) -> list[Path]:
   index = folder / 'model.safetensors.index.json'
   if index.exists():
-    names = _read_json(index).get('weight_map', {}).values()
-    return [folder / name for name in sorted(set(names))]
+    found = _read_json(index).get('weight_map', {}).values()
+    return [folder / name for name in sorted(set(found))]
   path = folder / 'model.safetensors'
   if not path.exists() and (folder / 'pytorch_model.bin').exists():
     raise WeightsError(

@@ -185,7 +185,7 @@ def export(
     tubelet: Of an encoder, (frames, pixels, pixels).
 
   Raises:
-    WeightsError: The tubelet is of another size.
+    WeightsError: The tubelet is of another size, or a tensor has no name.
   """
   params = jax.tree.map(np.asarray, params)
   params = traverse_util.flatten_dict(params, sep='.')
@@ -202,6 +202,8 @@ def export(
       continue
     else:
       values = [params[row.ours]]
+    if not name:
+      raise WeightsError(f'{system} has no place for {row.ours}')
     if row.transform is FLATTEN_TUBELET:
       count, wanted = values[0].shape[0], 3 * math.prod(tubelet)
       if count != wanted:

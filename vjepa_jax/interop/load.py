@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -92,12 +93,9 @@ def load(
   )
   params = jax.device_put(weights.encoder_params)
   resolution = weights.resolution if resize else None
+  encode = _make_encode(encoder, params, resolution)
   return LoadedEncoder(
-    encoder,
-    params,
-    weights.resolution,
-    weights.frames,
-    _make_encode(encoder, params, resolution),
+    encoder, params, weights.resolution, weights.frames, encode
   )
 
 
@@ -227,13 +225,10 @@ def _make_encode(
     return encoder.apply({'params': params}, video)
 
   def encode(video):
-    if (
-      video.dtype != np.uint8
-      or video.ndim not in (4, 5)
-      or (video.shape[-1] != 3)
-    ):
+    shape = video.shape
+    if video.dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
       raise ValueError(
-        f'video is {video.dtype} {tuple(video.shape)}, encode takes uint8 '
+        f'video is {video.dtype} {tuple(shape)}, encode takes uint8 '
         '[B, T, H, W, 3] or images [B, H, W, 3]'
       )
     return apply(params, video)
@@ -284,33 +279,26 @@ def make_abstract(
   model: Encoder | Predictor | AttentiveProbe, width: int = 0
 ) -> Any:
   """Returns the shapes of a model's parameters; `width` is of its input."""
-  key = jax.random.key(0)
-  if isinstance(model, Encoder):
-    video = jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8)
-    return jax.eval_shape(model.init, key, video)['params']
-  features = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
-  if isinstance(model, AttentiveProbe):
-    return jax.eval_shape(model.init, key, features)['params']
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(
-    lambda *arguments: model.init(*arguments, (1, 1, 2)),
-    key,
-    features,
-    ids,
-    ids,
-  )['params']
+  inputs = (jax.ShapeDtypeStruct((1, 1, width), jnp.float32),)
+  init = model.init
+  if isinstance(model, Encoder):
+    inputs = (jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8),)
+  elif isinstance(model, Predictor):
+    inputs += (ids, ids)
+    init = functools.partial(model.init, grid=(1, 1, 2))
+  return jax.eval_shape(init, jax.random.key(0), *inputs)['params']
 
 
 def place(abstract: Any, sharding_only: bool = False) -> Any:
   """Puts shapes, or gives their shardings, on the default device."""
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-  def put(x):
-    if sharding_only:
-      return sharding
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  return jax.tree.map(put, abstract)
+  if sharding_only:
+    return jax.tree.map(lambda _: sharding, abstract)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    abstract,
+  )
 
 
 def read_clip_rate(path: str | os.PathLike) -> dict[str, int | float | None]:
