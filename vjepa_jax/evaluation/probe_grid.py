@@ -89,6 +89,8 @@ class ProbeGrid:
     count, clips = videos.shape[:2]
     flat = constrain_batch(videos.reshape(-1, *videos.shape[2:]))
     features = self.encoder.apply({'params': params}, flat, layers=self.layers)
+    if self.layers is not None:
+      features = jnp.concatenate(features, axis=1)  # [.., layers * N, D]
     features = jax.lax.stop_gradient(features)
     views = clips // self.segments
     features = features.reshape(

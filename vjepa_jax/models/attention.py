@@ -8,14 +8,15 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
+import numpy as np
 
 from vjepa_jax.models import tpu_attention
+from vjepa_jax.models.attention_mask import FULL, Mask
 from vjepa_jax.models.linear import add_bias, einsum
-from vjepa_jax.models.positions import rotate
-from vjepa_jax.models.tubelets import unpack
+from vjepa_jax.models.options import check_choice
+from vjepa_jax.models.positions import Rope, rotate
+from vjepa_jax.models.tubelets import pack, unpack
 from vjepa_jax.parallel.sharding import map_rows
-
-Rope = tuple[jax.Array, jax.Array]
 
 IMPLEMENTATIONS = ('xla', 'cudnn', 'pallas', 'pallas_interpret')
 
@@ -40,9 +41,13 @@ def choose_attention(platform: str, dtype: jnp.dtype) -> str:
 
 
 def attend(
-  q: jnp.ndarray, k: jnp.ndarray, v: jnp.ndarray, implementation: str
+  q: jnp.ndarray,
+  k: jnp.ndarray,
+  v: jnp.ndarray,
+  implementation: str,
+  mask: Mask = FULL,
 ) -> jnp.ndarray:
-  """Computes `softmax(q k^T / sqrt(d)) v` without a mask.
+  """Computes `softmax(q k^T / sqrt(d)) v`.
 
   Args:
     q: Queries, `[B, heads, N, d]`.
@@ -51,38 +56,67 @@ def attend(
     implementation: 'xla' (any platform), 'cudnn' (NVIDIA GPUs, 16-bit),
       'pallas' (TPUs; splash attention) or 'pallas_interpret' (the same,
       interpreted on any platform).
+    mask: What a query sees.
 
   Returns:
     `[B, heads, N, d]` in the dtype of `v`; the softmax is in float32.
+
+  Raises:
+    ValueError: There is no such implementation, or it has no such mask.
   """
+  check_choice('attention', implementation, IMPLEMENTATIONS)
   if implementation == 'xla':
-    return _attend_xla(q, k, v)
+    return _attend_xla(q, k, v, mask)
   if implementation == 'cudnn':
-    return _attend_cudnn(q, k, v)
-  if implementation in IMPLEMENTATIONS:
-    interpret = implementation == 'pallas_interpret'
-    return _attend_splash(q, k, v, interpret)
-  raise ValueError(
-    f'attention {implementation!r} is not one of {IMPLEMENTATIONS}'
-  )
+    return _attend_cudnn(q, k, v, mask)
+  interpret = implementation == 'pallas_interpret'
+  return _attend_splash(q, k, v, mask, interpret)
 
 
-def _attend_xla(q, k, v):
+def _make_dense(mask: Mask, length: int) -> jnp.ndarray:
+  """Returns whether queries see keys, bool `[N, N]`."""
+  tokens = jnp.arange(length)
+  return mask.find_last_keys(tokens)[:, None] >= tokens
+
+
+def _attend_xla(q, k, v, mask):
   logits = jnp.einsum(
     'bhnd,bhmd->bhnm', q, k, preferred_element_type=jnp.float32
   )
+  if mask != FULL:
+    logits = jnp.where(_make_dense(mask, q.shape[2]), logits, -jnp.inf)
   weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
   return jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
 
 
-def _attend_cudnn(q, k, v):
+def _attend_cudnn(q, k, v, mask):
+  dense = None
+  if mask != FULL:
+    length = q.shape[2]
+    if length % 2:
+      raise ValueError(
+        f"attention 'cudnn' takes {mask} of an even number of tokens, not "
+        f"{length}: set attention='xla'"
+      )
+    dense = _make_dense(mask, length)[None, None]
   # The kernel's layout is [B, N, heads, d].
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-  out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  out = jax.nn.dot_product_attention(
+    q, k, v, mask=dense, implementation='cudnn'
+  )
   return out.transpose(0, 2, 1, 3)
 
 
-def _attend_splash(q, k, v, interpret):
+def _make_splash_mask(mask: Mask, length: int) -> splash.Mask:
+  if mask == FULL:
+    return splash.FullMask((length, length))
+  causal = splash.CausalMask((length, length))
+  tokens = np.arange(length, dtype=np.int32)
+  causal.q_sequence = mask.find_last_keys(tokens)
+  return causal
+
+
+def _attend_splash(q, k, v, mask, interpret):
   num_heads, num_tokens, head_dim = q.shape[1:]
   padding = -num_tokens % tpu_attention.LANES
   if padding:
@@ -95,7 +129,7 @@ def _attend_splash(q, k, v, interpret):
   tiles = [n for n in range(128, 1025, 128) if length % n == 0]
   rows, keys = max(n for n in tiles if n <= 512), max(tiles)
   kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([splash.FullMask((length, length))] * num_heads),
+    splash.MultiHeadMask([_make_splash_mask(mask, length)] * num_heads),
     block_sizes=splash.BlockSizes(
       block_q=rows,
       block_kv=keys,
@@ -129,6 +163,7 @@ class Attention(nn.Module):
     out_init: Initialiser of the output projection's kernel.
     implementation: Kernel, see `attend`. 'pallas' uses `attend_lanes` for all
       sequences that it takes.
+    mask: What a token sees of its sequence.
     dtype: Compute dtype.
   """
 
@@ -136,6 +171,7 @@ class Attention(nn.Module):
   kernel_init: Callable = nn.initializers.normal(0.02)
   out_init: Callable = nn.initializers.normal(0.02)
   implementation: str = 'xla'
+  mask: Mask = FULL
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -160,11 +196,10 @@ class Attention(nn.Module):
     lengths = lengths or (x.shape[1],)
     projections = [
       _HeadProjection(
-        width,
-        self.num_heads,
-        head_dim,
-        self.kernel_init,
-        self.dtype,
+        num_heads=self.num_heads,
+        kernel_init=self.kernel_init,
+        dtype=self.dtype,
+        width=width,
         name=name,
       )
       for name in ('query', 'key', 'value')
@@ -173,7 +208,7 @@ class Attention(nn.Module):
       'out_kernel', self.out_init, (self.num_heads, head_dim, width)
     )
     bias = self.param('out_bias', nn.initializers.zeros, (width,))
-    if uses_lanes(self.implementation, head_dim, lengths):
+    if uses_lanes(self.implementation, head_dim, lengths, self.mask):
       heads = self._attend_lanes(x, projections, rope, lengths)  # [B, N, C]
       heads = checkpoint_name(heads, 'attention')
       kernel = _fill_lanes(kernel, (0, 1))
@@ -193,12 +228,9 @@ class Attention(nn.Module):
     q, k, v = (p(x) for p in projections)
     if rope is not None:
       q, k = rotate(q, rope), rotate(k, rope)
-    if len(lengths) == 1:
-      return attend(q, k, v, self.implementation)
     parts = zip(*(unpack(a, lengths, axis=2) for a in (q, k, v)), strict=True)
-    return jnp.concatenate(
-      [attend(*part, self.implementation) for part in parts], axis=2
-    )
+    heads = [attend(*part, self.implementation, self.mask) for part in parts]
+    return pack(heads, axis=2)[0]
 
   def _attend_lanes(self, x, projections, rope, lengths):
     """Attention over `[B, N, heads * slot]`, see tpu_attention."""
@@ -238,19 +270,13 @@ class _HeadProjection(nn.Module):
 
   width: int
   num_heads: int
-  head_dim: int
   kernel_init: Callable
   dtype: jnp.dtype
 
   def setup(self):
-    self.kernel = self.param(
-      'kernel',
-      self.kernel_init,
-      (self.width, self.num_heads, self.head_dim),
-    )
-    self.bias = self.param(
-      'bias', nn.initializers.zeros, (self.num_heads, self.head_dim)
-    )
+    heads = self.num_heads, self.width // self.num_heads
+    self.kernel = self.param('kernel', self.kernel_init, (self.width, *heads))
+    self.bias = self.param('bias', nn.initializers.zeros, heads)
 
   def get_parameters(self) -> tuple[jnp.ndarray, jnp.ndarray]:
     """Returns kernel `[D, heads, head_dim]` and bias, float32."""
@@ -262,12 +288,16 @@ class _HeadProjection(nn.Module):
 
 
 def uses_lanes(
-  implementation: str, head_dim: int, lengths: tuple[int, ...]
+  implementation: str,
+  head_dim: int,
+  lengths: tuple[int, ...],
+  mask: Mask = FULL,
 ) -> bool:
   """Whether `Attention` takes the kernel that keeps heads side by side."""
   slot = tpu_attention.get_head_slot(head_dim)
   return (
     implementation.startswith('pallas')
+    and mask == FULL
     and slot is not None
     and 3 * slot <= 4 * head_dim  # else padding costs more than it saves
     and all(

@@ -4,9 +4,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from vjepa_jax.models import transformer
-from vjepa_jax.models.encoder import encode_positions
 from vjepa_jax.models.linear import Dense, make_initializer
-from vjepa_jax.models.positions import Grid
+from vjepa_jax.models.positions import Grid, encode_positions
 
 
 class FeatureDecoder(nn.Module):
@@ -47,25 +46,28 @@ class FeatureDecoder(nn.Module):
       float32 `[B, N, out_width]`: pixels as the encoder sees them (normalised),
       ordered as by `tubelets.patchify`.
     """
+
+    def project(x, features, init, name):
+      return Dense(
+        features=features, kernel_init=init, dtype=self.dtype, name=name
+      )(x)
+
     init = make_initializer(0.0, features.shape[-1])
-    x = Dense(self.width, init, self.dtype, name='embed')(features)
+    x = project(features, self.width, init, 'embed')
     x, _ = encode_positions(x, jnp.arange(x.shape[1])[None], grid, 'sincos', 0)
     x = transformer.Transformer(
-      self.depth,
-      self.num_heads,
-      4 * self.width,
-      0.0,
-      True,
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=4 * self.width,
+      init_std=0.0,
+      scale_init_by_depth=True,
       attention=self.attention,
       dtype=self.dtype,
       name='transformer',
     )(x)
-    x = transformer.LayerNorm(self.dtype, name='norm')(x)
-
+    x = transformer.LayerNorm(dtype=self.dtype, name='norm')(x)
     # From zero: what is random at first stays for long, as noise.
-    def project(x, name):
-      zeros = nn.initializers.zeros
-      return Dense(self.out_width, zeros, self.dtype, name=name)(x)
-
-    pixels = project(x, 'proj') + project(features, 'linear')
+    zeros = nn.initializers.zeros
+    pixels = project(x, self.out_width, zeros, 'proj')
+    pixels += project(features, self.out_width, zeros, 'linear')
     return pixels.astype(jnp.float32)

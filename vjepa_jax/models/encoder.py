@@ -6,50 +6,8 @@ import jax.numpy as jnp
 from vjepa_jax.models import positions as pos
 from vjepa_jax.models import transformer
 from vjepa_jax.models import tubelets as tub
-
-POSITIONS = ('sincos', 'rope_tiled', 'rope_interleaved')
-
-
-def check_positions(positions: str) -> None:
-  """Raises ValueError unless `positions` names a known encoding."""
-  if positions not in POSITIONS:
-    raise ValueError(f'positions {positions!r} is not one of {POSITIONS}')
-
-
-def encode_positions(
-  x: jnp.ndarray,
-  ids: jnp.ndarray,
-  grid: pos.Grid,
-  positions: str,
-  head_dim: int,
-) -> tuple[jnp.ndarray, tuple[jnp.ndarray, jnp.ndarray] | None]:
-  """Adds sincos positions to tokens, or makes the tables of RoPE.
-
-  Args:
-    x: Tokens `[B, K, D]`.
-    ids: Their ids, int32 `[B, K]`, raster order over (t, h, w); `[1, K]` where
-      all clips have the same.
-    grid: Tubelet grid that the ids refer to.
-    positions: One of `POSITIONS`.
-    head_dim: Channels of one attention head.
-
-  Returns:
-    The tokens, and the rope argument of the transformer (None for sincos).
-  """
-  check_positions(positions)
-  if positions == 'sincos':
-    table = jnp.asarray(pos.make_sincos_table(grid, x.shape[-1]), x.dtype)
-    return x + table[ids], None
-  style = positions.removeprefix('rope_')
-  return x, pos.make_rope_tables(ids, grid, head_dim, style)
-
-
-def check_pixel_norm(pixel_norm: str) -> None:
-  """Raises ValueError unless `pixel_norm` names a known normalisation."""
-  if pixel_norm not in tub.PIXEL_NORMS:
-    raise ValueError(
-      f'pixel_norm {pixel_norm!r} is not one of {tub.PIXEL_NORMS}'
-    )
+from vjepa_jax.models.options import Options, check_choice
+from vjepa_jax.models.tubelets import Tokens
 
 
 def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
@@ -63,7 +21,7 @@ def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
     )
 
 
-class Encoder(nn.Module):
+class Encoder(Options):
   """Vision transformer over the tubelets of a clip.
 
   Attributes:
@@ -75,10 +33,7 @@ class Encoder(nn.Module):
     positions: 'sincos' (V-JEPA 1), 'rope_tiled' (V-JEPA 2 as released) or
       'rope_interleaved' (the exact rotation).
     pixel_norm: How uint8 pixels are normalised, see `tubelets`.
-    init_std, scale_init_by_depth: See `transformer.Block`.
-    remat, drop_path_rate: See `transformer.Transformer`.
-    attention: Attention kernel, see `attention.attend`.
-    dtype: Compute dtype; parameters are float32.
+    drop_path_rate: See `transformer.Transformer`.
   """
 
   width: int
@@ -88,20 +43,21 @@ class Encoder(nn.Module):
   tubelet: tuple[int, int, int] = (2, 16, 16)
   positions: str = 'sincos'
   pixel_norm: str = 'imagenet'
-  init_std: float = 0.02
-  scale_init_by_depth: bool = False
-  remat: str = 'none'
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
   drop_path_rate: float = 0.0
+
+  def __post_init__(self):
+    check_choice('positions', self.positions, pos.POSITIONS)
+    check_choice('pixel_norm', self.pixel_norm, tub.PIXEL_NORMS)
+    super().__post_init__()
 
   @nn.compact
   def __call__(
     self,
     video: jnp.ndarray,
-    ids: jnp.ndarray | tuple[jnp.ndarray, ...] | None = None,
+    ids: Tokens | None = None,
     layers: tuple[int, ...] | None = None,
-  ) -> jnp.ndarray | tuple[jnp.ndarray, ...]:
+    coordinates: jnp.ndarray | None = None,
+  ) -> Tokens | tuple[Tokens, ...]:
     """Encodes the visible tubelets of clips.
 
     Args:
@@ -114,10 +70,12 @@ class Encoder(nn.Module):
       layers: Blocks whose outputs are wanted, counted from 0, increasing, each
         after the final LayerNorm (as probes of V-JEPA 2 read several); None for
         the last block alone.
+      coordinates: float32 `[N, 3]`, (t, h, w) of all N tokens of the clip for
+        RoPE; None for their places in its grid.
 
     Returns:
       Features `[B, K, width]` in the compute dtype, after the final LayerNorm;
-      a tuple for a tuple of ids; with `layers` `[B, len(layers), K, width]`.
+      a tuple for a tuple of ids; with `layers` a tuple of these, one a layer.
 
     Raises:
       ValueError: A side of the clip is not a multiple of the tubelet's, or
@@ -129,7 +87,6 @@ class Encoder(nn.Module):
     if video.shape[1] == 1:
       video = jnp.repeat(video, self.tubelet[0], axis=1)
     grid = tub.compute_grid(video.shape, self.tubelet)
-    check_pixel_norm(self.pixel_norm)
     if self.pixel_norm == 'clip' and video.dtype == jnp.uint8:
       video = tub.normalize_clips(video)
     x = tub.patchify(video, self.tubelet)  # [B, N, P]
@@ -141,21 +98,25 @@ class Encoder(nn.Module):
       # Raw tubelets are gathered before their embedding: only the visible ones
       # cost anything, and the backward pass needs no scatter.
       x = tub.gather_tokens(x, packed_ids)
-    x = tub.TubeletEmbed(self.width, self.init_std, self.dtype, name='embed')(x)
-    x, rope = encode_positions(
-      x, packed_ids, grid, self.positions, self.width // self.num_heads
+    x = tub.TubeletEmbed(
+      width=self.width, init_std=self.init_std, dtype=self.dtype, name='embed'
+    )(x)
+    head_dim = self.width // self.num_heads
+    x, rope = pos.encode_positions(
+      x, packed_ids, grid, self.positions, head_dim, coordinates
     )
     x = transformer.Transformer(
-      self.depth,
-      self.num_heads,
-      self.mlp_dim,
-      self.init_std,
-      self.scale_init_by_depth,
-      self.remat,
-      self.attention,
-      self.dtype,
-      self.drop_path_rate,
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      drop_path_rate=self.drop_path_rate,
+      **self.get_options(),
       name='transformer',
     )(x, rope, lengths, layers)
-    x = transformer.LayerNorm(self.dtype, name='norm')(x)
-    return tub.unpack(x, lengths) if isinstance(ids, tuple) else x
+    norm = transformer.LayerNorm(dtype=self.dtype, name='norm')
+
+    def finish(x):
+      x = norm(x)
+      return tub.unpack(x, lengths) if isinstance(ids, tuple) else x
+
+    return finish(x) if layers is None else tuple(map(finish, x))

@@ -1,8 +1,9 @@
 """Positions of tubelets in space and time: fixed sincos tables and 3-D RoPE.
 
-Token ids are in raster order over (t, h, w) of the tubelet grid. The tables are
-made for the grid at hand, so an encoder takes clips of any length and
-resolution without interpolating a stored table.
+Token ids are in raster order over (t, h, w) of the tubelet grid. The sincos
+table is made for the grid at hand, so an encoder takes clips of any length and
+resolution without interpolating a stored table. RoPE takes coordinates: those
+of token ids on the grid, or any others.
 """
 
 import math
@@ -10,9 +11,13 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.models.options import check_choice
+
 Grid = tuple[int, int, int]
+Rope = tuple[jnp.ndarray, jnp.ndarray]
 
 ROPE_STYLES = ('tiled', 'interleaved')
+POSITIONS = ('sincos', *(f'rope_{style}' for style in ROPE_STYLES))
 
 
 def _sincos_1d(positions: np.ndarray, dim: int) -> np.ndarray:
@@ -22,43 +27,44 @@ def _sincos_1d(positions: np.ndarray, dim: int) -> np.ndarray:
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def _grid_coordinates(grid: Grid) -> list[np.ndarray]:
-  """Returns the t, h and w coordinate of every token, each float64 `[N]`."""
-  axes = np.meshgrid(
-    *(np.arange(n, dtype=np.float64) for n in grid), indexing='ij'
-  )
-  return [axis.reshape(-1) for axis in axes]
-
-
-def make_sincos_table(
-  grid: Grid, dim: int, uniform_power: bool = True
-) -> np.ndarray:
+def make_sincos_table(grid: Grid, dim: int) -> np.ndarray:
   """Makes the fixed 3-D position table of V-JEPA 1.
+
+  Each axis has `2 * ceil(dim / 6)` features, in the order t, h, w, and what is
+  more than `dim` is cut off.
 
   Args:
     grid: Number of tubelets in (time, height, width).
-    dim: Feature width, even (a multiple of 8 without `uniform_power`).
-    uniform_power: Give t, h and w the same `2 * ceil(dim / 6)` features and
-      cut the concatenation to `dim` (every published config). Otherwise time
-      has half of the features and h and w a quarter each.
+    dim: Feature width, even.
 
   Returns:
-    float32 `[T * H * W, dim]`, features in the order t, h, w.
+    float32 `[T * H * W, dim]`.
   """
-  if uniform_power:
-    dims = [2 * math.ceil(dim / 6)] * 3
-  else:
-    dims = [dim // 2, dim // 4, dim // 4]
-  parts = [
-    _sincos_1d(coordinate, d)
-    for coordinate, d in zip(_grid_coordinates(grid), dims, strict=True)
-  ]
+  axes = np.indices(grid, dtype=np.float64).reshape(3, -1)
+  parts = [_sincos_1d(axis, 2 * math.ceil(dim / 6)) for axis in axes]
   return np.concatenate(parts, axis=1)[:, :dim].astype(np.float32)
 
 
+def compute_coordinates(ids: jnp.ndarray, grid: Grid) -> jnp.ndarray:
+  """Computes where tokens are, in units of one tubelet.
+
+  Args:
+    ids: int32 `[...]`, raster order over (t, h, w). Time has no end: ids
+      beyond the grid are those of frames after it.
+    grid: Number of tubelets in (time, height, width) that `ids` refer to.
+
+  Returns:
+    float32 `[..., 3]`: t, h and w.
+  """
+  _, height, width = grid
+  frame = height * width
+  coordinates = ids // frame, ids % frame // width, ids % width
+  return jnp.stack(coordinates, axis=-1).astype(jnp.float32)
+
+
 def make_rope_tables(
-  ids: jnp.ndarray, grid: Grid, head_dim: int, style: str
-) -> tuple[jnp.ndarray, jnp.ndarray]:
+  coordinates: jnp.ndarray, head_dim: int, style: str
+) -> Rope:
   """Makes the cosine and sine tables of 3-D RoPE for the given tokens.
 
   A head's channels are split as [t | h | w | rest], each axis taking
@@ -71,37 +77,30 @@ def make_rope_tables(
   pair the same frequency: the exact rotation.
 
   Args:
-    ids: int32 `[B, N]`, token ids in raster order over (t, h, w).
-    grid: Number of tubelets in (time, height, width) that `ids` refer to.
+    coordinates: float32 `[B, N, 3]`, (t, h, w) of each token; on the tubelet
+      grid those of `compute_coordinates`.
     head_dim: Channels of one attention head, at least 6.
     style: 'tiled' or 'interleaved'.
 
   Returns:
     Two float32 arrays `[B, N, head_dim]`: cosines and sines.
   """
-  if style not in ROPE_STYLES:
-    raise ValueError(f'RoPE style {style!r} is not one of {ROPE_STYLES}')
-  _, height, width = grid
-  frame = height * width
+  check_choice('RoPE style', style, ROPE_STYLES)
   axis_dim = 2 * (head_dim // 3 // 2)
   half = axis_dim // 2
   omega = jnp.asarray(10000.0 ** -(np.arange(half) / half), dtype=jnp.float32)
-  coordinates = (ids // frame, ids % frame // width, ids % width)
-  angles = []
-  for coordinate in coordinates:
-    angle = coordinate.astype(jnp.float32)[..., None] * omega  # [B, N, half]
-    if style == 'tiled':
-      angles.append(jnp.concatenate([angle, angle], axis=-1))
-    else:
-      angles.append(jnp.repeat(angle, 2, axis=-1))
-  rest = jnp.zeros((*ids.shape, head_dim - 3 * axis_dim), jnp.float32)
-  angles = jnp.concatenate([*angles, rest], axis=-1)  # [B, N, head_dim]
+  angles = coordinates[..., None] * omega  # [B, N, 3, half]
+  if style == 'tiled':
+    angles = jnp.concatenate([angles, angles], axis=-1)
+  else:
+    angles = jnp.repeat(angles, 2, axis=-1)
+  angles = angles.reshape(*angles.shape[:-2], -1)  # [B, N, 3 * axis_dim]
+  rest = [(0, 0)] * (angles.ndim - 1) + [(0, head_dim - angles.shape[-1])]
+  angles = jnp.pad(angles, rest)
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-  x: jnp.ndarray, tables: tuple[jnp.ndarray, jnp.ndarray]
-) -> jnp.ndarray:
+def rotate(x: jnp.ndarray, tables: Rope) -> jnp.ndarray:
   """Rotates channel pairs (2i, 2i + 1) of queries or keys.
 
   Args:
@@ -131,3 +130,43 @@ def _make_pair_swap(dim: int) -> np.ndarray:
   swap[even + 1, even] = -1.0
   swap[even, even + 1] = 1.0
   return swap
+
+
+def encode_positions(
+  x: jnp.ndarray,
+  ids: jnp.ndarray,
+  grid: Grid,
+  positions: str,
+  head_dim: int,
+  coordinates: jnp.ndarray | None = None,
+) -> tuple[jnp.ndarray, Rope | None]:
+  """Adds sincos positions to tokens, or makes the tables of RoPE.
+
+  Args:
+    x: Tokens `[B, K, D]`.
+    ids: Their ids, int32 `[B, K]`, raster order over (t, h, w); `[1, K]` where
+      all clips have the same.
+    grid: Tubelet grid that the ids refer to.
+    positions: One of `POSITIONS`.
+    head_dim: Channels of one attention head.
+    coordinates: float32 `[N, 3]`, (t, h, w) of the token of each id; None for
+      those of the grid. RoPE only.
+
+  Returns:
+    The tokens, and the rope argument of the transformer (None for sincos).
+
+  Raises:
+    ValueError: `positions` is not one of them, or has no coordinates.
+  """
+  check_choice('positions', positions, POSITIONS)
+  if positions == 'sincos':
+    if coordinates is not None:
+      raise ValueError("positions 'sincos' have no coordinates: take RoPE")
+    table = jnp.asarray(make_sincos_table(grid, x.shape[-1]), x.dtype)
+    return x + table[ids], None
+  if coordinates is None:
+    coordinates = compute_coordinates(ids, grid)
+  else:
+    coordinates = coordinates[ids]
+  style = positions.removeprefix('rope_')
+  return x, make_rope_tables(coordinates, head_dim, style)

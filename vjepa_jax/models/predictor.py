@@ -5,14 +5,13 @@ import jax.numpy as jnp
 
 from vjepa_jax.models import transformer
 from vjepa_jax.models import tubelets as tub
-from vjepa_jax.models.encoder import encode_positions
 from vjepa_jax.models.linear import Dense, make_initializer
-from vjepa_jax.models.positions import Grid
+from vjepa_jax.models.options import Options
+from vjepa_jax.models.positions import Grid, encode_positions
+from vjepa_jax.models.tubelets import Tokens
 
-Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
 
-
-class Predictor(nn.Module):
+class Predictor(Options):
   """Predicts features of hidden tokens from those of the visible ones.
 
   Context features, brought to `width`, and mask tokens, one for each hidden
@@ -28,8 +27,7 @@ class Predictor(nn.Module):
       projection of their own (V-JEPA 2.1).
     num_mask_tokens: Learned mask tokens: one a mask spec in V-JEPA 1; in
       V-JEPA 2 all specs share the first, so one is enough.
-    positions, init_std, scale_init_by_depth, remat, attention, dtype: See
-      `Encoder`.
+    positions: See `Encoder`.
   """
 
   out_width: int
@@ -39,11 +37,6 @@ class Predictor(nn.Module):
   num_mask_tokens: int = 1
   predict_context: bool = False
   positions: str = 'sincos'
-  init_std: float = 0.02
-  scale_init_by_depth: bool = False
-  remat: str = 'none'
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -53,6 +46,7 @@ class Predictor(nn.Module):
     target_ids: Tokens,
     grid: Grid,
     mask_index: int = 0,
+    coordinates: jnp.ndarray | None = None,
   ) -> Tokens:
     """Predicts the features of `target_ids`.
 
@@ -66,6 +60,8 @@ class Predictor(nn.Module):
       grid: Tubelet grid that the ids refer to.
       mask_index: Which mask token to use, of tuples for the first entry; wraps
         around, so that specs share tokens where there are fewer than specs.
+      coordinates: float32 `[N, 3]`, (t, h, w) of the token of each id for RoPE;
+        None for those of the grid.
 
     Returns:
       `[B, Kt, out_width]` in the compute dtype. With `predict_context` a
@@ -75,22 +71,29 @@ class Predictor(nn.Module):
     sequences = context, context_ids, target_ids
     if not several:
       sequences = tuple((x,) for x in sequences)
-    heads = self._predict(*sequences, grid, mask_index)
+    heads = self._predict(*sequences, grid, mask_index, coordinates)
     if not several:
       heads = tuple(predictions[0] for predictions in heads)
     return heads if self.predict_context else heads[0]
 
-  def _predict(self, context, context_ids, target_ids, grid, mask_index):
+  def _predict(
+    self, context, context_ids, target_ids, grid, index, coordinates
+  ):
+    def project(x, features, name):
+      init = make_initializer(self.init_std, x.shape[-1])
+      return Dense(
+        features=features, kernel_init=init, dtype=self.dtype, name=name
+      )(x)
+
     x, sizes = tub.pack(context)
-    init = make_initializer(self.init_std, x.shape[-1])
-    x = Dense(self.width, init, self.dtype, name='embed')(x)
+    x = project(x, self.width, 'embed')
     # Zero at first, as in every published config.
     mask_tokens = self.param(
       'mask_tokens', nn.initializers.zeros, (self.num_mask_tokens, self.width)
     )
     sequences, sequence_ids, parts = [], [], []
     for i, visible in enumerate(tub.unpack(x, sizes)):
-      token = mask_tokens[(mask_index + i) % self.num_mask_tokens]
+      token = mask_tokens[(index + i) % self.num_mask_tokens]
       shape = (*target_ids[i].shape, self.width)
       sequences += [visible, jnp.broadcast_to(token.astype(x.dtype), shape)]
       sequence_ids += [context_ids[i], target_ids[i]]
@@ -102,27 +105,22 @@ class Predictor(nn.Module):
       grid,
       self.positions,
       self.width // self.num_heads,
+      coordinates,
     )
     x = transformer.Transformer(
-      self.depth,
-      self.num_heads,
-      4 * self.width,
-      self.init_std,
-      self.scale_init_by_depth,
-      self.remat,
-      self.attention,
-      self.dtype,
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=4 * self.width,
+      **self.get_options(),
       name='transformer',
     )(x, rope, tuple(map(sum, zip(parts[::2], parts[1::2], strict=True))))
-    norm = transformer.LayerNorm(self.dtype, name='norm')
+    norm = transformer.LayerNorm(dtype=self.dtype, name='norm')
 
-    def project(first, name):
+    def predict(first, name):
       tokens, sizes = tub.pack(tub.unpack(x, tuple(parts))[first::2])
-      init = make_initializer(self.init_std, self.width)
-      head = Dense(self.out_width, init, self.dtype, name=name)
-      return tub.unpack(head(norm(tokens)), sizes)
+      return tub.unpack(project(norm(tokens), self.out_width, name), sizes)
 
-    hidden = project(1, 'proj')
+    hidden = predict(1, 'proj')
     if not self.predict_context:
       return (hidden,)
-    return hidden, project(0, 'proj_context')
+    return hidden, predict(0, 'proj_context')

@@ -51,10 +51,10 @@ class AttentiveProbe(nn.Module):
 
     for i in range(self.depth):
       features = _ProbeBlock(
-        self.num_heads,
-        self.epsilon,
-        self.attention,
-        self.dtype,
+        num_heads=self.num_heads,
+        epsilon=self.epsilon,
+        attention=self.attention,
+        dtype=self.dtype,
         name=f'block_{i}',
       )(features)
     query = self.param('query', normal, (1, 1, width))
@@ -73,7 +73,7 @@ class AttentiveProbe(nn.Module):
       )(y)
     x = query + y
     y = _make_norm(self, 'norm2')(x)
-    x = x + Mlp(4 * width, dtype=self.dtype, name='mlp')(y)
+    x = x + Mlp(hidden=4 * width, dtype=self.dtype, name='mlp')(y)
     return nn.Dense(self.num_classes, kernel_init=normal, name='classifier')(
       x[:, 0].astype(jnp.float32)
     )
@@ -122,12 +122,12 @@ class _ProbeBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps tokens `[B, N, D]` to the same."""
     attention = Attention(
-      self.num_heads,
+      num_heads=self.num_heads,
       implementation=self.attention,
       dtype=self.dtype,
       name='attention',
     )
-    mlp = Mlp(4 * x.shape[-1], dtype=self.dtype, name='mlp')
+    mlp = Mlp(hidden=4 * x.shape[-1], dtype=self.dtype, name='mlp')
     x = x + attention(_make_norm(self, 'norm1')(x))
     return x + mlp(_make_norm(self, 'norm2')(x))
 

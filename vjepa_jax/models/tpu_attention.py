@@ -19,6 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from vjepa_jax.models.attention_mask import FULL, Mask
+from vjepa_jax.models.positions import Rope
+
 LANES = 128
 # Sequences start at multiples of this many rows.
 SUBLANES = 8
@@ -27,8 +30,6 @@ MAX_LENGTH = 2560
 # Queries whose scores are made at a time.
 _CHUNK = 256
 _VMEM_BYTES = 64 * 2**20
-
-Rope = tuple[jax.Array, jax.Array]
 
 
 def get_head_slot(head_dim: int) -> int | None:
@@ -46,6 +47,7 @@ def attend_lanes(
   slot: int,
   scale: float,
   rope: Rope | None = None,
+  mask: Mask = FULL,
   interpret: bool = False,
 ) -> jax.Array:
   """Computes `softmax(q k^T * scale) v` within each of several sequences.
@@ -61,11 +63,17 @@ def attend_lanes(
     scale: Factor of the scores.
     rope: Cosines and sines `[B or 1, N, 128]`, float32, by which queries and
       keys are turned, see `positions.rotate`.
+    mask: What a token sees of its sequence; there is only `FULL`.
     interpret: Run on any platform, slowly.
 
   Returns:
     `[B, N, C]` in the dtype of `qkv`; the softmax is in float32.
+
+  Raises:
+    ValueError: Another mask.
   """
+  if mask != FULL:
+    raise ValueError(f'attend_lanes has no {mask} mask: take attention.attend')
   return _attend(qkv, bias, rope, lengths, slot, scale, interpret)
 
 

@@ -8,10 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.models.attention import Attention, uses_lanes, widen_tables
+from vjepa_jax.models.attention_mask import FULL, Mask
 from vjepa_jax.models.linear import Dense, make_initializer
+from vjepa_jax.models.options import Options, check_choice
+from vjepa_jax.models.positions import Rope
 from vjepa_jax.parallel.sharding import constrain_batch
 
-REMAT_POLICIES = ('none', 'attention', 'dots', 'full')
+_POLICIES = jax.checkpoint_policies
+# What of a block is kept for the backward pass, see `Options.remat`.
+REMAT_POLICIES = {
+  'none': None,
+  'attention': _POLICIES.save_only_these_names('attention'),
+  'dots': _POLICIES.dots_with_no_batch_dims_saveable,
+  'full': None,
+}
 
 
 @jax.custom_vjp
@@ -54,7 +64,7 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-    """Normalises `[B, N, D]` over its features."""
+    """Normalises `[..., D]` over its features."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
     return _normalize(x, scale, bias, self.dtype)
@@ -85,7 +95,8 @@ def _normalize_backward(dtype, saved, gradient):
     - h.mean(axis=-1, keepdims=True)
     - normal * (h * normal).mean(axis=-1, keepdims=True)
   )
-  return d_x.astype(x.dtype), (g * normal).sum((0, 1)), g.sum((0, 1))
+  tokens = tuple(range(g.ndim - 1))
+  return d_x.astype(x.dtype), (g * normal).sum(tokens), g.sum(tokens)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -102,39 +113,36 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
     width = x.shape[-1]
-    x = Dense(self.hidden, self.kernel_init, self.dtype, name='fc1')(x)
-    return Dense(width, self.out_init, self.dtype, name='fc2')(gelu(x))
+    x = Dense(
+      features=self.hidden,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      name='fc1',
+    )(x)
+    return Dense(
+      features=width, kernel_init=self.out_init, dtype=self.dtype, name='fc2'
+    )(gelu(x))
 
 
-class Block(nn.Module):
+class Block(Options):
   """Pre-norm block: attention, then the perceptron, each with a residual.
 
   Attributes:
     num_heads: Attention heads.
     mlp_dim: Hidden features of the perceptron.
-    init_std: Standard deviation of the kernels at initialisation, see
-      `linear.make_initializer`.
-    scale_init_by_depth: Scale the kernels that write to the residual stream by
-      `1 / sqrt(2 (layer + 1))` at initialisation (V-JEPA 2; in V-JEPA 1 the
-      rescale is overwritten and has no effect).
-    attention: Attention kernel, see `attention.attend`.
-    dtype: Compute dtype.
+    mask: What a token sees of its sequence.
     drop_path_slope: By how much the probability to drop a branch grows from
       one block to the next, from 0 in the first, see `Transformer`.
   """
 
   num_heads: int
   mlp_dim: int
-  init_std: float = 0.02
-  scale_init_by_depth: bool = False
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
+  mask: Mask = FULL
   drop_path_slope: float = 0.0
 
   @nn.compact
   def __call__(self, x, layer, rope, lengths):
     """Maps `x` `[B, N, D]` to the same; `layer` is the block's index, int."""
-
     width = x.shape[-1]
     kernel_init = make_initializer(self.init_std, width)
 
@@ -145,19 +153,23 @@ class Block(nn.Module):
         kernel *= (2.0 * (layer + 1)) ** -0.5
       return kernel
 
-    y = LayerNorm(self.dtype, name='norm1')(x)
+    common = {
+      'kernel_init': kernel_init,
+      'out_init': out_init,
+      'dtype': self.dtype,
+    }
+    y = LayerNorm(dtype=self.dtype, name='norm1')(x)
     y = Attention(
-      self.num_heads,
-      kernel_init,
-      out_init,
-      self.attention,
-      self.dtype,
+      num_heads=self.num_heads,
+      implementation=self.attention,
+      mask=self.mask,
+      **common,
       name='attention',
     )(y, rope, lengths)
     x = x + self._drop_path(y, layer)
-    y = LayerNorm(self.dtype, name='norm2')(x)
-    mlp = Mlp(self.mlp_dim, kernel_init, out_init, self.dtype, name='mlp')
-    return x + self._drop_path(mlp(y), layer)
+    y = LayerNorm(dtype=self.dtype, name='norm2')(x)
+    y = Mlp(hidden=self.mlp_dim, **common, name='mlp')(y)
+    return x + self._drop_path(y, layer)
 
   def _drop_path(self, y, layer):
     """Drops the branch of some clips, and scales it up for the others."""
@@ -170,7 +182,7 @@ class Block(nn.Module):
     return y * (kept / keep).astype(y.dtype)
 
 
-class Transformer(nn.Module):
+class Transformer(Options):
   """`depth` blocks as one scan; parameters have a leading depth axis.
 
   A scan compiles one block, whatever the depth: minutes and gigabytes less
@@ -178,35 +190,27 @@ class Transformer(nn.Module):
 
   Attributes:
     depth: Number of blocks.
-    remat: What the backward pass recomputes. 'none': nothing. 'full': the
-      whole block, keeping its input only. 'attention': the same but for the
-      output of the attention kernel. 'dots': all but the matmuls without batch
-      dimensions.
+    num_heads, mlp_dim, mask: See `Block`.
     drop_path_rate: Probability that the last block leaves out a branch of a
       clip, attention or perceptron; it grows linearly from 0 in the first
       block (stochastic depth, arXiv 1603.09382). Only where `apply` is given
       an rng 'drop_path': never in evaluation.
-    (others): See `Block`.
   """
 
   depth: int
   num_heads: int
   mlp_dim: int
-  init_std: float = 0.02
-  scale_init_by_depth: bool = False
-  remat: str = 'none'
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
+  mask: Mask = FULL
   drop_path_rate: float = 0.0
 
   @nn.compact
   def __call__(
     self,
     x: jnp.ndarray,
-    rope: tuple[jnp.ndarray, jnp.ndarray] | None = None,
+    rope: Rope | None = None,
     lengths: tuple[int, ...] | None = None,
     layers: tuple[int, ...] | None = None,
-  ) -> jnp.ndarray:
+  ) -> jnp.ndarray | tuple[jnp.ndarray, ...]:
     """Maps tokens to tokens.
 
     Args:
@@ -214,60 +218,50 @@ class Transformer(nn.Module):
       rope: Tables of make_rope_tables for these tokens.
       lengths: Tokens of each sequence, end to end along N; None for one. No
         token sees another sequence.
-      layers: Blocks whose outputs are wanted, increasing; None for the last.
+      layers: Blocks whose outputs are wanted; None for the last.
 
     Returns:
-      `[B, N, D]`; with `layers` `[B, len(layers), N, D]`.
+      `[B, N, D]`; with `layers` a tuple, one a layer.
     """
     lengths = lengths or (x.shape[1],)
     head_dim = x.shape[-1] // self.num_heads
-    if rope is not None and uses_lanes(self.attention, head_dim, lengths):
+    lanes = uses_lanes(self.attention, head_dim, lengths, self.mask)
+    if rope is not None and lanes:
       rope = widen_tables(rope, head_dim)
 
-    def body(block, x, layer):
-      return constrain_batch(
-        block(constrain_batch(x), layer, rope, lengths)
-      ), None
+    def run(block, x, layer):
+      return constrain_batch(block(constrain_batch(x), layer, rope, lengths))
 
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(f'remat {self.remat!r} is not one of {REMAT_POLICIES}')
+    check_choice('remat', self.remat, REMAT_POLICIES)
     if self.remat != 'none':
-      policies = jax.checkpoint_policies
-      policy = {
-        'full': None,
-        'attention': policies.save_only_these_names('attention'),
-        'dots': policies.dots_with_no_batch_dims_saveable,
-      }[self.remat]
       # Inside a scan XLA cannot undo the recomputation, so CSE may stay on.
-      body = nn.remat(body, prevent_cse=False, policy=policy)
+      policy = REMAT_POLICIES[self.remat]
+      run = nn.remat(run, prevent_cse=False, policy=policy)
+
+    def body(block, carry, layer):
+      x, outputs = carry
+      x = run(block, x, layer)
+      # Carried, not stacked: a stack would hold the outputs of all blocks.
+      outputs = tuple(
+        jnp.where(layer == wanted, x, output)
+        for wanted, output in zip(layers or (), outputs, strict=True)
+      )
+      return (x, outputs), None
+
     block = Block(
-      self.num_heads,
-      self.mlp_dim,
-      self.init_std,
-      self.scale_init_by_depth,
-      self.attention,
-      self.dtype,
-      self.drop_path_rate / max(self.depth - 1, 1),
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      mask=self.mask,
+      drop_path_slope=self.drop_path_rate / max(self.depth - 1, 1),
+      **self.get_options(),
       name='blocks',
     )
-
-    def collect(block, carry, layer):
-      x, outputs = carry
-      x, _ = body(block, x, layer)
-      # Outputs go to the place of the next block that is wanted, where its own
-      # is the last; those after all of them go nowhere.
-      place = jnp.searchsorted(jnp.array(layers), layer)
-      return (x, outputs.at[:, place].set(x, mode='drop')), None
-
     scan = nn.scan(
-      body if layers is None else collect,
+      body,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'drop_path': True},
       length=self.depth,
     )
-    if layers is None:
-      x, _ = scan(block, x, jnp.arange(self.depth))
-      return x
-    outputs = jnp.zeros((x.shape[0], len(layers), *x.shape[1:]), x.dtype)
-    (_, outputs), _ = scan(block, (x, outputs), jnp.arange(self.depth))
-    return outputs
+    outputs = (jnp.zeros_like(x),) * len(layers or ())
+    (x, outputs), _ = scan(block, (x, outputs), jnp.arange(self.depth))
+    return x if layers is None else outputs

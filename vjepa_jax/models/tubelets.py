@@ -10,6 +10,9 @@ from vjepa_jax.models.linear import Dense, make_initializer
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.parallel.sharding import constrain_batch
 
+# One sequence, or one each of several that are computed in one pass.
+Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
+
 # How uint8 pixels are normalised: by the statistics of ImageNet, as in every
 # published config, or of each clip.
 PIXEL_NORMS = ('imagenet', 'clip')
@@ -74,25 +77,26 @@ def gather_tokens(x: jnp.ndarray, ids: jnp.ndarray) -> jnp.ndarray:
 
 
 def pack(
-  sequences: Sequence[jnp.ndarray],
+  sequences: Sequence[jnp.ndarray], axis: int = 1
 ) -> tuple[jnp.ndarray, tuple[int, ...]]:
-  """Joins sequences `[B, K_i, ...]` end to end.
+  """Joins sequences `[B, K_i, ...]` end to end, or along another axis.
 
   Returns:
     `[B, sum of K_i, ...]` and the lengths K_i.
   """
-  lengths = tuple(x.shape[1] for x in sequences)
+  lengths = tuple(x.shape[axis] for x in sequences)
   if len(sequences) == 1:
     return sequences[0], lengths
-  return jnp.concatenate(sequences, axis=1), lengths
+  return jnp.concatenate(sequences, axis=axis), lengths
 
 
 def unpack(
   x: jnp.ndarray, lengths: tuple[int, ...], axis: int = 1
 ) -> tuple[jnp.ndarray, ...]:
-  """Inverts `pack`, also where the tokens lie along another axis."""
-  ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
-  return tuple(jnp.split(x, ends, axis=axis))
+  """Inverts `pack`."""
+  if len(lengths) == 1:
+    return (x,)
+  return tuple(jnp.split(x, np.cumsum(lengths)[:-1], axis=axis))
 
 
 def normalize_pixels(tubelets: jnp.ndarray) -> jnp.ndarray:
@@ -145,4 +149,6 @@ class TubeletEmbed(nn.Module):
       tubelets = normalize_pixels(tubelets)
     tubelets = constrain_batch(tubelets)
     init = make_initializer(self.init_std, tubelets.shape[-1])
-    return Dense(self.width, init, self.dtype, name='proj')(tubelets)
+    return Dense(
+      features=self.width, kernel_init=init, dtype=self.dtype, name='proj'
+    )(tubelets)

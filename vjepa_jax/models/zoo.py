@@ -2,11 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from vjepa_jax.models.encoder import (
-  Encoder,
-  check_pixel_norm,
-  check_positions,
-)
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.predictor import Predictor
 
 
@@ -41,17 +38,13 @@ def get_size(name: str) -> Size:
   Raises:
     ValueError: There is no such size; the message lists them.
   """
-  if name not in SIZES:
-    raise ValueError(f'encoder size {name!r} is not one of {list(SIZES)}')
+  check_choice('encoder size', name, SIZES)
   return SIZES[name]
 
 
 def build_encoder(size: str, **fields: Any) -> Encoder:
   """Builds the encoder of a named size; `fields` are those of `Encoder`."""
-  encoder = Encoder(**get_size(size)._asdict(), **fields)
-  check_positions(encoder.positions)
-  check_pixel_norm(encoder.pixel_norm)
-  return encoder
+  return Encoder(**get_size(size)._asdict(), **fields)
 
 
 def build_predictor(
@@ -77,11 +70,7 @@ def build_predictor(
     out_width=out_width or encoder.width,
     num_heads=num_heads,
     positions=encoder.positions,
-    init_std=encoder.init_std,
-    scale_init_by_depth=encoder.scale_init_by_depth,
-    remat=encoder.remat,
-    attention=encoder.attention,
-    dtype=encoder.dtype,
+    **encoder.get_options(),
     **fields,
   )
   if predictor.width % num_heads:

@@ -1,0 +1,39 @@
+"""Which tokens attend to which: static, so that kernels can plan."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """What the tokens of one sequence see of it.
+
+  Attributes:
+    tokens_per_step: None if each token sees all others ('full'); else they are
+      in order of time, so many a step, and a token sees its own step and those
+      before ('block-causal', V-JEPA 2-AC).
+  """
+
+  tokens_per_step: int | None = None
+
+  def __str__(self) -> str:
+    if self.tokens_per_step is None:
+      return 'full'
+    return f'block_causal({self.tokens_per_step})'
+
+  def find_last_keys(self, queries: Any) -> Any:
+    """Returns the last token that each of block-causal `queries` `[N]` sees.
+
+    With it in place of the query's own index the mask is the causal one.
+    """
+    return queries // self.tokens_per_step * self.tokens_per_step + (
+      self.tokens_per_step - 1
+    )
+
+
+FULL = Mask()
+
+
+def block_causal(tokens_per_step: int) -> Mask:
+  """Returns the mask by which a step, full in itself, sees no later one."""
+  return Mask(tokens_per_step)
