@@ -9,6 +9,7 @@ import pytest
 from variants import VARIANTS, make_frames, write_video
 
 from vjepa_jax.data import decode
+from vjepa_jax.data.container import Container
 from vjepa_jax.data.video import ARRAY_FPS
 
 _ROTATIONS = [90, 180, 270]
@@ -294,13 +295,13 @@ def test_gaps_between_wanted_frames_change_nothing(videos, name, step):
 
 def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
   sent = []
-  send = decode.EncodedVideo._send
+  send = Container.send
 
   def count(self, packet):
     sent.append(packet)
     return send(self, packet)
 
-  monkeypatch.setattr(decode.EncodedVideo, '_send', count)
+  monkeypatch.setattr(Container, 'send', count)
   with decode.open_video(str(videos('short_gop.mp4'))) as video:
     assert not sent
     # Frame 0 of each of three groups of 12: a packet each, and the drains.

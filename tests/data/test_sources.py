@@ -8,8 +8,8 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from vjepa_jax.data import sources
-from vjepa_jax.data.sources import Record
+from vjepa_jax.data import records, sources
+from vjepa_jax.data.records import Record
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def folder(tmp_path) -> pathlib.Path:
   return root
 
 
-def _write_shard(path: pathlib.Path, records: list[Record]) -> None:
+def _write_shard(path: pathlib.Path, content: list[Record]) -> None:
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-  for record in records:
-    writer.write(sources.pack_record(record))
+  for record in content:
+    writer.write(records.pack_record(record))
   writer.close()
 
 
@@ -98,23 +98,23 @@ def test_says_what_does_not_exist(tmp_path, folder):
 
 def test_records_survive_packing():
   record = Record(b'\x00video\xff', 7, 'földer/ñame 1.mp4')
-  assert sources.unpack_record(sources.pack_record(record)) == record
+  assert records.unpack_record(records.pack_record(record)) == record
   for data in (b'', b'\x05', b'\x04\x00\x00\x00junk', b'\x02\x00\x00\x00{}v'):
     with pytest.raises(ValueError, match='not a record'):
-      sources.unpack_record(data)
+      records.unpack_record(data)
   with pytest.raises(TypeError, match='bytes'):
-    sources.pack_record(Record('path.mp4', 0, 'path'))
+    records.pack_record(Record('path.mp4', 0, 'path'))
 
 
 def test_array_records(tmp_path):
-  records = [Record(bytes([i]) * 9, i, f'{i}.mp4') for i in range(5)]
-  _write_shard(tmp_path / 'v-00000-of-00002.array_record', records[:3])
-  _write_shard(tmp_path / 'v-00001-of-00002.array_record', records[3:])
+  written = [Record(bytes([i]) * 9, i, f'{i}.mp4') for i in range(5)]
+  _write_shard(tmp_path / 'v-00000-of-00002.array_record', written[:3])
+  _write_shard(tmp_path / 'v-00001-of-00002.array_record', written[3:])
   (tmp_path / 'v-00002-of-00002.array_record.tmp').touch()
   for path in (tmp_path, tmp_path / 'v-*.array_record*'):
-    assert list(sources.open_source(str(path))) == records
+    assert list(sources.open_source(str(path))) == written
   single = sources.open_source(str(tmp_path / 'v-00001-of-00002.array_record'))
-  assert list(single) == records[3:]
+  assert list(single) == written[3:]
   (tmp_path / 'broken.array_record').write_bytes(b'broken' * 99)
   with pytest.raises(ValueError, match='cannot open the shards'):
     sources.open_source(str(tmp_path / 'broken.array_record'))

@@ -3,70 +3,13 @@
 import dataclasses
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from vjepa_jax.data import pipeline, shards, sources
+from vjepa_jax.data import records, shards, sources
 
 _NUMBER = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.array_record$')
-
-
-class VideoFeatures(NamedTuple):
-  """Features of the clips of one video.
-
-  Attributes:
-    features: float16 or float32, `[segments, N, D]`, tokens in raster order
-      over (t, h, w); `[segments, D]` if they were pooled.
-    label: class number, or -1.
-    name: says which video it is.
-    index: of the video in its source.
-    times: float64 `[segments, 2]`, when the first and the last frame of each
-      clip are shown, in seconds.
-  """
-
-  features: np.ndarray
-  label: int
-  name: str
-  index: int
-  times: np.ndarray
-
-
-def pack_features(video: VideoFeatures) -> bytes:
-  """Encodes the features of a video; see `shards.pack`."""
-  fields = {
-    'label': video.label,
-    'name': video.name,
-    'index': video.index,
-    'times': np.asarray(video.times).tolist(),
-    'features': {
-      'shape': video.features.shape,
-      'dtype': video.features.dtype.name,
-    },
-  }
-  return shards.pack(fields, np.ascontiguousarray(video.features).tobytes())
-
-
-def unpack_features(data: bytes) -> VideoFeatures:
-  """Decodes what `pack_features` encoded; the features are read-only.
-
-  Raises:
-    ValueError: `data` was not written by `pack_features`.
-  """
-  fields, content = shards.unpack(data)
-  if 'features' not in fields:
-    raise ValueError(
-      'the shards hold videos, not features: make features of them with '
-      'python -m vjepa_jax.tools.extract'
-    )
-  form: dict[str, Any] = fields['features']
-  return VideoFeatures(
-    np.frombuffer(content, form['dtype']).reshape(form['shape']),
-    fields['label'],
-    fields['name'],
-    fields['index'],
-    np.asarray(fields['times']),
-  )
 
 
 class FeatureSource:
@@ -87,14 +30,14 @@ class FeatureSource:
     if self._shards != [os.fspath(paths)]:
       _check_complete(self._shards)
     if len(self._records):
-      unpack_features(self._records[0])
+      records.unpack_features(self._records[0])
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> VideoFeatures:
+  def __getitem__(self, index: int) -> records.VideoFeatures:
     # A range raises the IndexError that ends a loop over the source.
-    return unpack_features(self._records[range(len(self))[index]])
+    return records.unpack_features(self._records[range(len(self))[index]])
 
   def __repr__(self) -> str:
     return f'FeatureSource({self._shards[0]!r}, {len(self)} videos)'
@@ -103,10 +46,10 @@ class FeatureSource:
 def holds_features(path: str) -> bool:
   """Says whether there are shards of features at a path, and not of videos."""
   try:
-    records, _ = sources.open_shards(path)
+    found, _ = sources.open_shards(path)
   except (FileNotFoundError, ValueError):
     return False
-  return len(records) > 0 and 'features' in shards.unpack(records[0])[0]
+  return len(found) > 0 and records.is_features(found[0])
 
 
 def join_segments(features: np.ndarray) -> np.ndarray:
@@ -142,7 +85,7 @@ class FeatureLoader:
     del position  # nothing about it is random
     source, index = key
     video = self.sources[source][index]
-    pipeline.check_label(video, self.num_classes)
+    records.check_label(video, self.num_classes)
     return {
       'video': {
         'features': join_segments(video.features),
@@ -155,17 +98,11 @@ class FeatureLoader:
 def _check_complete(paths: list[str]) -> None:
   """Raises ValueError if a run of `extract` has not written all its shards."""
   found = set(paths)
-  for path in paths:
-    match = _NUMBER.match(path)
-    if match is None:
-      continue
-    stem, count = match[1], int(match[3])
-    expected = [
-      f'{stem}-{i:05d}-of-{count:05d}.array_record' for i in range(count)
-    ]
+  for match in filter(None, map(_NUMBER.match, paths)):
+    expected = shards.name_shards('', match[1], int(match[3]))
     missing = [shard for shard in expected if shard not in found]
     if missing:
       raise ValueError(
-        f'{len(missing)} of {count} shards are missing, the first is '
+        f'{len(missing)} of {len(expected)} shards are missing, the first is '
         f'{missing[0]}: run the same vjepa_jax.tools.extract again'
       )

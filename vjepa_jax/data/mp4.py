@@ -15,6 +15,8 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 
+from vjepa_jax.data import storage
+
 _MAX_HEADER_BYTES = 1 << 28
 # No turning, mirroring or scaling, as it is stored (section 8.3.2).
 _UPRIGHT = struct.pack(
@@ -56,7 +58,8 @@ def read_frame_table(
   if not entries or first.pts is None:
     return None
   times, is_key, is_discard, starts, sizes = np.array(entries, np.int64).T
-  with _open(source) as file:
+  is_path = isinstance(source, str)
+  with storage.open_file(source) if is_path else io.BytesIO(source) as file:
     file_size = file.seek(0, io.SEEK_END)
     if (
       is_discard.any() or not sizes.all() or file_size < (starts + sizes).max()
@@ -72,10 +75,6 @@ def read_frame_table(
   if pts[0] != first.pts or times[0] != first.dts:
     return None
   return FrameTable(pts, is_key.astype(bool))
-
-
-def _open(source: str | bytes) -> BinaryIO:
-  return open(source, 'rb') if isinstance(source, str) else io.BytesIO(source)
 
 
 def _read_offsets(

@@ -15,117 +15,15 @@ from absl import flags
 import grain
 import numpy as np
 
-from vjepa_jax.data import decode, sampling, sources, transforms
+from vjepa_jax.data.clip import ClipOptions, read_clips
+from vjepa_jax.data.records import Record, check_label
+from vjepa_jax.data.video import DecodeError
 
 MaskSampler = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 # Videos that may fail in a row before the fault is not theirs.
 _MAX_ATTEMPTS = 100
 _MASK_STREAM = 2**31
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipOptions:
-  """How clips are cut from a video.
-
-  Attributes:
-    frames: Frames of a clip.
-    resolution: Height and width of a clip, pixels.
-    frame_step: Video frames from one clip frame to the next; or
-    fps: clip frames per second. Exactly one of the two.
-    num_clips: Clips cut from each video that is opened.
-    crop_scale: Range of the random crop's share of the frame.
-    crop_aspect_ratio: Range of its width over height.
-    flip: Probability of a horizontal flip.
-    views: Crops of each clip in evaluation: the centre, or so many squares
-      along the long side; in training there is one, at random.
-  """
-
-  frames: int = 16
-  resolution: int = 224
-  frame_step: int | None = 4
-  fps: float | None = None
-  num_clips: int = 1
-  crop_scale: tuple[float, float] = (0.3, 1.0)
-  crop_aspect_ratio: tuple[float, float] = (0.75, 1.35)
-  flip: float = 0.5
-  views: int = 1
-
-  def __post_init__(self):
-    if (self.frame_step is None) == (self.fps is None):
-      raise ValueError(
-        'set exactly one of frame_step and fps for clips, got '
-        f'frame_step={self.frame_step} and fps={self.fps}'
-      )
-
-
-def read_clips(
-  record: sources.Record,
-  options: ClipOptions,
-  rng: np.random.Generator | None = None,
-) -> np.ndarray:
-  """Cuts clips from one video.
-
-  Args:
-    record: The video.
-    options: How to cut.
-    rng: Decides times, crops and flips (one of each a clip); None takes the
-      deterministic times and the centre crop of evaluation.
-
-  Returns:
-    uint8 `[num_clips, frames, resolution, resolution, 3]`; in evaluation
-    `[num_clips * views, ...]`, the views of a clip one after the other.
-
-  Raises:
-    DecodeError: The video cannot be read.
-  """
-  return read_timed_clips(record, options, rng)[0]
-
-
-def read_timed_clips(
-  record: sources.Record,
-  options: ClipOptions,
-  rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Cuts clips as `read_clips`, and says when their frames are shown.
-
-  Returns:
-    The clips, and the times float64 `[num_clips, frames]`, in seconds.
-
-  Raises:
-    DecodeError: The video cannot be read.
-  """
-  size = (options.resolution, options.resolution)
-  clips = []
-  with decode.open_video(record.video) as video:
-    indices = sampling.sample_frames(
-      video.times,
-      options.frames,
-      frame_step=options.frame_step,
-      fps=options.fps,
-      num_clips=options.num_clips,
-      rng=rng,
-    )
-    for clip_indices in indices:
-      if rng is None:
-        boxes = [transforms.center_crop(video.height, video.width)]
-        if options.views > 1:
-          boxes = transforms.spread_crops(
-            video.height, video.width, options.views
-          )
-        clips += [video.read(clip_indices, box, size) for box in boxes]
-        continue
-      box = transforms.random_resized_crop(
-        video.height,
-        video.width,
-        scale=options.crop_scale,
-        aspect_ratio=options.crop_aspect_ratio,
-        rng=rng,
-      )
-      flip = rng.random() < options.flip
-      clip = video.read(clip_indices, box, size)
-      clips.append(transforms.flip_horizontal(clip) if flip else clip)
-    return np.stack(clips), video.times[indices]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +68,26 @@ class SampleLoader:
       RuntimeError: 100 videos in a row failed.
       ValueError: A video has no label, or one outside of the classes.
     """
-    source_index, item = key
+    record, clips, failures = self._read(position, *key)
+    stream = {
+      'pixels': clips,
+      'masks': tuple(
+        self._draw_masks(position, i, len(clips))
+        for i in range(len(self.mask_samplers))
+      ),
+    }
+    if self.num_classes is not None:
+      check_label(record, self.num_classes)
+      stream['label'] = np.full(len(clips), record.label, np.int32)
+    return {
+      'video': stream,
+      'failures': json.dumps(failures) if failures else '',
+    }
+
+  def _read(
+    self, position: int, source_index: int, item: int
+  ) -> tuple[Record, np.ndarray, list[dict[str, str]]]:
+    """Reads the clips of the first video that can be read."""
     source = self.sources[source_index]
     failures = []
     for attempt in range(_MAX_ATTEMPTS):
@@ -179,56 +96,31 @@ class SampleLoader:
         item = int(rng.integers(len(source)))
       record = source[item]
       try:
-        video = read_clips(record, self.options, rng)
-        break
-      except decode.DecodeError as error:
+        return record, read_clips(record, self.options, rng), failures
+      except DecodeError as error:
         failures.append({'name': record.name, 'reason': str(error)})
-    else:
-      raise RuntimeError(
-        f'{_MAX_ATTEMPTS} videos in a row could not be read, the last one '
-        f'{failures[-1]["name"]}: {failures[-1]["reason"]}'
-      )
-    masks = [
-      [
-        sampler(
-          np.random.default_rng((self.seed, position, _MASK_STREAM + clip, i))
-        )
-        for clip in range(len(video))
-      ]
-      for i, sampler in enumerate(self.mask_samplers)
-    ]
-    stream = {
-      'pixels': video,
-      'masks': tuple(
-        {
-          'context': np.stack([context for context, _ in clips]),
-          'target': np.stack([target for _, target in clips]),
-        }
-        for clips in masks
-      ),
-    }
-    if self.num_classes is not None:
-      check_label(record, self.num_classes)
-      stream['label'] = np.full(len(video), record.label, np.int32)
-    return {
-      'video': stream,
-      'failures': json.dumps(failures) if failures else '',
-    }
-
-
-def check_label(record: sources.Record, num_classes: int) -> None:
-  """Raises ValueError unless a record has one of the labels 0, 1, ..."""
-  if not 0 <= record.label < num_classes:
-    label = 'no label' if record.label < 0 else f'label {record.label}'
-    raise ValueError(
-      f'{record.name} has {label}, training needs one from 0 to '
-      f'{num_classes - 1}'
+    raise RuntimeError(
+      f'{_MAX_ATTEMPTS} videos in a row could not be read, the last one '
+      f'{failures[-1]["name"]}: {failures[-1]["reason"]}'
     )
+
+  def _draw_masks(
+    self, position: int, spec: int, num_clips: int
+  ) -> dict[str, np.ndarray]:
+    """Draws the masks of one spec, each clip its own."""
+    seeds = (self.seed, position)
+    drawn = [
+      self.mask_samplers[spec](
+        np.random.default_rng((*seeds, _MASK_STREAM + clip, spec))
+      )
+      for clip in range(num_clips)
+    ]
+    context, target = map(np.stack, zip(*drawn, strict=True))
+    return {'context': context, 'target': target}
 
 
 def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Joins samples `[num_clips, ...]` to a batch `[B, ...]`."""
-
   failures = [s['failures'] for s in samples if s['failures']]
   streams = [{k: v for k, v in s.items() if k != 'failures'} for s in samples]
   return {

@@ -1,4 +1,4 @@
-"""ArrayRecord shards: the form of a record, and writing them resumably.
+"""Writes ArrayRecord shards resumably.
 
 A shard is there whole or not at all, so that an interrupted run goes on with
 the shards that are missing. Which items belong into which shard depends on the
@@ -11,12 +11,12 @@ from concurrent import futures
 import hashlib
 import json
 import os
-import struct
 from typing import Any, NamedTuple
 
 from absl import logging
 import tqdm
 
+from vjepa_jax.data import storage
 from vjepa_jax.progress import make_bar
 
 # One record a chunk, so that reading one record reads nothing else; and no
@@ -29,32 +29,6 @@ class BadFile(NamedTuple):
 
   name: str
   reason: str
-
-
-def pack(fields: dict[str, Any], content: bytes) -> bytes:
-  """Encodes a record: fields, JSON, `label` and `name` among them, and bytes.
-
-  The encoding is the length of the JSON as a little-endian uint32, the JSON in
-  UTF-8, and the bytes.
-  """
-  header = json.dumps(fields, ensure_ascii=False).encode()
-  return struct.pack('<I', len(header)) + header + content
-
-
-def unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
-  """Decodes what `pack` encoded, without a copy of the bytes.
-
-  Raises:
-    ValueError: if `data` was not written by `pack`.
-  """
-  try:
-    (length,) = struct.unpack_from('<I', data)
-    fields = json.loads(data[4 : 4 + length])
-  except (struct.error, ValueError) as e:
-    raise ValueError('not a record of vjepa_jax: bad header') from e
-  if not isinstance(fields, dict) or not {'label', 'name'} <= fields.keys():
-    raise ValueError('not a record of vjepa_jax: bad header')
-  return fields, memoryview(data)[4 + length :]
 
 
 def name_shards(folder: str, stem: str, count: int) -> list[str]:
@@ -89,14 +63,13 @@ def check_options(path: str, options: dict[str, Any]) -> None:
     options: What the content of the shards depends on, JSON.
 
   Raises:
-    ValueError: if earlier shards were made with other options.
+    ValueError: Earlier shards were made with other options.
   """
   options = json.loads(json.dumps(options))
-  if not os.path.exists(path):
-    _replace(path, json.dumps(options, indent=2))
+  if not storage.exists(path):
+    storage.replace(path, json.dumps(options, indent=2))
     return
-  with open(path, encoding='utf-8') as f:
-    earlier = json.load(f)
+  earlier = json.loads(storage.read(path))
   changes = [
     f'{key} was {earlier.get(key)} and is now {value}'
     for key, value in options.items()
@@ -126,7 +99,7 @@ def write_shards(
       order, of packed records or why there is none.
     bad_files: JSON lines file that lists the bad ones, one a host.
   """
-  missing = [i for i in own if not os.path.exists(paths[i])]
+  missing = [i for i in own if not storage.exists(paths[i])]
   if not missing:
     logging.info('Nothing to do: all %d shards are there.', len(own))
     return
@@ -148,17 +121,15 @@ def write_shards(
 
 def _drop_bad_files(path: str, missing: Sequence[int]) -> None:
   """Forgets the bad files of shards that will be written again."""
-  if not os.path.exists(path):
+  if not storage.exists(path):
     return
-  with open(path, encoding='utf-8') as f:
-    lines = f.read().splitlines(keepends=True)
   # A run that was killed can leave half a line behind.
   kept = [
     line
-    for line in lines
+    for line in storage.read(path).decode().splitlines(keepends=True)
     if line.endswith('}\n') and json.loads(line)['shard'] not in missing
   ]
-  _replace(path, ''.join(kept))
+  storage.replace(path, ''.join(kept))
 
 
 def _write_shard(
@@ -172,24 +143,23 @@ def _write_shard(
   # Imported late: worker processes start sooner.
   from array_record.python import array_record_module
 
-  temporary = f'{path}.tmp'
-  writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
-  bad = []
-  for result in results:
-    if isinstance(result, BadFile):
-      bad.append(result)
-    else:
-      writer.write(result)
-    progress.update()
-  writer.close()
-  # Before the rename: entries of a shard that does not exist are dropped by
-  # the next run, entries missing from one that does would be lost.
-  with open(bad_files, 'a', encoding='utf-8') as f:
-    for name, reason in bad:
-      entry = {'name': name, 'reason': reason, 'shard': number}
-      f.write(json.dumps(entry) + '\n')
-      progress.write(f'left out {name}: {reason}')
-  os.replace(temporary, path)
+  with storage.replacing(path) as temporary:
+    writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
+    bad = []
+    for result in results:
+      if isinstance(result, BadFile):
+        bad.append(result)
+      else:
+        writer.write(result)
+      progress.update()
+    writer.close()
+    # Before the shard is there: entries of a shard that does not exist are
+    # dropped by the next run, entries missing from one that does would be lost.
+    with storage.open_file(bad_files, 'a') as f:
+      for name, reason in bad:
+        entry = {'name': name, 'reason': reason, 'shard': number}
+        f.write(json.dumps(entry) + '\n')
+        progress.write(f'left out {name}: {reason}')
 
 
 def map_ahead(
@@ -213,12 +183,3 @@ def map_ahead(
   finally:
     for future in queue:
       future.cancel()
-
-
-def _replace(path: str, text: str) -> None:
-  """Writes a file whole or not at all."""
-  # Another host may be writing the same.
-  temporary = f'{path}.{os.uname().nodename}-{os.getpid()}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as f:
-    f.write(text)
-  os.replace(temporary, path)

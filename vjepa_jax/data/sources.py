@@ -9,62 +9,23 @@ from collections.abc import Iterable, Sequence
 import glob
 import os
 import re
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from vjepa_jax.data import shards
+from vjepa_jax.data import storage
+from vjepa_jax.data.records import NO_LABEL, Record, unpack_record
 
-VIDEO_EXTENSIONS = frozenset(
-  [
-    '.mp4',
-    '.m4v',
-    '.mov',
-    '.mkv',
-    '.webm',
-    '.avi',
-    '.mpg',
-    '.mpeg',
-    '.m1v',
-    '.m2v',
-    '.ts',
-    '.m2ts',
-    '.mts',
-    '.vob',
-    '.wmv',
-    '.asf',
-    '.flv',
-    '.f4v',
-    '.3gp',
-    '.3g2',
-    '.ogv',
-    '.ogg',
-    '.rm',
-    '.rmvb',
-    '.swf',
-    '.gif',
-  ]
-)
+VIDEO_EXTENSIONS = frozenset([
+  '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.m1v',
+  '.m2v', '.ts', '.m2ts', '.mts', '.vob', '.wmv', '.asf', '.flv', '.f4v',
+  '.3gp', '.3g2', '.ogv', '.ogg', '.rm', '.rmvb', '.swf', '.gif',
+])  # fmt: skip
 _SHARD_PATTERN = re.compile(r'\.array_?record', re.IGNORECASE)
 _MANIFEST_EXTENSIONS = frozenset(['.csv', '.txt', '.tsv', '.manifest'])
 # How many paths of a manifest are looked up before training starts. All would
 # take minutes on network storage.
 _NUM_PROBED_PATHS = 16
-NO_LABEL = -1
-
-
-class Record(NamedTuple):
-  """One video.
-
-  Attributes:
-    video: a path, the bytes of an encoded file, or uint8 [N, H, W, 3] frames.
-    label: class number, or -1.
-    name: says which video it is, in logs and lists of bad files.
-  """
-
-  video: str | bytes | np.ndarray
-  label: int
-  name: str
 
 
 class Source(Protocol):
@@ -119,7 +80,9 @@ class FolderSource:
     """Lists the files of a folder, recursively, or of a glob (`**` allowed)."""
     path = os.fspath(path)
     self._path = path
-    files = sorted(f for f in _list_files(path) if _has_video_extension(f))
+    files = sorted(
+      f for f in storage.list_files(path) if _has_video_extension(f)
+    )
     if not files:
       raise FileNotFoundError(
         f'no video files in {path}, looked for '
@@ -151,7 +114,7 @@ class ManifestSource:
     path = os.fspath(path)
     self._path = path
     try:
-      text = _as_path(path).read_text(encoding='utf-8-sig')
+      text = storage.read(path).decode('utf-8-sig')
     except FileNotFoundError as e:
       raise FileNotFoundError(f'manifest {path} does not exist') from e
     except UnicodeDecodeError as e:
@@ -175,7 +138,7 @@ class ManifestSource:
     """Catches a wrong folder now, and leaves single missing files for later."""
     step = -(-len(self) // _NUM_PROBED_PATHS)
     if not any(
-      _as_path(self[i].video).exists() for i in range(0, len(self), step)
+      storage.exists(self[i].video) for i in range(0, len(self), step)
     ):
       raise FileNotFoundError(
         f'manifest {self._path}: {self[0].video} does not exist, nor do '
@@ -189,7 +152,7 @@ class ManifestSource:
   def __getitem__(self, index: int) -> Record:
     name = self._paths[index]
     video = name
-    if '://' not in name:
+    if not storage.is_remote(name):
       video = os.path.join(os.path.dirname(self._path), name)
     return Record(video, int(self._labels[index]), name)
 
@@ -198,7 +161,7 @@ class ManifestSource:
 
 
 class ArrayRecordSource:
-  """The shards that `vjepa_jax.tools.prepare` writes; see `pack_record`."""
+  """The shards that `vjepa_jax.tools.prepare` writes."""
 
   def __init__(self, paths: str | Sequence[str]) -> None:
     """Opens one shard, a glob, a folder of shards, or a list of shards."""
@@ -237,7 +200,7 @@ def open_shards(
     found = [os.fspath(path) for path in paths]
   if not found:
     raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
-  missing = [s for s in found if not _as_path(s).exists()]
+  missing = [s for s in found if not storage.exists(s)]
   if missing:
     raise FileNotFoundError(f'shard {missing[0]} does not exist')
   try:
@@ -321,30 +284,6 @@ class Subset:
     return f'Subset({self._source!r}, {len(self)} videos)'
 
 
-def pack_record(record: Record) -> bytes:
-  """Encodes a record whose video is the bytes of a file.
-
-  The fields of `shards.pack` are {"label": int, "name": str}.
-  """
-  if not isinstance(record.video, bytes):
-    raise TypeError(f'video must be bytes, got {type(record.video)}')
-  return shards.pack({'label': record.label, 'name': record.name}, record.video)
-
-
-def unpack_record(data: bytes) -> Record:
-  """Decodes what `pack_record` encoded.
-
-  Raises:
-    ValueError: if `data` was not written by `pack_record`.
-  """
-  fields, video = shards.unpack(data)
-  if 'features' in fields:
-    raise ValueError(
-      'the shards hold features of vjepa_jax.tools.extract, not videos'
-    )
-  return Record(bytes(video), fields['label'], fields['name'])
-
-
 class _Strings:
   """A list of strings in one block of memory, cheap to hold and to pickle."""
 
@@ -399,49 +338,12 @@ def _has_video_extension(path: str) -> bool:
 
 def _find_shards(path: str) -> list[str]:
   """Lists the complete ArrayRecord shards that a file, folder or glob means."""
-  if _as_path(path).is_dir():
+  if storage.is_folder(path):
     path = f'{path.rstrip("/")}/*'
   elif not glob.has_magic(path):
     return [path] if _SHARD_PATTERN.search(os.path.basename(path)) else []
   return sorted(
     f
-    for f in _expand_glob(path)
+    for f in storage.match(path)
     if _SHARD_PATTERN.search(os.path.basename(f)) and not f.endswith('.tmp')
   )
-
-
-def _list_files(path: str) -> list[str]:
-  """Lists the files below a folder, or those that a glob matches.
-
-  Raises:
-    FileNotFoundError: if the path does not exist.
-  """
-  if glob.has_magic(path) and not _as_path(path).exists():
-    return _expand_glob(path)
-  if not _as_path(path).exists():
-    raise FileNotFoundError(f'{path} does not exist')
-  if not _as_path(path).is_dir():
-    return [path]
-  if '://' in path:
-    return _expand_glob(f'{path.rstrip("/")}/**/*')
-  return [
-    os.path.join(folder, file)
-    for folder, _, files in os.walk(path, followlinks=True)
-    for file in files
-  ]
-
-
-def _expand_glob(pattern: str) -> list[str]:
-  """Lists what a glob matches, locally or on remote storage."""
-  if '://' not in pattern:
-    return glob.glob(pattern, recursive=True)
-  root = re.split(r'/[^/]*[*?\[]', pattern, maxsplit=1)[0]
-  relative = pattern.removeprefix(f'{root}/')
-  return [os.fspath(p) for p in _as_path(root).glob(relative)]
-
-
-def _as_path(path: str):
-  """Returns a path object, for local and remote (`gs://`) paths."""
-  from etils import epath
-
-  return epath.Path(path)

@@ -100,8 +100,8 @@ def spread_crops(height: int, width: int, count: int) -> list[Box]:
 
 
 def flip_horizontal(clip: np.ndarray) -> np.ndarray:
-  """Mirrors a clip [T, H, W, C] left to right, as a contiguous copy."""
-  return np.ascontiguousarray(clip[:, :, ::-1])
+  """Mirrors a clip [..., H, W, C] left to right, as a contiguous copy."""
+  return np.ascontiguousarray(clip[..., ::-1, :])
 
 
 def _center(height: int, width: int, box_height: int, box_width: int) -> Box:

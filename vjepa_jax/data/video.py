@@ -1,6 +1,7 @@
 """What every open video can do, and videos that are decoded already."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 
 import av
 import cv2
@@ -26,6 +27,15 @@ def describe_error(error: Exception) -> str:
   if isinstance(error, av.FFmpegError | OSError) and error.strerror:
     return f'cannot read: {error.strerror}'
   return f'cannot read: {" ".join(str(error).split())}'
+
+
+@contextlib.contextmanager
+def explain_errors() -> Iterator[None]:
+  """Makes a DecodeError of what libav, OpenCV or the system raise."""
+  try:
+    yield
+  except (av.FFmpegError, OSError, cv2.error) as e:
+    raise DecodeError(describe_error(e)) from e
 
 
 class Video:
@@ -62,7 +72,13 @@ class Video:
   def read(
     self, indices: Sequence[int], box: Box, size: tuple[int, int]
   ) -> np.ndarray:
-    """Reads frames, cropped and resized.
+    """Reads frames as `read_boxes`, of one box: uint8 [T, *size, 3]."""
+    return self.read_boxes(indices, [box], size)[0]
+
+  def read_boxes(
+    self, indices: Sequence[int], boxes: Sequence[Box], size: tuple[int, int]
+  ) -> np.ndarray:
+    """Reads frames once, and crops and resizes them in several ways.
 
     The resize is bilinear without antialiasing, as in the published
     pretraining. For 8-bit 4:2:0 video the luma and chroma planes are resized
@@ -74,26 +90,24 @@ class Video:
     Args:
       indices: T frame numbers in [0, num_frames), non-decreasing; repeats are
         allowed.
-      box: (top, left, height, width) of the crop in displayed pixels.
+      boxes: V crops (top, left, height, width) in displayed pixels.
       size: (height, width) of the result in pixels.
 
     Returns:
-      uint8 [T, size[0], size[1], 3], RGB.
+      uint8 [V, T, size[0], size[1], 3], RGB.
 
     Raises:
       DecodeError: if a wanted frame cannot be decoded.
-      ValueError: if the indices decrease or leave the video, or the box leaves
+      ValueError: if the indices decrease or leave the video, or a box leaves
         the frame.
     """
     indices = np.asarray(indices, np.int64)
-    self._check_request(indices, box, size)
+    self._check_request(indices, boxes, size)
     wanted, positions = np.unique(indices, return_inverse=True)
-    try:
-      images = self._read_distinct(wanted, box, size)
-    except (av.FFmpegError, OSError, cv2.error) as e:
-      raise DecodeError(describe_error(e)) from e
+    with explain_errors():
+      images = self._read_distinct(wanted, boxes, size)
     # Without repeats there is no reason to copy the clip.
-    return images if len(wanted) == len(indices) else images[positions]
+    return images if len(wanted) == len(indices) else images[:, positions]
 
   def play(self, times: Sequence[float]) -> Iterator[np.ndarray]:
     """Decodes the video once, from its start, as `prepare` needs it.
@@ -110,13 +124,13 @@ class Video:
     raise NotImplementedError
 
   def _read_distinct(
-    self, wanted: np.ndarray, box: Box, size: tuple[int, int]
+    self, wanted: np.ndarray, boxes: Sequence[Box], size: tuple[int, int]
   ) -> np.ndarray:
-    """Reads strictly increasing frame numbers; see `read`."""
+    """Reads strictly increasing frame numbers; see `read_boxes`."""
     raise NotImplementedError
 
   def _check_request(
-    self, indices: np.ndarray, box: Box, size: tuple[int, int]
+    self, indices: np.ndarray, boxes: Sequence[Box], size: tuple[int, int]
   ) -> None:
     """Raises ValueError for a request that no video could answer."""
     if indices.ndim != 1 or not indices.size:
@@ -128,16 +142,16 @@ class Video:
         f'indices {indices[0]}..{indices[-1]} leave a video of '
         f'{self.num_frames} frames'
       )
-    top, left, height, width = box
-    inside = (
-      0 <= top < top + height <= self.height
-      and 0 <= left < left + width <= self.width
-    )
-    if not inside:
-      raise ValueError(
-        f'box (top, left, height, width) = {tuple(box)} leaves a frame of '
-        f'{self.height}x{self.width} pixels'
+    for top, left, height, width in boxes:
+      inside = (
+        0 <= top < top + height <= self.height
+        and 0 <= left < left + width <= self.width
       )
+      if not inside:
+        raise ValueError(
+          f'box (top, left, height, width) = {(top, left, height, width)} '
+          f'leaves a frame of {self.height}x{self.width} pixels'
+        )
     if min(size) < 1:
       raise ValueError(f'size must be positive, got {tuple(size)}')
 
@@ -163,7 +177,10 @@ class ArrayVideo(Video):
       yield self._frames[max(number, 0)]
 
   def _read_distinct(
-    self, wanted: np.ndarray, box: Box, size: tuple[int, int]
+    self, wanted: np.ndarray, boxes: Sequence[Box], size: tuple[int, int]
   ) -> np.ndarray:
-    crops = (crop(self._frames[i], box) for i in wanted)
-    return np.stack([resize(crop, size) for crop in crops])
+    views = [
+      [resize(crop(self._frames[i], box), size) for i in wanted]
+      for box in boxes
+    ]
+    return np.stack(views)

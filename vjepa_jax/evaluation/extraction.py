@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
-from vjepa_jax.data.features import VideoFeatures, pack_features
-from vjepa_jax.data.pipeline import ClipOptions, read_timed_clips
+from vjepa_jax.data.clip import ClipOptions, read_timed_clips
+from vjepa_jax.data.records import VideoFeatures, pack_features
 from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib

@@ -1,20 +1,17 @@
 """What do frozen features know? kNN, linear and attentive probes."""
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
-import dataclasses
 import functools
 from typing import Any
 
-from absl import logging
 import jax
 import numpy as np
 import optax
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
-from vjepa_jax.data import decode, sources
+from vjepa_jax.data.clip import ClipOptions, Clips, load_clips
 from vjepa_jax.data.features import FeatureSource
-from vjepa_jax.data.pipeline import ClipOptions, read_clips
+from vjepa_jax.data.records import Record
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.progress import make_bar
@@ -24,69 +21,20 @@ from vjepa_jax.training.step import TrainStep
 _ADAM = optax.scale_by_adam()
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelledClips:
-  """Clips in memory, cut deterministically, with their labels.
-
-  Attributes:
-    videos: uint8 `[N, frames, size, size, 3]`.
-    labels: int64 `[N]`.
-  """
-
-  videos: np.ndarray
-  labels: np.ndarray
+LabelledClips = Clips
 
 
 def load_labelled_clips(
-  source: Sequence[sources.Record],
+  source: Sequence[Record],
   options: ClipOptions,
   *,
   limit: int | None = None,
   num_threads: int = 2,
-) -> LabelledClips:
-  """Decodes the centre clip of each labelled video.
-
-  Args:
-    source: Labelled videos.
-    options: How clips are cut; crops and times are those of evaluation.
-    limit: At most so many videos, a fixed random subset: labels often take
-      turns in a manifest.
-    num_threads: Decoding threads.
-
-  Raises:
-    ValueError: The source has no labels, or no video of it can be read.
-  """
-  count = min(len(source), limit or len(source))
-  order = np.random.default_rng(0).permutation(len(source))
-  indices = np.sort(order[:count])
-  options = dataclasses.replace(options, num_clips=1)
-
-  def load(index):
-    record = source[int(index)]
-    if record.label < 0:
-      raise ValueError(f'{record.name} has no label, a probe needs one')
-    try:
-      return read_clips(record, options)[0], record.label
-    except decode.DecodeError as error:
-      logging.warning('left out %s: %s', record.name, error)
-      return None
-
-  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-    loaded = [
-      clip
-      for clip in make_bar(
-        pool.map(load, indices),
-        total=count,
-        unit='clip',
-        leave=False,
-        desc='decoding labelled clips',
-      )
-      if clip is not None
-    ]
-  if not loaded:
-    raise ValueError(f'none of {count} labelled videos could be read')
-  videos, labels = zip(*loaded, strict=True)
-  return LabelledClips(np.stack(videos), np.array(labels))
+) -> Clips:
+  """Decodes the centre clip of each labelled video, see `load_clips`."""
+  return load_clips(
+    source, options, limit=limit, num_threads=num_threads, labelled=True
+  )
 
 
 def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:

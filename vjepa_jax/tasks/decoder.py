@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.data.clips import load_clips
+from vjepa_jax.data.clip import load_clips
 from vjepa_jax.evaluation.batching import make_extract
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.attention import choose_attention

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.data import decode, sources
-from vjepa_jax.data.clips import Clips, load_clips, read_from, read_windows
+from vjepa_jax.data.clip import Clips, load_clips, read_from, read_windows
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.tubelets import patchify, unpatchify

@@ -31,10 +31,10 @@ from typing import NamedTuple
 from absl import logging
 import av
 import cv2
-from etils import epath
 import numpy as np
 
-from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data import decode, shards, sources, storage
+from vjepa_jax.data.records import Record, pack_record
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command
 
@@ -74,7 +74,7 @@ def prepare(
   Raises:
     ValueError: if `output` was written with other options.
   """
-  os.makedirs(output, exist_ok=True)
+  storage.make_folder(output)
   options = {
     'num_videos': len(source),
     'videos_sha256': shards.hash_records(source),
@@ -104,7 +104,7 @@ def prepare(
 
 
 def _convert_all(
-  records: Iterable[sources.Record],
+  records: Iterable[Record],
   encoding: Encoding | None,
   num_workers: int,
 ) -> Iterator[bytes | BadFile]:
@@ -147,9 +147,7 @@ def _end_with_parent() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def convert(
-  record: sources.Record, encoding: Encoding | None
-) -> bytes | BadFile:
+def convert(record: Record, encoding: Encoding | None) -> bytes | BadFile:
   """Turns a record into its bytes in a shard.
 
   Args:
@@ -164,12 +162,12 @@ def convert(
       if encoding is None:
         content = record.video
         if isinstance(content, str):
-          content = epath.Path(content).read_bytes()
+          content = storage.read(content)
       else:
         content = transcode(video, encoding)
   except (decode.DecodeError, av.FFmpegError, OSError) as e:
     return BadFile(record.name, ' '.join(str(e).split()))
-  return sources.pack_record(record._replace(video=content))
+  return pack_record(record._replace(video=content))
 
 
 def transcode(video: decode.Video, encoding: Encoding) -> bytes:
@@ -238,8 +236,8 @@ def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:
 
 def _report(output: str, num_videos: int, paths: list[str]) -> None:
   """Logs how many videos there are now, and how many were left out."""
-  with open(os.path.join(output, _BAD_FILES), encoding='utf-8') as f:
-    num_bad = sum(1 for _ in f)
+  bad_files = os.path.join(output, _BAD_FILES)
+  num_bad = len(storage.read(bad_files).splitlines())
   size = sum(map(os.path.getsize, paths))
   logging.info(
     'Wrote %d videos to %d shards in %s, %.1f MB in all.',
@@ -252,7 +250,7 @@ def _report(output: str, num_videos: int, paths: list[str]) -> None:
     logging.warning(
       'Left out %d bad files, listed with the reason in %s.',
       num_bad,
-      os.path.join(output, _BAD_FILES),
+      bad_files,
     )
 
 
