@@ -1,5 +1,7 @@
 """Masks: invariants, and the statistics of the published generator."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -205,3 +207,26 @@ def test_temporal_mask_needs_enough_time_steps():
     fixed_size.build_mask_sampler(
       (2, 4, 4), 'both', dict(context_tokens=1, target_tokens=1)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stripes:
+  """Hides every `period`-th column, and the one at a random place first."""
+
+  period: int = 2
+
+  def draw(self, grid, rng):
+    columns = (np.arange(grid[2]) + rng.integers(self.period)) % self.period
+    return np.broadcast_to(columns == 0, grid)
+
+
+def test_a_mask_kind_is_one_file_and_one_line(monkeypatch):
+  monkeypatch.setitem(fixed_size.PATTERNS, 'stripes', _Stripes)
+  options = dict(period=7, context_tokens=1000, target_tokens=200)
+  sampler = fixed_size.build_mask_sampler(GRID, 'stripes', options)
+  context, target = sampler(np.random.default_rng(0))
+  assert len(context) == 1000 and len(target) == 200
+  assert len(np.unique(target % 7)) == 1  # one column of 7 is hidden
+  assert not (context % 7 == target[0] % 7).any()
+  with pytest.raises(ValueError, match=r"has no option \['ratio'\]"):
+    fixed_size.build_mask_sampler(GRID, 'stripes', {**options, 'ratio': 0.5})

@@ -1,8 +1,6 @@
 """Writes clips as encoded video files."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -44,26 +42,3 @@ def write_video(
       )
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
-
-
-def is_written(marker: Path, options: dict[str, Any]) -> bool:
-  """Says whether a set of videos is complete; its marker is written last.
-
-  Args:
-    marker: JSON file of what the set was made with, named after the set.
-    options: What it is to be made with.
-
-  Raises:
-    ValueError: There is another set.
-  """
-  if not marker.exists():
-    return False
-  found = json.loads(marker.read_text())
-  for name, value in options.items():
-    if found.get(name) != value:
-      raise ValueError(
-        f'{marker.parent} holds another {marker.stem} set, with '
-        f'{name}={found.get(name)}, not {value}: give another folder, or '
-        'delete this one'
-      )
-  return True

@@ -11,9 +11,11 @@ counts near the published means ((360, 752) and (104, 1104) of 1568 tokens) cost
 draws; a random subset has no bias in time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+import functools
+import inspect
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,10 +27,24 @@ Grid = tuple[int, int, int]
 
 SUBSETS = ('random', 'first')
 COMPLEMENTS = ('none', 'target', 'context')
-KINDS = ('multiblock', 'tube', 'random', *DIRECTIONS)
 
 _MAX_DRAWS = 1000
 _MIN_ACCEPTANCE = 0.2
+
+
+class Pattern(Protocol):
+  """What a mask kind hides; its parameters are options of a config."""
+
+  def draw(self, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Draws the hidden tokens of one clip: bool `[T, H, W]`."""
+
+
+PATTERNS: dict[str, Callable[..., Pattern]] = {
+  'multiblock': MultiBlock,
+  'tube': RandomTube,
+  'random': RandomTubelets,
+  **{name: functools.partial(Temporal, name) for name in DIRECTIONS},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +52,7 @@ class MaskSampler:
   """Draws context and target token ids of fixed counts for one clip.
 
   Attributes:
-    pattern: What is hidden; has `draw(grid, rng) -> bool [T, H, W]`.
+    pattern: What is hidden.
     grid: Tubelet grid (T, H, W).
     context_tokens: Number of context tokens, Kc.
     target_tokens: Number of target tokens, Kt.
@@ -47,7 +63,7 @@ class MaskSampler:
       ("predictor complement"). 'none': neither, some tokens are unused.
   """
 
-  pattern: MultiBlock | RandomTube | RandomTubelets | Temporal
+  pattern: Pattern
   grid: Grid
   context_tokens: int
   target_tokens: int
@@ -100,25 +116,20 @@ class MaskSampler:
     )
 
   def _accepts(self, num_visible: int, num_hidden: int) -> bool:
-    enough_context = num_visible >= self.context_tokens
-    enough_target = num_hidden >= self.target_tokens
     # The complement takes its tokens from both sides.
-    if self.complement == 'target':
-      return enough_context
-    if self.complement == 'context':
-      return enough_target
-    return enough_context and enough_target
+    return (
+      self.complement == 'context' or num_visible >= self.context_tokens
+    ) and (self.complement == 'target' or num_hidden >= self.target_tokens)
 
   def _keep(self, visible, hidden, rng):
+    if self.complement != 'context':
+      context = self._subset(visible, self.context_tokens, rng)
     if self.complement == 'target':
-      context = self._subset(visible, self.context_tokens, rng)
       target = self._others(context)
-    elif self.complement == 'context':
-      target = self._subset(hidden, self.target_tokens, rng)
-      context = self._others(target)
     else:
-      context = self._subset(visible, self.context_tokens, rng)
       target = self._subset(hidden, self.target_tokens, rng)
+    if self.complement == 'context':
+      context = self._others(target)
     return context.astype(np.int32), target.astype(np.int32)
 
   def _subset(self, ids, count, rng):
@@ -145,12 +156,7 @@ class MaskSampler:
       [self.pattern.draw(self.grid, rng).sum() for _ in range(num_draws)]
     )
     num_visible = int(np.prod(self.grid)) - num_hidden
-    acceptance = np.mean(
-      [
-        self._accepts(visible, hidden)
-        for visible, hidden in zip(num_visible, num_hidden, strict=True)
-      ]
-    )
+    acceptance = np.mean(list(map(self._accepts, num_visible, num_hidden)))
     if acceptance < _MIN_ACCEPTANCE:
       context, target = (
         int(np.percentile(counts, 5)) for counts in (num_visible, num_hidden)
@@ -171,41 +177,27 @@ def build_mask_sampler(
 
   Args:
     grid: Tubelet grid (T, H, W).
-    kind: One of `KINDS`.
+    kind: One of `PATTERNS`.
     options: Fields of `MaskSampler` (context_tokens, target_tokens, subset,
       complement) and of the kind's pattern.
 
   Raises:
     ValueError: Unknown kind or option, or counts that cannot be met.
   """
-  if kind not in KINDS:
-    raise ValueError(f'mask kind {kind!r} is not one of {KINDS}')
-  if kind in DIRECTIONS:
-    make_pattern, known = Temporal, {'context_ratio'}
-  else:
-    make_pattern = {
-      'multiblock': MultiBlock,
-      'tube': RandomTube,
-      'random': RandomTubelets,
-    }[kind]
-    known = make_pattern.__dataclass_fields__
-  rule = set(MaskSampler.__dataclass_fields__) - {'pattern', 'grid'}
-  unknown = set(options) - rule - set(known)
-  if unknown:
+  if kind not in PATTERNS:
+    raise ValueError(f'mask kind {kind!r} is not one of {tuple(PATTERNS)}')
+  make_pattern = PATTERNS[kind]
+  known = set(inspect.signature(make_pattern).parameters)
+  rule = set(inspect.signature(MaskSampler).parameters) - {'pattern', 'grid'}
+  if unknown := set(options) - rule - known:
     raise ValueError(
       f'mask kind {kind!r} has no option {sorted(unknown)}, it has '
-      f'{sorted(rule | set(known))}'
+      f'{sorted(rule | known)}'
     )
-  missing = {'context_tokens', 'target_tokens'} - set(options)
-  if missing:
+  if missing := {'context_tokens', 'target_tokens'} - set(options):
     raise ValueError(f'mask kind {kind!r} needs {sorted(missing)}')
-  fields = {k: v for k, v in options.items() if k in known}
-  if make_pattern is Temporal:
-    fields['direction'] = kind
-  sampler = MaskSampler(
-    make_pattern(**fields),
-    grid,
-    **{k: v for k, v in options.items() if k in rule},
-  )
+  pattern = make_pattern(**{k: v for k, v in options.items() if k in known})
+  counts = {k: v for k, v in options.items() if k in rule}
+  sampler = MaskSampler(pattern, grid, **counts)
   sampler.check()
   return sampler

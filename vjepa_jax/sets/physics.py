@@ -14,20 +14,15 @@ two films of a pair, (a-a, a-b) and (b-b, b-a), are the same until the switch
 shows.
 """
 
-from collections.abc import Callable
-import concurrent.futures
 import csv
 import dataclasses
-import functools
-import json
-import os
 import pathlib
 
 import cv2
 import numpy as np
 
-from vjepa_jax.data.encode import is_written, write_video
-from vjepa_jax.progress import make_bar
+from vjepa_jax.data.encode import write_video
+from vjepa_jax.sets import writing
 
 # What is violated: an object vanishes or comes out of nothing, changes its
 # shape or its colour, jumps to another row, turns back without a wall.
@@ -145,32 +140,51 @@ def write_physics_set(
     'num_train': num_train,
     'num_sets': num_sets,
   }
-  if is_written(folder / 'physics.json', options):
-    return folder
-  for split in ('train', 'test'):
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    for leftover in (folder / split).glob('[0-9]*.mp4'):
-      leftover.unlink()
+  writing.write_once(
+    folder / 'physics.json',
+    options,
+    lambda: _write_films(folder, num_train, num_sets, seed, workers),
+  )
+  return folder
 
+
+def _write_films(folder, num_train, num_sets, seed, workers):
+  """Writes all films and the two manifests."""
+  for split in ('train', 'test'):
+    writing.clear_split(folder, split)
   kinds = [(p, screen) for p in PROPERTIES for screen in (False, True)]
-  sets = [(i, *kind) for i, kind in enumerate(kinds * num_sets)]
-  with (
-    make_bar(total=num_train + 4 * len(sets), desc='films', unit='film') as bar,
-    concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-  ):
-    write = functools.partial(_write_train, folder, kinds, seed, bar.update)
-    names = list(pool.map(write, range(num_train)))
-    write = functools.partial(_write_set, folder, seed, bar.update)
-    rows = [row for four in pool.map(write, sets) for row in four]
+  total = num_train + 4 * num_sets * len(kinds)
+  with writing.open_pool(total, 'film', workers) as (pool, count):
+
+    def write_film(name, film):
+      # The codec may not tell of the future either.
+      write_video(folder / name, film, FPS, causal=True)
+      count()
+
+    def write_train(i):
+      """Writes a possible film, drawn as those of the sets are."""
+      rng = np.random.default_rng((seed, 0, i))
+      scene, *states = _draw(*kinds[i % len(kinds)], rng)
+      name = f'train/{i:05d}.mp4'
+      write_film(name, _render(scene, states[i // len(kinds) % 2]))
+      return name
+
+    def write_set(i):
+      """Writes the films of a set; returns their rows of the manifest."""
+      rng = np.random.default_rng((seed, 1, i))
+      films = render_set(*kinds[i % len(kinds)], rng)
+      rows = _describe(i, *kinds[i % len(kinds)], films)
+      for row, film in zip(rows, films, strict=True):
+        write_film(row['file'], film)
+      return rows
+
+    names = list(pool.map(write_train, range(num_train)))
+    sets = list(pool.map(write_set, range(num_sets * len(kinds))))
   (folder / 'train.csv').write_text(''.join(f'{name}\n' for name in names))
   with (folder / 'test.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
-  partial = folder / 'physics.json.partial'
-  partial.write_text(json.dumps(options, indent=2) + '\n')
-  partial.replace(folder / 'physics.json')
-  return folder
+    writer.writerows(row for rows in sets for row in rows)
 
 
 def render_set(
@@ -195,43 +209,16 @@ def render_set(
   return films
 
 
-def _write_train(
-  folder: pathlib.Path,
-  kinds: list[tuple[str, bool]],
-  seed: int,
-  done: Callable[[], None],
-  i: int,
-) -> str:
-  """Writes a possible film, drawn as those of the sets are."""
-  scene, a, b = _draw(
-    *kinds[i % len(kinds)], np.random.default_rng((seed, 0, i))
-  )
-  name = f'train/{i:05d}.mp4'
-  state = (a, b)[i // len(kinds) % 2]
-  write_video(folder / name, _render(scene, state), FPS, causal=True)
-  done()
-  return name
-
-
-def _write_set(
-  folder: pathlib.Path,
-  seed: int,
-  done: Callable[[], None],
-  key: tuple[int, str, bool],
+def _describe(
+  number: int, property_name: str, screen: bool, films: list[np.ndarray]
 ) -> list[dict[str, object]]:
-  """Writes the films of a set; returns their rows of the manifest."""
-  number, property_name, screen = key
-  rng = np.random.default_rng((seed, 1, number))
-  films = render_set(property_name, screen, rng)
+  """Returns the rows of the manifest for the four films of a set."""
   rows = []
-  for i, film in enumerate(films):
-    twins = films[i - i % 2 : i - i % 2 + 2]
-    differs = (twins[0] != twins[1]).any(axis=(1, 2, 3))
-    name = f'test/{4 * number + i:05d}.mp4'
-    # The codec may not tell of the future either.
-    write_video(folder / name, film, FPS, causal=True)
+  for i in range(len(films)):
+    possible, impossible = films[i - i % 2 : i - i % 2 + 2]
+    differs = (possible != impossible).any(axis=(1, 2, 3))
     values = (
-      name,
+      f'test/{4 * number + i:05d}.mp4',
       2 * number + i // 2,
       number,
       property_name,
@@ -240,7 +227,6 @@ def _write_set(
       int(differs.argmax()),
     )
     rows.append(dict(zip(COLUMNS, values, strict=True)))
-    done()
   return rows
 
 

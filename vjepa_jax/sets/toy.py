@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_jax.data.encode import write_video
+from vjepa_jax.sets import writing
 
 # Pixels a frame, (down, right), by label.
 _DIRECTIONS = (
@@ -62,14 +63,28 @@ def write_toy_videos(
     The manifest, lines of `file label`.
 
   Raises:
-    ValueError: More classes than directions.
+    ValueError: More classes than directions, or the folder holds another set.
   """
   if classes > len(_DIRECTIONS):
     raise ValueError(
       f'{classes} classes asked for, there are {len(_DIRECTIONS)} directions'
     )
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  options = {
+    'num_videos': num_videos,
+    'seed': seed,
+    'frames': frames,
+    'size': size,
+    'fps': fps,
+    'classes': classes,
+  }
+  writing.write_once(
+    folder / 'toy.json', options, lambda: _write_videos(folder, **options)
+  )
+  return folder / 'manifest.csv'
+
+
+def _write_videos(folder, num_videos, seed, frames, size, fps, classes):
   height, width = size
   lines = []
   for i in range(num_videos):
@@ -87,6 +102,4 @@ def write_toy_videos(
     name = f'{i:04d}.mp4'
     write_video(folder / name, np.stack(clip), fps)
     lines.append(f'{name} {label}\n')
-  manifest = folder / 'manifest.csv'
-  manifest.write_text(''.join(lines))
-  return manifest
+  (folder / 'manifest.csv').write_text(''.join(lines))
