@@ -56,11 +56,7 @@ def test_same_rng_same_box():
 def test_center_crop():
   assert transforms.center_crop(256, 340) == (16, 58, 224, 224)
   assert transforms.center_crop(480, 270) == (122, 17, 236, 236)
-  fraction = 384 / int(384 * 256 / 224)
-  assert transforms.center_crop(438, 438, crop_fraction=fraction)[2] == 384
-  assert transforms.center_crop(9, 1, crop_fraction=0.1) == (4, 0, 1, 1)
-  with pytest.raises(ValueError, match='crop_fraction'):
-    transforms.center_crop(9, 9, crop_fraction=1.5)
+  assert transforms.center_crop(9, 1) == (4, 0, 1, 1)
 
 
 def test_flip():

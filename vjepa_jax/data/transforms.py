@@ -55,28 +55,22 @@ def random_resized_crop(
   return _center(height, width, box_height, box_width)
 
 
-def center_crop(
-  height: int, width: int, *, crop_fraction: float = 224 / 256
-) -> Box:
+def center_crop(height: int, width: int) -> Box:
   """Returns the centred square of the evaluation protocol.
 
   The published evaluation resizes the short side to int(crop * 256 / 224) and
   takes the central crop x crop pixels. This is the same square in the original
-  frame, to be resized to crop x crop.
+  frame, to be resized to crop x crop: exactly where crop is 224, and else but
+  for the truncation.
 
   Args:
     height: of the frame, in pixels.
     width: of the frame, in pixels.
-    crop_fraction: side of the square relative to the short side. 224 / 256
-      is exact for crops of 224; for another crop,
-      crop / int(crop * 256 / 224) includes the published truncation.
 
   Returns:
     (top, left, side, side) in pixels.
   """
-  if not 0 < crop_fraction <= 1:
-    raise ValueError(f'crop_fraction must be in (0, 1], got {crop_fraction}')
-  side = max(round(min(height, width) * crop_fraction), 1)
+  side = max(round(min(height, width) * 224 / 256), 1)
   return _center(height, width, side, side)
 
 

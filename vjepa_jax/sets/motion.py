@@ -82,7 +82,6 @@ def write_motion_set(
   num_train: int = 4000,
   num_test: int = 800,
   seed: int = 0,
-  test_videos: Sequence[pathlib.Path | str] = (),
   workers: int | None = None,
 ) -> pathlib.Path:
   """Writes the labelled clips, their manifests and their description.
@@ -93,12 +92,11 @@ def write_motion_set(
 
   Args:
     folder: where to write; made if missing.
-    videos: at least two video files, test videos included.
+    videos: at least two video files; test clips are cut from a third of them,
+      drawn by the seed, and training clips from the others.
     num_train: training clips.
     num_test: test clips.
     seed: the same seed, videos and options give the same clips.
-    test_videos: those of `videos` that only test clips are cut from; by
-      default a third of them, drawn by the seed.
     workers: threads; by default one a processor.
 
   Returns:
@@ -109,7 +107,7 @@ def write_motion_set(
       holds a finished set with other options.
   """
   folder = pathlib.Path(folder)
-  train_videos, test_videos = _split(videos, test_videos, seed)
+  train_videos, test_videos = _split(videos, seed)
   options = {
     'version': _VERSION,
     'classes': list(CLASSES),
@@ -140,7 +138,7 @@ def write_motion_set(
   return folder
 
 
-def _split(videos, test_videos, seed):
+def _split(videos, seed):
   """Sorted training and test videos, without a common file."""
   videos = sorted({pathlib.Path(v).resolve() for v in videos})
   if len(videos) < 2:
@@ -148,18 +146,9 @@ def _split(videos, test_videos, seed):
       f'a motion set needs at least 2 videos, got {len(videos)}: one to train '
       'and one to test'
     )
-  test = sorted({pathlib.Path(v).resolve() for v in test_videos})
-  if unknown := [v for v in test if v not in videos]:
-    raise ValueError(f'test video {unknown[0]} is not among the videos')
-  if not test:
-    order = np.random.default_rng(seed).permutation(len(videos))
-    test = sorted(videos[i] for i in order[: max(1, len(videos) // 3)])
-  train = [v for v in videos if v not in test]
-  if not train:
-    raise ValueError(
-      f'all {len(videos)} videos are test videos: none is left to train'
-    )
-  return train, test
+  order = np.random.default_rng(seed).permutation(len(videos))
+  test = sorted(videos[i] for i in order[: max(1, len(videos) // 3)])
+  return [v for v in videos if v not in test], test
 
 
 def _write_split(folder, split, num_clips, videos, seed, pool, count):
@@ -243,7 +232,7 @@ def _render(
   drift = rng.uniform(*_DRIFT) * np.array([math.cos(angle), math.sin(angle)])
   times = np.arange(_FRAMES) - (_FRAMES - 1) / 2
   path = times[:, None] * drift + _TREMBLE * rng.standard_normal((_FRAMES, 2))
-  return np.stack([_look(picture, window, moved) for moved in path])
+  return np.stack([_look(picture, window, shift) for shift in path])
 
 
 def _draw_window(source: _Source, rng: np.random.Generator) -> _Window:
@@ -294,9 +283,9 @@ def _turn(angle: float) -> np.ndarray:
 
 
 def _look(
-  picture: np.ndarray, window: _Window, moved: np.ndarray
+  picture: np.ndarray, window: _Window, shift: np.ndarray
 ) -> np.ndarray:
-  """A picture that has moved by [2] window pixels, uint8 [H, W, 3].
+  """A picture shifted by [2] window pixels, uint8 [H, W, 3].
 
   Drawn at twice the size and averaged, as windows may be up to three source
   pixels a pixel and would alias.
@@ -304,7 +293,7 @@ def _look(
   # From pixels of the double picture to centred window pixels, and from there,
   # against the motion, to the source.
   centred = np.array([[0.5, 0, 0.25], [0, 0.5, 0.25]])
-  centred[:, 2] -= _SIZE / 2 + moved
+  centred[:, 2] -= _SIZE / 2 + shift
   to_source = window.base @ centred
   to_source[:, 2] += window.centre - 0.5
   view = cv2.warpAffine(

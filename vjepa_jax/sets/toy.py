@@ -10,17 +10,9 @@ import numpy as np
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
+_FPS = 10
 # Pixels a frame, (down, right), by label.
-_DIRECTIONS = (
-  (0, 1),
-  (0, -1),
-  (1, 0),
-  (-1, 0),
-  (1, 1),
-  (-1, -1),
-  (1, -1),
-  (-1, 1),
-)
+_DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 
 
 def _render_texture(
@@ -45,61 +37,49 @@ def write_toy_videos(
   seed: int = 0,
   frames: int = 24,
   size: tuple[int, int] = (64, 80),
-  fps: int = 10,
-  classes: int = 4,
 ) -> Path:
   """Writes videos of a texture that moves; the direction is the label.
 
   Args:
-    folder: Where `0000.mp4` ... and `manifest.csv` go.
+    folder: Where `0000.mp4` ..., `manifest.csv` and, last, `toy.json` go.
     num_videos: Number of videos; labels take turns.
     seed: The videos are a pure function of it.
     frames: Frames a video.
     size: Height and width, pixels, even.
-    fps: Frames a second.
-    classes: Number of directions, at most 8.
 
   Returns:
     The manifest, lines of `file label`.
 
   Raises:
-    ValueError: More classes than directions, or the folder holds another set.
+    ValueError: The folder holds another set.
   """
-  if classes > len(_DIRECTIONS):
-    raise ValueError(
-      f'{classes} classes asked for, there are {len(_DIRECTIONS)} directions'
-    )
   folder = Path(folder)
-  options = {
-    'num_videos': num_videos,
-    'seed': seed,
-    'frames': frames,
-    'size': size,
-    'fps': fps,
-    'classes': classes,
-  }
-  writing.write_once(
-    folder / 'toy.json', options, lambda: _write_videos(folder, **options)
-  )
+  names = [f'{i:04d}.mp4' for i in range(num_videos)]
+  labels = [i % len(_DIRECTIONS) for i in range(num_videos)]
+
+  def write():
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+      clip = _render(np.random.default_rng((seed, i)), label, frames, *size)
+      write_video(folder / name, clip, _FPS)
+    lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
+    (folder / 'manifest.csv').write_text(''.join(lines))
+
+  options = {'videos': num_videos, 'seed': seed, 'frames': frames, 'size': size}
+  writing.write_once(folder / 'toy.json', options, write)
   return folder / 'manifest.csv'
 
 
-def _write_videos(folder, num_videos, seed, frames, size, fps, classes):
-  height, width = size
-  lines = []
-  for i in range(num_videos):
-    rng = np.random.default_rng((seed, i))
-    label = i % classes
-    texture = _render_texture(rng, height + 2 * frames, width + 2 * frames)
-    down, right = _DIRECTIONS[label]
-    clip = []
-    for t in range(frames):
-      # Centred in time, so that the place in the texture tells nothing.
-      shift = t - frames // 2
-      # What moves right shows ever more of the texture's left.
-      top, left = frames - down * shift, frames - right * shift
-      clip.append(texture[top : top + height, left : left + width])
-    name = f'{i:04d}.mp4'
-    write_video(folder / name, np.stack(clip), fps)
-    lines.append(f'{name} {label}\n')
-  (folder / 'manifest.csv').write_text(''.join(lines))
+def _render(
+  rng: np.random.Generator, label: int, frames: int, height: int, width: int
+) -> np.ndarray:
+  """Renders a moving texture, uint8 `[frames, height, width, 3]`."""
+  texture = _render_texture(rng, height + 2 * frames, width + 2 * frames)
+  down, right = _DIRECTIONS[label]
+  clip = []
+  for t in range(frames):
+    # Centred in time, so that the place in the texture tells nothing.
+    shift = t - frames // 2
+    # What moves right shows ever more of the texture's left.
+    top, left = frames - down * shift, frames - right * shift
+    clip.append(texture[top : top + height, left : left + width])
+  return np.stack(clip)
