@@ -112,6 +112,26 @@ def test_turns_frames_upright(tmp_path, degrees, box):
   assert np.abs(played - upright.astype(float)).mean() < 2.5
 
 
+@pytest.mark.parametrize(
+  'name', ['short_gop.mp4', 'odd.webm', 'ten_bit.mp4', 'mpeg2.ts', 'turned.mp4']
+)
+def test_views_of_a_clip_are_decoded_once(videos, monkeypatch, name):
+  sent = _count_packets(monkeypatch)
+  boxes = [(0, 0, 60, 60), (7, 11, 33, 45), (15, 2, 60, 60)]
+  indices = [3, 3, 17, 40]
+  path = str(videos(name))
+  with decode.open_video(path) as video:
+    del sent[:]
+    views = video.read_boxes(indices, boxes, (32, 24))
+    num_sent = len(sent)
+  assert views.shape == (3, 4, 32, 24, 3)
+  for view, box in zip(views, boxes, strict=True):
+    with decode.open_video(path) as video:
+      del sent[:]
+      np.testing.assert_array_equal(video.read(indices, box, (32, 24)), view)
+      assert len(sent) == num_sent
+
+
 def test_repeats_frames(videos):
   with decode.open_video(str(videos('short_gop.mp4'))) as video:
     box, size = _whole(video)
@@ -293,15 +313,20 @@ def test_gaps_between_wanted_frames_change_nothing(videos, name, step):
         np.testing.assert_array_equal(image, expected)
 
 
-def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
-  sent = []
-  send = Container.send
+def _count_packets(monkeypatch):
+  """Returns the list of what is sent to decoders from here on."""
+  sent, send = [], Container.send
 
   def count(self, packet):
     sent.append(packet)
     return send(self, packet)
 
   monkeypatch.setattr(Container, 'send', count)
+  return sent
+
+
+def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
+  sent = _count_packets(monkeypatch)
   with decode.open_video(str(videos('short_gop.mp4'))) as video:
     assert not sent
     # Frame 0 of each of three groups of 12: a packet each, and the drains.

@@ -120,4 +120,5 @@ VARIANTS = {
   'varied.mp4': dict(options=_X264 | {'g': '12'}, times=_VARIED_MS),
   'bt709.mp4': dict(options=_X264, tags=(1, 1)),
   'full_range.mp4': dict(options=_X264, tags=(5, 2)),
+  'turned.mp4': dict(options=_X264, rotation=90),
 }

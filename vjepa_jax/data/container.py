@@ -26,7 +26,9 @@ class Container:
 
   Attributes:
     source: Path of a local file, or its bytes.
+    format: Names of its format.
     stream: The video stream.
+    codec: Its decoder.
     damaged: Whether an error may have swallowed packets or frames since the
       last call of `demux`.
   """
@@ -38,20 +40,10 @@ class Container:
     self._container = None
 
   @property
-  def format(self) -> str:
-    """Names of the container's format."""
-    return self._container.format.name
-
-  @property
   def seconds(self) -> float | None:
     """Duration that the header promises."""
     duration = self._container.duration
     return duration / av.time_base if duration else None
-
-  @property
-  def codec(self) -> av.VideoCodecContext:
-    """The decoder."""
-    return self.stream.codec_context
 
   def open(self) -> None:
     """Opens the file at its start, again if it is open, and a new decoder.
@@ -68,6 +60,7 @@ class Container:
       metadata_errors='replace',
       options=_TRUST_HEADER if _has_complete_header(source) else {},
     )
+    self.format = self._container.format.name
     if self.format in _NOT_VIDEO_FORMATS:
       raise DecodeError(f'not a video: {self._container.format.long_name}')
     streams = [
@@ -78,6 +71,7 @@ class Container:
     if not streams:
       raise DecodeError('no video stream')
     self.stream = streams[0]
+    self.codec = self.stream.codec_context
     if self.codec is None:
       raise DecodeError('no decoder for the codec of the video stream')
     self.codec.skip_frame = 'DEFAULT'

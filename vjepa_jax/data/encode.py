@@ -1,5 +1,8 @@
 """Writes clips as encoded video files."""
 
+from collections.abc import Iterable
+from fractions import Fraction
+import itertools
 from pathlib import Path
 
 import av
@@ -32,13 +35,41 @@ def write_video(
   """
   options = _OPTIONS | (_CAUSAL if causal else {})
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=fps, options=options)
-    stream.height, stream.width = clip.shape[1:3]
-    stream.pix_fmt = 'yuv420p'
-    stream.codec_context.thread_count = 1
-    for image in clip:
-      frame = av.VideoFrame.from_ndarray(
-        np.ascontiguousarray(image), format='rgb24'
-      )
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+    write_frames(container, clip, clip.shape[1:3], fps, options)
+
+
+def write_frames(
+  container: av.container.OutputContainer,
+  frames: Iterable[np.ndarray],
+  size: tuple[int, int],
+  rate: float | Fraction,
+  options: dict[str, str],
+  times: tuple[Iterable[int], Fraction] | None = None,
+) -> None:
+  """Encodes frames as 8-bit 4:2:0 H.264, the same bytes each time.
+
+  Args:
+    container: Where to write.
+    frames: uint8 `[height, width, 3]` each.
+    size: Their height and width, even.
+    rate: Frames a second.
+    options: Of x264.
+    times: When each is shown, in ticks, and the seconds of a tick; evenly
+      where it is None.
+  """
+  stream = container.add_stream('libx264', rate=rate, options=options)
+  stream.height, stream.width = size
+  stream.pix_fmt = 'yuv420p'
+  # With several threads the bytes could differ from run to run.
+  stream.codec_context.thread_count = 1
+  ticks, base = times or (itertools.repeat(None), None)
+  if base:
+    stream.time_base = stream.codec_context.time_base = base
+  for image, tick in zip(frames, ticks, strict=False):
+    frame = av.VideoFrame.from_ndarray(
+      np.ascontiguousarray(image), format='rgb24'
+    )
+    if base:
+      frame.pts, frame.time_base = tick, base
+    container.mux(stream.encode(frame))
+  container.mux(stream.encode())

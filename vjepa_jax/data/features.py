@@ -12,11 +12,13 @@ from vjepa_jax.data import records, shards, sources
 _NUMBER = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.array_record$')
 
 
-class FeatureSource:
-  """Random access to the features of videos, in the order of their source.
+class FeatureSource(sources.ArrayRecordSource):
+  """Random access to `VideoFeatures`, in the order of their source.
 
   Videos that could not be read are left out; `index` says which are there.
   """
+
+  _unpack = staticmethod(records.unpack_features)
 
   def __init__(self, paths: str) -> None:
     """Opens a folder of shards, a glob, or one shard.
@@ -26,21 +28,11 @@ class FeatureSource:
       ValueError: They hold no features, or some of a folder's or glob's shards
         are missing.
     """
-    self._records, self._shards = sources.open_shards(paths)
+    super().__init__(paths)
     if self._shards != [os.fspath(paths)]:
       _check_complete(self._shards)
-    if len(self._records):
-      records.unpack_features(self._records[0])
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> records.VideoFeatures:
-    # A range raises the IndexError that ends a loop over the source.
-    return records.unpack_features(self._records[range(len(self))[index]])
-
-  def __repr__(self) -> str:
-    return f'FeatureSource({self._shards[0]!r}, {len(self)} videos)'
+    if len(self):
+      self[0]  # raises where it holds something else
 
 
 def holds_features(path: str) -> bool:

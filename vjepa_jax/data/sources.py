@@ -6,6 +6,7 @@ of the loader receives one.
 """
 
 from collections.abc import Iterable, Sequence
+import functools
 import glob
 import os
 import re
@@ -73,16 +74,22 @@ def open_source(path: str, **options) -> Source:
   return FolderSource(path, **options)
 
 
-class FolderSource:
+class _Named:
+  """What is common to sources: they say what they are."""
+
+  _path: str
+
+  def __repr__(self) -> str:
+    return f'{type(self).__name__}({self._path!r}, {len(self)} videos)'
+
+
+class FolderSource(_Named):
   """All video files below a folder or matching a glob, sorted, unlabelled."""
 
   def __init__(self, path: str) -> None:
     """Lists the files of a folder, recursively, or of a glob (`**` allowed)."""
-    path = os.fspath(path)
-    self._path = path
-    files = sorted(
-      f for f in storage.list_files(path) if _has_video_extension(f)
-    )
+    self._path = path = os.fspath(path)
+    files = sorted(filter(_has_video_extension, storage.list_files(path)))
     if not files:
       raise FileNotFoundError(
         f'no video files in {path}, looked for '
@@ -98,11 +105,8 @@ class FolderSource:
     name = file.removeprefix(self._path).lstrip(os.sep)
     return Record(file, NO_LABEL, name or os.path.basename(file))
 
-  def __repr__(self) -> str:
-    return f'FolderSource({self._path!r}, {len(self)} videos)'
 
-
-class ManifestSource:
+class ManifestSource(_Named):
   """The videos listed in a text file, one `path label` a line, no header.
 
   Path and label are separated by white space, a comma or `::`. The label is
@@ -111,35 +115,27 @@ class ManifestSource:
   """
 
   def __init__(self, path: str) -> None:
-    path = os.fspath(path)
-    self._path = path
+    self._path = path = os.fspath(path)
     try:
       text = storage.read(path).decode('utf-8-sig')
     except FileNotFoundError as e:
       raise FileNotFoundError(f'manifest {path} does not exist') from e
     except UnicodeDecodeError as e:
       raise ValueError(f'manifest {path} is not UTF-8 text: {e}') from e
-    paths, labels = [], []
+    entries = []
     for number, line in enumerate(text.splitlines(), 1):
       if line.strip():
         try:
-          video, label = _parse_manifest_line(line.strip())
+          entries.append(_parse_manifest_line(line.strip()))
         except ValueError as e:
           raise ValueError(f'{path}, line {number}: {e}') from e
-        paths.append(video)
-        labels.append(label)
-    if not paths:
+    if not entries:
       raise ValueError(f'manifest {path} lists no videos')
-    self._paths = _Strings(paths)
-    self._labels = np.asarray(labels, np.int64)
-    self._check_some_exist()
-
-  def _check_some_exist(self) -> None:
-    """Catches a wrong folder now, and leaves single missing files for later."""
-    step = -(-len(self) // _NUM_PROBED_PATHS)
-    if not any(
-      storage.exists(self[i].video) for i in range(0, len(self), step)
-    ):
+    self._paths = _Strings(video for video, _ in entries)
+    self._labels = np.array([label for _, label in entries], np.int64)
+    # A wrong folder is found at once; single missing files are for later.
+    probed = range(0, len(self), -(-len(self) // _NUM_PROBED_PATHS))
+    if not any(storage.exists(self[i].video) for i in probed):
       raise FileNotFoundError(
         f'manifest {self._path}: {self[0].video} does not exist, nor do '
         'others that were looked up; paths are relative to the folder of '
@@ -156,26 +152,23 @@ class ManifestSource:
       video = os.path.join(os.path.dirname(self._path), name)
     return Record(video, int(self._labels[index]), name)
 
-  def __repr__(self) -> str:
-    return f'ManifestSource({self._path!r}, {len(self)} videos)'
 
-
-class ArrayRecordSource:
+class ArrayRecordSource(_Named):
   """The shards that `vjepa_jax.tools.prepare` writes."""
+
+  _unpack = staticmethod(unpack_record)
 
   def __init__(self, paths: str | Sequence[str]) -> None:
     """Opens one shard, a glob, a folder of shards, or a list of shards."""
     self._records, self._shards = open_shards(paths)
+    self._path = self._shards[0]
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Record:
     # A range raises the IndexError that ends a loop over the source.
-    return unpack_record(self._records[range(len(self))[index]])
-
-  def __repr__(self) -> str:
-    return f'ArrayRecordSource({self._shards[0]!r}, {len(self)} videos)'
+    return self._unpack(self._records[range(len(self))[index]])
 
 
 def open_shards(
@@ -209,7 +202,7 @@ def open_shards(
     raise ValueError(f'cannot open the shards {paths}: {e}') from e
 
 
-class TfdsSource:
+class TfdsSource(_Named):
   """A split of a TFDS data set, read without TensorFlow.
 
   The data set must have been prepared with `file_format='array_record'`. Its
@@ -224,11 +217,10 @@ class TfdsSource:
     video_key: str = 'video',
     label_key: str = 'label',
   ) -> None:
+    self._path = f'{name}/{split}'
     self._arguments = name, split, data_dir
-    self._video_key = video_key
-    self._label_key = label_key
-    self._examples = self._open()
-    if not len(self._examples):
+    self._keys = video_key, label_key
+    if not len(self):
       raise ValueError(f'TFDS {name}/{split} is empty')
     keys = self._examples[0].keys()
     if video_key not in keys:
@@ -237,7 +229,8 @@ class TfdsSource:
         f'{", ".join(sorted(keys))}: set video_key'
       )
 
-  def _open(self):
+  @functools.cached_property
+  def _examples(self):
     import tensorflow_datasets as tfds
 
     name, split, data_dir = self._arguments
@@ -246,32 +239,23 @@ class TfdsSource:
     )
 
   def __getstate__(self) -> dict:
-    return self.__dict__ | {'_examples': None}
+    return {k: v for k, v in self.__dict__.items() if k != '_examples'}
 
   def __len__(self) -> int:
-    if self._examples is None:
-      self._examples = self._open()
     return len(self._examples)
 
   def __getitem__(self, index: int) -> Record:
-    if self._examples is None:
-      self._examples = self._open()
+    video, label = self._keys
     example = self._examples[index]
-    label = int(example.get(self._label_key, NO_LABEL))
-    name, split, _ = self._arguments
-    video = example[self._video_key]
-    return Record(video, label, f'{name}/{split}[{index}]')
-
-  def __repr__(self) -> str:
-    name, split, _ = self._arguments
-    return f'TfdsSource({name}/{split}, {len(self)} videos)'
+    label = int(example.get(label, NO_LABEL))
+    return Record(example[video], label, f'{self._path}[{index}]')
 
 
-class Subset:
+class Subset(_Named):
   """Some of the records of a source, in the order of the indices."""
 
   def __init__(self, source: Source, indices: Sequence[int]) -> None:
-    self._source = source
+    self._source, self._path = source, repr(source)
     self._indices = np.asarray(indices, np.int64)
 
   def __len__(self) -> int:
@@ -279,9 +263,6 @@ class Subset:
 
   def __getitem__(self, index: int) -> Record:
     return self._source[int(self._indices[index])]
-
-  def __repr__(self) -> str:
-    return f'Subset({self._source!r}, {len(self)} videos)'
 
 
 class _Strings:
@@ -310,12 +291,8 @@ def _parse_manifest_line(line: str) -> tuple[str, int]:
     ValueError: if the line does not end in a whole number and is not the path
       of a video either.
   """
-  for pattern in (
-    r'(.+?)\s*::\s*(-?\d+)',
-    r'(.+?)\s*,\s*(-?\d+)',
-    r'(.+?)\s+(-?\d+)',
-  ):
-    match = re.fullmatch(pattern, line)
+  for separator in (r'\s*::\s*', r'\s*,\s*', r'\s+'):
+    match = re.fullmatch(f'(.+?){separator}(-?\\d+)', line)
     if match:
       return match[1].strip('"'), int(match[2])
   path = line.strip('"')

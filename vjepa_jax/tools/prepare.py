@@ -34,6 +34,7 @@ import cv2
 import numpy as np
 
 from vjepa_jax.data import decode, shards, sources, storage
+from vjepa_jax.data.encode import write_frames
 from vjepa_jax.data.records import Record, pack_record
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command
@@ -183,49 +184,42 @@ def transcode(video: decode.Video, encoding: Encoding) -> bytes:
   Raises:
     DecodeError: if the video does not decode.
   """
-  height, width = _fit(video.height, video.width, encoding.short_side)
+  size = _fit(video.height, video.width, encoding.short_side)
   if encoding.fps is None:
     times = video.times
     rate = fractions.Fraction(video.fps).limit_denominator(1001)
-    time_base = fractions.Fraction(1, _TICKS_PER_SECOND)
+    base = fractions.Fraction(1, _TICKS_PER_SECOND)
     ticks = np.round(times * _TICKS_PER_SECOND).astype(int).tolist()
   else:
     duration = video.times[-1] + 1 / video.fps
     # The subtraction keeps a rounded duration from adding a frame.
-    count = max(int(np.ceil(duration * encoding.fps - 0.01)), 1)
-    times = np.arange(count) / encoding.fps
+    ticks = range(max(int(np.ceil(duration * encoding.fps - 0.01)), 1))
+    times = np.array(ticks) / encoding.fps
     rate = fractions.Fraction(encoding.fps).limit_denominator(1001)
-    time_base = 1 / rate
-    ticks = range(count)
+    base = 1 / rate
   file = io.BytesIO()
+  # mbtree reads memory that x264 has not written when it comes to the edges of
+  # B-frames, so the same frames could give other bytes.
+  options = {
+    'crf': str(_CRF),
+    'g': str(encoding.gop),
+    'tune': 'fastdecode',
+    'x264-params': 'mbtree=0',
+  }
+  frames = (_shrink(pixels, size) for pixels in video.play(times))
   with av.open(file, 'w', format='mp4') as container:
-    stream = container.add_stream('libx264', rate=rate)
-    stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-    stream.time_base = stream.codec_context.time_base = time_base
-    stream.codec_context.gop_size = encoding.gop
-    # With several threads the bytes could differ from run to run.
-    stream.codec_context.thread_count = 1
-    # mbtree reads memory that x264 has not written when it comes to the edges
-    # of B-frames, so the same frames could give other bytes.
-    stream.options = {
-      'crf': str(_CRF),
-      'tune': 'fastdecode',
-      'x264-params': 'mbtree=0',
-    }
-    for tick, pixels in zip(ticks, video.play(times), strict=True):
-      if pixels.shape[:2] != (height, width):
-        # Averages over areas: frames are shrunk here once and for all, so
-        # aliasing would stay in the data set.
-        pixels = cv2.resize(
-          pixels, (width, height), interpolation=cv2.INTER_AREA
-        )
-      frame = av.VideoFrame.from_ndarray(
-        np.ascontiguousarray(pixels), format='rgb24'
-      )
-      frame.pts, frame.time_base = tick, time_base
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+    write_frames(container, frames, size, rate, options, (ticks, base))
   return file.getvalue()
+
+
+def _shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Brings a frame to a (height, width), averaging over areas.
+
+  Frames are shrunk here once and for all, so aliasing would stay in the data.
+  """
+  if pixels.shape[:2] == size:
+    return pixels
+  return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:

@@ -1,0 +1,64 @@
+"""Cutting clips, and loading many of them."""
+
+import numpy as np
+import pytest
+
+from vjepa_jax.data import clip, decode, sources, transforms
+
+OPTIONS = clip.ClipOptions(frames=4, resolution=32, frame_step=2)
+
+
+def test_views_are_those_of_reads_box_by_box(toy_videos):
+  record = sources.open_source(str(toy_videos))[3]
+  options = clip.ClipOptions(4, 32, 2, num_clips=2, views=3)
+  clips, times = clip.read_timed_clips(record, options)
+  assert clips.shape == (6, 4, 32, 32, 3) and times.shape == (2, 4)
+  with decode.open_video(record.video) as video:
+    boxes = transforms.spread_crops(video.height, video.width, 3)
+    for i, part in enumerate(times):
+      indices = np.searchsorted(video.times, part)
+      for view, box in zip(clips[3 * i : 3 * i + 3], boxes, strict=True):
+        expected = video.read(indices, box, (32, 32))
+        np.testing.assert_array_equal(view, expected)
+
+
+def test_windows_follow_each_other(toy_videos):
+  path = sources.open_source(str(toy_videos))[0].video
+  windows = clip.read_windows(path, OPTIONS, limit=0)
+  # 24 frames, 10 a second: three windows of 8 frames.
+  assert windows.names == ('0.0 s', '0.8 s', '1.6 s')
+  for start, expected in zip((0.0, 0.8, 1.6), windows.videos, strict=True):
+    found, rate = clip.read_from(path, OPTIONS, start)
+    np.testing.assert_array_equal(found, expected)
+    assert rate == pytest.approx(5)
+  assert len(clip.read_windows(path, OPTIONS, limit=2).videos) == 2
+  with pytest.raises(decode.DecodeError, match='4 frames from 2.00 s on take'):
+    clip.read_from(path, OPTIONS, 2.0)
+
+
+def test_loads_names_labels_and_failures(toy_videos, tmp_path):
+  lines = toy_videos.read_text().splitlines()[:5]
+  lines = [f'{toy_videos.parent}/{line}' for line in lines]
+  manifest = tmp_path / 'list.csv'
+  manifest.write_text('\n'.join(['missing.mp4 1', *lines]))
+  source = sources.open_source(str(manifest))
+  clips = clip.load_clips(source, OPTIONS, labelled=True)
+  assert clips.labels.tolist() == [0, 1, 2, 3, 0]
+  assert clips.names == tuple(line.split()[0] for line in lines)
+  assert clips.failures == (
+    {'name': 'missing.mp4', 'reason': 'file does not exist'},
+  )
+  np.testing.assert_array_equal(
+    clips.videos[1], clip.read_clips(source[2], OPTIONS)[0]
+  )
+  # A fixed random subset, in the order of the source.
+  few = clip.load_clips(source, OPTIONS, limit=3)
+  again = clip.load_clips(source, OPTIONS, limit=3)
+  assert few.names == again.names and len(few.names) + len(few.failures) == 3
+  long = clip.ClipOptions(frames=16, resolution=32, frame_step=2)
+  with pytest.raises(ValueError, match='none of 6 videos could be used'):
+    clip.load_clips(source, long, whole=True)
+  assert len(clip.load_clips(source, long).videos) == 5
+  folder = sources.open_source(str(toy_videos.parent))
+  with pytest.raises(ValueError, match='has no label, a probe needs one'):
+    clip.load_clips(folder, OPTIONS, labelled=True)
