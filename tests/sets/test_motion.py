@@ -64,7 +64,7 @@ def test_names_of_directions_are_true():
   texture = cv2.GaussianBlur(texture, (0, 0), 3) * 4
   for label, name in enumerate(motion.CLASSES):
     drifts = [
-      _measure_drift(motion.render_clip(texture, label, rng))
+      _measure_drift(motion.render_clip([texture], label, rng))
       for rng in np.random.default_rng(1).spawn(3)
     ]
     x, y = np.mean(drifts, axis=0)
@@ -88,7 +88,7 @@ def test_middle_frame_does_not_depend_on_the_label():
   )
   middles = []
   for label in range(8):
-    clip = motion.render_clip(texture, label, np.random.default_rng(5))
+    clip = motion.render_clip([texture], label, np.random.default_rng(5))
     middles.append(clip[7:9].astype(float).mean(axis=0))
   # The true middle lies between two frames, half a step from each.
   first = cv2.GaussianBlur(middles[0], (13, 13), 0)

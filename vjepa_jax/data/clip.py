@@ -78,19 +78,10 @@ def _cut(
   views: int = 1,
   rng: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Cuts clips from an open video, each frame of which is decoded once.
-
-  Args:
-    video: The video.
-    options: How to cut.
-    start: Number of the frame before which nothing is used.
-    num_clips: Clips, one from each of so many equal parts.
-    views: Crops of each clip, without `rng`.
-    rng: Draws times, crops and flips; None takes those of evaluation.
+  """Cuts clips from the part of an open video that begins at frame `start`.
 
   Returns:
-    Clips uint8 `[num_clips * views, frames, size, size, 3]` and frame numbers
-    `[num_clips, frames]`.
+    As `read_timed_clips`, with frame numbers in place of times.
   """
   indices = start + sampling.sample_frames(
     video.times[start:],
@@ -252,33 +243,29 @@ def load_clips(
     try:
       with open_video(record.video) as video:
         if whole:
-          return record, _cut_from(video, options, 0.0)[0], None
-        return record, _cut(video, options)[0][0], None
+          return record, _cut_from(video, options, 0.0)[0]
+        return record, _cut(video, options)[0][0]
     except DecodeError as error:
-      return record, None, str(error)
+      return record, error
 
-  clips, names, labels, failures = [], [], [], []
+  loaded, failures = [], []
   with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-    for record, clip, reason in make_bar(
-      pool.map(load, np.sort(order[:count])),
-      total=count,
-      unit='clip',
-      leave=False,
-      desc='decoding clips',
+    results = pool.map(load, np.sort(order[:count]))
+    for record, clip in make_bar(
+      results, total=count, unit='clip', leave=False, desc='decoding clips'
     ):
-      if clip is None:
-        if len(failures) < _MOST_NAMED:
-          logging.warning('left out %s: %s', record.name, reason)
-        failures.append({'name': record.name, 'reason': reason})
-      else:
-        clips.append(clip)
-        names.append(record.name)
-        labels.append(record.label)
+      if isinstance(clip, np.ndarray):
+        loaded.append((clip, record.name, record.label))
+        continue
+      failures.append({'name': record.name, 'reason': str(clip)})
+      if len(failures) <= _MOST_NAMED:
+        logging.warning('left out %s: %s', record.name, clip)
   if len(failures) > _MOST_NAMED:
     logging.warning('left out %d of %d videos', len(failures), count)
-  if not clips:
+  if not loaded:
     raise ValueError(
       f'none of {count} videos could be used, the first one, '
       f'{failures[0]["name"]}: {failures[0]["reason"]}'
     )
-  return Clips(np.stack(clips), tuple(names), np.array(labels), tuple(failures))
+  videos, names, labels = zip(*loaded, strict=True)
+  return Clips(np.stack(videos), names, np.array(labels), tuple(failures))

@@ -11,7 +11,7 @@ as a `DecodeError` with a one-line reason, which a loader can turn into another
 clip.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import itertools
 import math
 import os
@@ -31,6 +31,9 @@ from vjepa_jax.data.video import (
   describe_error,
   explain_errors,
 )
+
+# Positions among the wanted frames, and the frames.
+Found = Iterator[tuple[int, av.VideoFrame]]
 
 # Decoders whose output is bit-identical when unwanted non-reference frames are
 # skipped. AV1 is not among them: dav1d drops wanted frames.
@@ -58,38 +61,31 @@ def open_video(video: str | bytes | np.ndarray) -> Video:
   if isinstance(video, np.ndarray):
     return ArrayVideo(video)
   if isinstance(video, str | os.PathLike):
-    return EncodedVideo(_check_file(os.fspath(video)))
-  if isinstance(video, bytes | bytearray | memoryview):
-    if not len(video):
-      raise DecodeError('empty file')
-    return EncodedVideo(bytes(video))
-  raise TypeError(
-    f'video must be a path, bytes or a uint8 array, got {type(video)}'
-  )
+    video = _find_file(os.fspath(video))
+  elif not isinstance(video, bytes | bytearray | memoryview):
+    raise TypeError(
+      f'video must be a path, bytes or a uint8 array, got {type(video)}'
+    )
+  if not len(video):
+    raise DecodeError('empty file')
+  return EncodedVideo(video if isinstance(video, str) else bytes(video))
 
 
-def _check_file(path: str) -> str | bytes:
+def _find_file(path: str) -> str | bytes:
   """Returns the path of a local file, or the bytes of a remote one."""
   try:
     if storage.is_remote(path):
-      content = storage.read(path)
-      if not content:
-        raise DecodeError('empty file')
-      return content
-    if not os.path.getsize(path):
-      raise DecodeError('empty file')
-    if os.path.isdir(path):
-      raise DecodeError('not a video: a folder')
-    with storage.open_file(path):
-      pass  # Says why it cannot be read more plainly than libav does.
-  except DecodeError:
-    raise
+      return storage.read(path)
+    with storage.open_file(path) as file:
+      # libav says less plainly why a file cannot be read.
+      return path if file.read(1) else b''
   except FileNotFoundError as e:
     raise DecodeError('file does not exist') from e
+  except IsADirectoryError as e:
+    raise DecodeError('not a video: a folder') from e
   except (OSError, ValueError, KeyError, ImportError) as e:
     # KeyError: a scheme that no file system is known for.
     raise DecodeError(describe_error(e)) from e
-  return path
 
 
 class EncodedVideo(Video):
@@ -178,7 +174,7 @@ class EncodedVideo(Video):
   ) -> np.ndarray:
     result = np.empty((len(boxes), len(wanted), *size, 3), np.uint8)
 
-    def fill(found: Iterable[tuple[int, av.VideoFrame]]) -> np.ndarray:
+    def fill(found: Found) -> np.ndarray:
       done = np.zeros(len(wanted), bool)
       for position, frame in found:
         for clip, box in zip(result, boxes, strict=True):
@@ -203,10 +199,8 @@ class EncodedVideo(Video):
       raise DecodeError(f'the frame at {time:.3f} s does not decode')
     return result
 
-  def _find_after_seek(
-    self, pts: list[int]
-  ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Finds the frames of increasing timestamps: yields positions and frames.
+  def _find_after_seek(self, pts: list[int]) -> Found:
+    """Finds the frames of increasing timestamps.
 
     Gives up at the first frame that should have come and did not.
     """
@@ -221,9 +215,7 @@ class EncodedVideo(Video):
       yield position, frame
       position += 1
 
-  def _find_from_start(
-    self, pts: list[int]
-  ) -> Iterator[tuple[int, av.VideoFrame]]:
+  def _find_from_start(self, pts: list[int]) -> Found:
     """As `_find_after_seek`, without seeking and skipping.
 
     A timestamp for which no picture exists gets the one on screen at that time,
@@ -248,9 +240,7 @@ class EncodedVideo(Video):
         return
       shown = frame
 
-  def _find_by_ordinal(
-    self, wanted: np.ndarray
-  ) -> Iterator[tuple[int, av.VideoFrame]]:
+  def _find_by_ordinal(self, wanted: np.ndarray) -> Found:
     """Finds frame numbers by counting from the start."""
     self._container.open()
     for number, frame in enumerate(self._decode_good()):
@@ -261,15 +251,10 @@ class EncodedVideo(Video):
   def _decode_wanted(self, pts: list[int]) -> Iterator[av.VideoFrame]:
     """Seeks, and decodes no more than what increasing timestamps need.
 
-    Where the codec allows it, frames that are neither wanted nor needed to
-    decode others are left out, and so is what lies between the last wanted
-    frame of a group of pictures and the keyframe that the next one needs.
-
-    Args:
-      pts: timestamps of the wanted frames.
-
-    Yields:
-      Frames in presentation order, the wanted ones among them.
+    Frames come in presentation order, the wanted ones among them. Where the
+    codec allows it, those that are neither wanted nor needed to decode others
+    are left out, and so is what lies between the last wanted frame of a group
+    of pictures and the keyframe that the next one needs.
     """
     container, codec = self._container, self._container.codec
     may_skip = codec.name in _EXACT_WHEN_SKIPPING
@@ -313,13 +298,12 @@ class EncodedVideo(Video):
     turns, stored = self._index.quarter_turns, self._index.coded_size
     box = pixels.turn_box_back(box, stored, turns)
     coded_size = size[::-1] if turns % 2 else size
-    if (frame.height, frame.width) != stored:
-      # The resolution changed within the stream.
-      image = pixels.resize(frame.to_ndarray(format='rgb24'), stored)
-      image = pixels.resize(pixels.crop(image, box), coded_size)
-    elif frame.format.name in ('yuv420p', 'yuvj420p'):
+    is_regular = (frame.height, frame.width) == stored
+    if is_regular and frame.format.name in ('yuv420p', 'yuvj420p'):
       image = pixels.convert_planes(frame, box, coded_size)
     else:
       image = frame.to_ndarray(format='rgb24')
+      if not is_regular:  # The resolution changed within the stream.
+        image = pixels.resize(image, stored)
       image = pixels.resize(pixels.crop(image, box), coded_size)
     return np.rot90(image, turns) if turns else image

@@ -46,15 +46,12 @@ def sample_frames(
   Raises:
     ValueError: if the arguments contradict each other or are not positive.
   """
-  if (frame_step is None) == (fps is None):
-    raise ValueError(
-      'exactly one of frame_step and fps must be given, got '
-      f'frame_step={frame_step} and fps={fps}'
-    )
-  if min(frames_per_clip, num_clips, frame_step or fps or 0) <= 0:
+  is_one = (frame_step is None) != (fps is None)
+  if not is_one or min(frames_per_clip, num_clips, frame_step or fps or 0) <= 0:
     raise ValueError(
       f'frames_per_clip={frames_per_clip}, num_clips={num_clips}, '
-      f'frame_step={frame_step}, fps={fps}: all must be positive'
+      f'frame_step={frame_step}, fps={fps}: all must be positive, and exactly '
+      'one of the last two be given'
     )
   num_frames = len(times)
   if not num_frames:

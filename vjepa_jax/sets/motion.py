@@ -14,6 +14,7 @@ circle around its middle. Training and test clips come from different videos.
 import collections
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 import pathlib
 
@@ -58,20 +59,12 @@ _MAX_DRAWS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-  """The frames of one video in memory."""
-
-  path: pathlib.Path
-  frames: list[np.ndarray]  # uint8 [H, W, 3]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Window:
-  """Where and how a clip looks at its source."""
+  """Where and how a clip looks at a picture."""
 
-  frame: int  # of the source
-  centre: np.ndarray  # [2] x, y in pixels of the source
-  base: np.ndarray  # [2, 2] from window pixels to source pixels
+  picture: np.ndarray  # uint8 [H, W, 3]
+  centre: np.ndarray  # [2] x, y in pixels of the picture
+  base: np.ndarray  # [2, 2] from window pixels to those of the picture
   gain: np.ndarray  # [3] of the colours
 
 
@@ -162,29 +155,30 @@ def _write_split(folder, split, num_clips, videos, seed, pool, count):
   names = [f'{split}/{i:05d}.mp4' for i in range(num_clips)]
   labels = [i % len(CLASSES) for i in range(num_clips)]
 
-  def write(source, i):
+  def write(frames, video, i):
     rng = np.random.default_rng((*seed, i))
-    window = _draw_window(source, rng)
-    clip = _render(source.frames[window.frame], window, labels[i], rng)
+    try:
+      clip = render_clip(frames, labels[i], rng)
+    except ValueError as error:
+      raise ValueError(f'{video}: {error}; leave this video out') from error
     write_video(folder / names[i], clip, _FPS)
     count()
 
   # The next video is read while this one's clips are written, no earlier:
   # two videos in memory.
   used = [v for v in videos if clips[v]]
-  reading = pool.submit(_read_source, used[0]) if used else None
+  reading = pool.submit(_read_frames, used[0]) if used else None
   for n, video in enumerate(used):
-    source = reading.result()
+    frames = reading.result()
     if n + 1 < len(used):
-      reading = pool.submit(_read_source, used[n + 1])
-    written = clips[video]
-    collections.deque(pool.map(write, [source] * len(written), written), 0)
+      reading = pool.submit(_read_frames, used[n + 1])
+    list(pool.map(functools.partial(write, frames, video), clips[video]))
   lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
   (folder / f'{split}.csv').write_text(''.join(lines))
 
 
-def _read_source(path: pathlib.Path) -> _Source:
-  """Reads the first frames of a video, small."""
+def _read_frames(path: pathlib.Path) -> list[np.ndarray]:
+  """Reads the first frames of a video, small: uint8 [H, W, 3] each."""
   frames = []
   try:
     with av.open(str(path)) as container:
@@ -203,46 +197,44 @@ def _read_source(path: pathlib.Path) -> _Source:
     raise ValueError(f'{path}: cannot be read as a video: {error}') from error
   if not frames:
     raise ValueError(f'{path}: has no frames')
-  return _Source(path, frames)
+  return frames
 
 
 def render_clip(
-  picture: np.ndarray, label: int, rng: np.random.Generator
+  frames: Sequence[np.ndarray], label: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Moves a window over one picture.
+  """Moves a window over one frame of a video.
 
   Args:
-    picture: uint8 RGB [H, W, 3].
+    frames: uint8 RGB [H, W, 3] each.
     label: index of the motion in `CLASSES`.
     rng: draws the window first and the motion after it, so that the same
       generator gives all classes the same window.
 
   Returns:
     uint8 [16, 36, 36, 3].
+
+  Raises:
+    ValueError: no frame has texture.
   """
-  window = _draw_window(_Source(pathlib.Path('picture'), [picture]), rng)
-  return _render(picture, window, label, rng)
-
-
-def _render(
-  picture: np.ndarray, window: _Window, label: int, rng: np.random.Generator
-) -> np.ndarray:
-  """The moving window's view of a picture, uint8 [T, H, W, 3]."""
+  window = _draw_window(frames, rng)
   angle = 2 * math.pi * label / len(CLASSES)
   drift = rng.uniform(*_DRIFT) * np.array([math.cos(angle), math.sin(angle)])
   times = np.arange(_FRAMES) - (_FRAMES - 1) / 2
   path = times[:, None] * drift + _TREMBLE * rng.standard_normal((_FRAMES, 2))
-  return np.stack([_look(picture, window, shift) for shift in path])
+  return np.stack([_look(window, shift) for shift in path])
 
 
-def _draw_window(source: _Source, rng: np.random.Generator) -> _Window:
+def _draw_window(
+  frames: Sequence[np.ndarray], rng: np.random.Generator
+) -> _Window:
   """Draws windows until one has texture in both directions.
 
   The label has no part in this: windows of all classes are alike.
   """
-  height, width = source.frames[0].shape[:2]
+  height, width = frames[0].shape[:2]
   for _ in range(_MAX_DRAWS):
-    frame = int(rng.integers(len(source.frames)))
+    picture = frames[int(rng.integers(len(frames)))]
     largest = min(height, width) / 2 / _REACH
     scale = largest * math.exp(rng.uniform(math.log(0.5), 0))
     margin = scale * _REACH
@@ -251,14 +243,11 @@ def _draw_window(source: _Source, rng: np.random.Generator) -> _Window:
     base = scale * _turn(rng.uniform(0, 2 * math.pi))
     base[:, 0] *= rng.choice((-1, 1))
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
-    window = _Window(frame, np.array([x, y]), base, gain.astype(np.float32))
-    middle = _look(source.frames[frame], window, np.zeros(2))
-    if _texture(middle) >= _MIN_TEXTURE:
+    centre = np.array([x, y])
+    window = _Window(picture, centre, base, gain.astype(np.float32))
+    if _texture(_look(window, np.zeros(2))) >= _MIN_TEXTURE:
       return window
-  raise ValueError(
-    f'{source.path}: no textured window in {_MAX_DRAWS} draws; '
-    'leave this video out'
-  )
+  raise ValueError(f'no textured window in {_MAX_DRAWS} draws')
 
 
 def _texture(image: np.ndarray) -> float:
@@ -282,10 +271,8 @@ def _turn(angle: float) -> np.ndarray:
   return np.array([[c, -s], [s, c]])
 
 
-def _look(
-  picture: np.ndarray, window: _Window, shift: np.ndarray
-) -> np.ndarray:
-  """A picture shifted by [2] window pixels, uint8 [H, W, 3].
+def _look(window: _Window, shift: np.ndarray) -> np.ndarray:
+  """The view of a picture shifted by [2] window pixels, uint8 [H, W, 3].
 
   Drawn at twice the size and averaged, as windows may be up to three source
   pixels a pixel and would alias.
@@ -297,7 +284,7 @@ def _look(
   to_source = window.base @ centred
   to_source[:, 2] += window.centre - 0.5
   view = cv2.warpAffine(
-    picture,
+    window.picture,
     to_source,
     (2 * _SIZE, 2 * _SIZE),
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,

@@ -83,24 +83,18 @@ def prepare(
     'encoding': encoding._asdict() if encoding else 'as is',
   }
   shards.check_options(os.path.join(output, _OPTIONS_FILE), options)
-  num_shards = -(-len(source) // shard_size)
-  paths = shards.name_shards(output, 'videos', num_shards)
+  items = range(len(source))
+  ranges = [items[i : i + shard_size] for i in items[::shard_size]]
+  paths = shards.name_shards(output, 'videos', len(ranges))
 
   def convert_shards(missing):
     records = (source[i] for shard_range in missing for i in shard_range)
     results = _convert_all(records, encoding, num_workers)
     return (itertools.islice(results, len(r)) for r in missing)
 
-  shards.write_shards(
-    paths,
-    [
-      range(i * shard_size, min((i + 1) * shard_size, len(source)))
-      for i in range(num_shards)
-    ],
-    range(num_shards),
-    convert_shards,
-    os.path.join(output, _BAD_FILES),
-  )
+  bad_files = os.path.join(output, _BAD_FILES)
+  own = range(len(ranges))
+  shards.write_shards(paths, ranges, own, convert_shards, bad_files)
   _report(output, len(source), paths)
 
 
