@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 
-OPTIONS = pipeline.ClipOptions(frames=4, resolution=32, frame_step=2)
+OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2)
 
 
 def _loader(paths, options=OPTIONS, seed=0):
@@ -127,9 +128,7 @@ def test_every_video_is_seen_once_an_epoch_in_a_new_order(toy_videos):
 
 
 def test_several_clips_a_video(toy_videos):
-  options = pipeline.ClipOptions(
-    frames=4, resolution=32, frame_step=2, num_clips=2
-  )
+  options = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=2)
   batch = _take(_loader([toy_videos], options), 1)[0]
   assert batch['video']['pixels'].shape == (4, 4, 32, 32, 3)
   context = batch['video']['masks'][0]['context']
@@ -188,7 +187,7 @@ def test_errors(toy_videos, tmp_path):
   with pytest.raises(ValueError, match='batch size 6 is not divisible by 4 h'):
     _take(loader, 1, batch_size=6, process_count=4)
   with pytest.raises(ValueError, match='exactly one of frame_step and fps'):
-    pipeline.ClipOptions(frame_step=4, fps=4.0)
+    ClipOptions(frame_step=4, fps=4.0)
   (tmp_path / 'bad.mp4').write_bytes(b'no video')
   with pytest.raises(RuntimeError, match='100 videos in a row .* bad.mp4: '):
     _loader([tmp_path])(0, (0, 0))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.sources import open_source
 from vjepa_jax.evaluation import probing
 

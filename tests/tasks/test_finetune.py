@@ -10,7 +10,7 @@ import pytest
 from configs import finetune as recipe
 import vjepa_jax
 from vjepa_jax.data import sources
-from vjepa_jax.data.pipeline import ClipOptions, read_clips
+from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks.finetune import finetune
 from vjepa_jax.tasks.smoke import shrink_finetuning

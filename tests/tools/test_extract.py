@@ -12,8 +12,8 @@ import pytest
 
 import vjepa_jax
 from vjepa_jax.data import sources
+from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.data.features import FeatureSource
-from vjepa_jax.data.pipeline import ClipOptions, read_clips
 from vjepa_jax.evaluation import batching, extraction, probing
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo

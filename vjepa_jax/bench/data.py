@@ -10,8 +10,10 @@ import numpy as np
 
 from vjepa_jax.bench import measure, videos
 from vjepa_jax.bench.decoders import Clip, Reader, make_readers
-from vjepa_jax.data import pipeline, sources, transforms
+from vjepa_jax.data import pipeline, transforms
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.records import NO_LABEL, Record
 from vjepa_jax.data.sampling import sample_frames
 from vjepa_jax.masks.fixed_size import MaskSampler
 from vjepa_jax.masks.multiblock import MultiBlock
@@ -42,9 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class _Files(tuple):
   """Paths as a source of videos."""
 
-  def __getitem__(self, index: int) -> sources.Record:
+  def __getitem__(self, index: int) -> Record:
     path = super().__getitem__(index)
-    return sources.Record(path, sources.NO_LABEL, path)
+    return Record(path, NO_LABEL, path)
 
 
 def draw_clips(
@@ -83,9 +85,9 @@ def compare_decoders(
 
 def make_loader(paths: Sequence[str], quick: bool) -> pipeline.SampleLoader:
   """Makes the loader of the published recipe at 224 px, or of a toy."""
-  options, grid, counts = pipeline.ClipOptions(), (8, 14, 14), _COUNTS
+  options, grid, counts = ClipOptions(), (8, 14, 14), _COUNTS
   if quick:
-    options = pipeline.ClipOptions(frames=8, resolution=48, frame_step=2)
+    options = ClipOptions(frames=8, resolution=48, frame_step=2)
     grid, counts = (4, 6, 6), [(8, 24)] * 2
   samplers = tuple(
     MaskSampler(MultiBlock(blocks, (scale, scale)), grid, *pair)

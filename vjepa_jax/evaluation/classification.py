@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.data.features import join_segments
-from vjepa_jax.data.pipeline import ClipOptions, check_label, read_clips
+from vjepa_jax.data.records import check_label
 from vjepa_jax.evaluation import batching
 from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.parallel import sharding

@@ -15,7 +15,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.clip import ClipOptions, read_timed_clips
-from vjepa_jax.data.records import VideoFeatures, pack_features
+from vjepa_jax.data.records import Record, VideoFeatures, pack_features
 from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -36,7 +36,7 @@ class Clips(NamedTuple):
     times: float64 `[segments, frames]`, seconds.
   """
 
-  record: sources.Record
+  record: Record
   index: int
   videos: np.ndarray
   times: np.ndarray

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.load import (
   make_abstract,

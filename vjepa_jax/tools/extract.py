@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.data import sources
-from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.extraction import extract
 from vjepa_jax.interop.load import LoadedEncoder, load, read_clip_rate

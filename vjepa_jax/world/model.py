@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.data.pipeline import ClipOptions
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import Grid
