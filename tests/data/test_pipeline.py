@@ -34,26 +34,24 @@ def _take(loader, count, *, batch_size=4, weights=(1.0,), **options):
   return batches
 
 
-def _assert_same(batches, others):
+def _assert_same(batches, others, rows=None):
   for a, b in zip(batches, others, strict=True):
-    np.testing.assert_array_equal(a['video']['pixels'], b['video']['pixels'])
-    for x, y in zip(a['video']['masks'], b['video']['masks'], strict=True):
-      np.testing.assert_array_equal(x['context'], y['context'])
-      np.testing.assert_array_equal(x['target'], y['target'])
+    a, b = a['video'], b['video']
+    np.testing.assert_array_equal(a['pixels'], b['pixels'][:rows])
+    for x, y in zip(a['masks'], b['masks'], strict=True):
+      for name in ('context', 'target'):
+        np.testing.assert_array_equal(x[name], y[name][:rows])
 
 
 def test_batches_hold_clips_and_masks(toy_videos):
   batch = _take(_loader([toy_videos]), 1)[0]
-  assert batch['video']['pixels'].shape == (4, 4, 32, 32, 3)
-  assert batch['video']['pixels'].dtype == np.uint8
-  assert batch['video']['masks'][0]['context'].shape == (4, 12)
-  assert batch['video']['masks'][0]['target'].shape == (4, 10)
+  pixels, (masks,) = batch['video']['pixels'], batch['video']['masks']
+  assert pixels.shape == (4, 4, 32, 32, 3) and pixels.dtype == np.uint8
+  assert masks['context'].shape == (4, 12)
+  assert masks['target'].shape == (4, 10)
   # Samples differ, in content and in mask.
-  assert (batch['video']['pixels'][0] != batch['video']['pixels'][1]).any()
-  assert (
-    batch['video']['masks'][0]['context'][0]
-    != batch['video']['masks'][0]['context'][1]
-  ).any()
+  assert (pixels[0] != pixels[1]).any()
+  assert (masks['context'][0] != masks['context'][1]).any()
   assert not batch['failures'].size
 
 
@@ -71,18 +69,7 @@ def test_hosts_together_read_what_one_host_reads(toy_videos):
     _take(loader, 3, batch_size=8, process_index=i, process_count=2)
     for i in range(2)
   ]
-  joined = [
-    {
-      'video': {
-        'pixels': np.concatenate([a['video']['pixels'], b['video']['pixels']]),
-        'masks': [
-          {k: np.concatenate([x[k], y[k]]) for k in x}
-          for x, y in zip(a['video']['masks'], b['video']['masks'], strict=True)
-        ],
-      }
-    }
-    for a, b in zip(*halves, strict=True)
-  ]
+  joined = map(pipeline._concatenate, zip(*halves, strict=True))
   _assert_same(joined, expected)
 
 
@@ -91,20 +78,9 @@ def test_a_position_resumes_on_the_very_next_batch(toy_videos, hosts, workers):
   loader = _loader([toy_videos])
   # 24 videos, batches of 8: the fourth begins another epoch.
   expected = _take(loader, 5, batch_size=8)
-  resumed = _take(
-    loader,
-    2,
-    batch_size=8,
-    position=24,
-    process_count=hosts,
-    num_workers=workers,
-  )
-  rows = 8 // hosts
-  for batch in expected:
-    batch['video']['pixels'] = batch['video']['pixels'][:rows]
-    for mask in batch['video']['masks']:
-      mask.update({k: v[:rows] for k, v in mask.items()})
-  _assert_same(resumed, expected[3:])
+  options = dict(process_count=hosts, num_workers=workers)
+  resumed = _take(loader, 2, batch_size=8, position=24, **options)
+  _assert_same(resumed, expected[3:], rows=8 // hosts)
 
 
 def test_every_video_is_seen_once_an_epoch_in_a_new_order(toy_videos):

@@ -13,52 +13,39 @@ NUM_TOKENS = 8 * 14 * 14
 SHORT = dict(num_blocks=8, spatial_scale=(0.15, 0.15))
 LONG = dict(num_blocks=2, spatial_scale=(0.7, 0.7))
 
+
+def _count(context, target, shape=None, **options):
+  return dict(
+    shape or {}, context_tokens=context, target_tokens=target, **options
+  )
+
+
 SPECS = {
-  'short': ('multiblock', dict(SHORT, context_tokens=360, target_tokens=752)),
-  'long': ('multiblock', dict(LONG, context_tokens=104, target_tokens=1104)),
+  'short': ('multiblock', _count(360, 752, SHORT)),
+  'long': ('multiblock', _count(104, 1104, LONG)),
   'partial_time': (
     'multiblock',
-    dict(
-      SHORT, temporal_scale=(0.3, 0.6), context_tokens=600, target_tokens=300
-    ),
+    _count(600, 300, SHORT, temporal_scale=(0.3, 0.6)),
   ),
   'truncated_context': (
     'multiblock',
-    dict(SHORT, max_context_time=0.5, context_tokens=150, target_tokens=900),
+    _count(150, 900, SHORT, max_context_time=0.5),
   ),
-  'inverse': (
-    'multiblock',
-    dict(SHORT, invert=True, context_tokens=700, target_tokens=400),
-  ),
+  'inverse': ('multiblock', _count(700, 400, SHORT, invert=True)),
   'full_complement': (
     'multiblock',
-    dict(
-      SHORT,
-      complement='target',
-      context_tokens=360,
-      target_tokens=NUM_TOKENS - 360,
-    ),
+    _count(360, NUM_TOKENS - 360, SHORT, complement='target'),
   ),
   'predictor_complement': (
     'multiblock',
-    dict(
-      SHORT,
-      complement='context',
-      target_tokens=752,
-      context_tokens=NUM_TOKENS - 752,
-    ),
+    _count(NUM_TOKENS - 752, 752, SHORT, complement='context'),
   ),
-  'tube': ('tube', dict(ratio=0.9, context_tokens=152, target_tokens=1416)),
-  'future': (
-    'future',
-    dict(context_ratio=(0.25, 0.5), context_tokens=392, target_tokens=784),
-  ),
-  'past': (
-    'past',
-    dict(context_ratio=(0.5, 0.75), context_tokens=784, target_tokens=392),
-  ),
-  'either': ('either', dict(context_tokens=700, target_tokens=784)),
-  'both': ('both', dict(context_tokens=784, target_tokens=700)),
+  'tube': ('tube', _count(152, 1416, ratio=0.9)),
+  'random': ('random', _count(400, 1000, ratio=0.7)),
+  'future': ('future', _count(392, 784, context_ratio=(0.25, 0.5))),
+  'past': ('past', _count(784, 392, context_ratio=(0.5, 0.75))),
+  'either': ('either', _count(700, 784)),
+  'both': ('both', _count(784, 700)),
 }
 
 
@@ -105,15 +92,20 @@ def _times(ids):
 
 def test_temporal_masks_are_strictly_before_or_after():
   coins = set()
+  samplers = {n: _build(n) for n in ('future', 'past', 'either', 'both')}
+
+  def draw(name, seed):
+    return map(_times, samplers[name](np.random.default_rng(seed)))
+
   for seed in range(40):
-    context, target = map(_times, _build('future')(np.random.default_rng(seed)))
+    context, target = draw('future', seed)
     assert context.max() < target.min()
-    context, target = map(_times, _build('past')(np.random.default_rng(seed)))
+    context, target = draw('past', seed)
     assert context.min() > target.max()
-    context, target = map(_times, _build('either')(np.random.default_rng(seed)))
+    context, target = draw('either', seed)
     coins.add(context.max() < target.min())
     assert context.max() < target.min() or context.min() > target.max()
-    context, target = map(_times, _build('both')(np.random.default_rng(seed)))
+    context, target = draw('both', seed)
     assert target.min() < context.min() and context.max() < target.max()
     assert not np.isin(target, np.unique(context)).any()
   assert coins == {True, False}
@@ -164,37 +156,25 @@ def test_random_subset_has_no_bias_in_time_and_first_has():
   'kind,options,message',
   [
     ('blocks', {}, "mask kind 'blocks' is not one of"),
-    (
-      'future',
-      dict(context_tokens=1, target_tokens=1, blocks=3),
-      r"has no option \['blocks'\]",
-    ),
+    ('future', _count(1, 1, blocks=3), r"has no option \['blocks'\]"),
     ('tube', dict(context_tokens=9), r"needs \['target_tokens'\]"),
+    ('multiblock', _count(0, 9, SHORT), 'at least one context'),
     (
       'multiblock',
-      dict(SHORT, context_tokens=0, target_tokens=9),
-      'at least one context',
-    ),
-    (
-      'multiblock',
-      dict(SHORT, context_tokens=1200, target_tokens=752),
+      _count(1200, 752, SHORT),
       r'in only 0% of the draws; at most \d+ and \d+ would do',
     ),
     (
       'multiblock',
-      dict(SHORT, context_tokens=100, target_tokens=752, complement='target'),
+      _count(100, 752, SHORT, complement='target'),
       'must add up to 1568',
     ),
     (
       'multiblock',
-      dict(SHORT, context_tokens=100, target_tokens=752, subset='last'),
+      _count(100, 752, SHORT, subset='last'),
       "subset 'last' is not one of",
     ),
-    (
-      'future',
-      dict(context_ratio=(0.5, 1.0), context_tokens=1, target_tokens=1),
-      'between 0 and 1',
-    ),
+    ('future', _count(1, 1, context_ratio=(0.5, 1.0)), 'between 0 and 1'),
   ],
 )
 def test_errors_are_early_and_say_what_to_do(kind, options, message):
@@ -204,9 +184,7 @@ def test_errors_are_early_and_say_what_to_do(kind, options, message):
 
 def test_temporal_mask_needs_enough_time_steps():
   with pytest.raises(ValueError, match="'both' mask needs 3 time steps"):
-    fixed_size.build_mask_sampler(
-      (2, 4, 4), 'both', dict(context_tokens=1, target_tokens=1)
-    )
+    fixed_size.build_mask_sampler((2, 4, 4), 'both', _count(1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +200,7 @@ class _Stripes:
 
 def test_a_mask_kind_is_one_file_and_one_line(monkeypatch):
   monkeypatch.setitem(fixed_size.PATTERNS, 'stripes', _Stripes)
-  options = dict(period=7, context_tokens=1000, target_tokens=200)
+  options = _count(1000, 200, period=7)
   sampler = fixed_size.build_mask_sampler(GRID, 'stripes', options)
   context, target = sampler(np.random.default_rng(0))
   assert len(context) == 1000 and len(target) == 200

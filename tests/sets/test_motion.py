@@ -57,11 +57,11 @@ def test_labels_are_true(motion_set):
   assert np.mean(right) > 0.8
 
 
+TEXTURE = np.random.default_rng(0).integers(0, 256, (160, 200, 3), np.uint8)
+
+
 def test_names_of_directions_are_true():
-  texture = np.random.default_rng(0).integers(
-    0, 256, (160, 200, 3), dtype=np.uint8
-  )
-  texture = cv2.GaussianBlur(texture, (0, 0), 3) * 4
+  texture = cv2.GaussianBlur(TEXTURE, (0, 0), 3) * 4
   for label, name in enumerate(motion.CLASSES):
     drifts = [
       _measure_drift(motion.render_clip([texture], label, rng))
@@ -83,12 +83,9 @@ def test_labels_are_balanced_and_videos_not_shared(motion_set):
 
 
 def test_middle_frame_does_not_depend_on_the_label():
-  texture = np.random.default_rng(0).integers(
-    0, 256, (160, 200, 3), dtype=np.uint8
-  )
   middles = []
   for label in range(8):
-    clip = motion.render_clip([texture], label, np.random.default_rng(5))
+    clip = motion.render_clip([TEXTURE], label, np.random.default_rng(5))
     middles.append(clip[7:9].astype(float).mean(axis=0))
   # The true middle lies between two frames, half a step from each.
   first = cv2.GaussianBlur(middles[0], (13, 13), 0)

@@ -18,15 +18,13 @@ from vjepa_jax.tools import prepare
 _ENCODING = prepare.Encoding(short_side=48, fps=7.5, gop=4)
 
 
-def _write_video(
-  path: pathlib.Path, codec: str, seed: int = 0, pix_fmt: str = 'yuv420p'
-) -> None:
+def _write_video(path: pathlib.Path, codec: str, seed: int = 0) -> None:
   """Encodes 40 frames of 64x96 at 30 fps with a bar at twice their number."""
   rng = np.random.default_rng(seed)
   texture = rng.integers(0, 60, (64, 96, 3), dtype=np.uint8)
   with av.open(path, 'w') as container:
     stream = container.add_stream(codec, rate=30)
-    stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
+    stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
     stream.codec_context.thread_count = 1
     for i in range(40):
       pixels = texture.copy()
@@ -39,16 +37,9 @@ def _write_video(
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
   root = tmp_path_factory.mktemp('originals')
-  for i, (name, codec) in enumerate(
-    [
-      ('a.mp4', 'libx264'),
-      ('b.avi', 'mpeg4'),
-      ('c.mpg', 'mpeg2video'),
-      ('e.webm', 'libvpx'),
-      ('f.mov', 'libx264'),
-      ('g.mkv', 'libx264'),
-    ]
-  ):
+  names = ['a.mp4', 'b.avi', 'c.mpg', 'e.webm', 'f.mov', 'g.mkv']
+  codecs = ['libx264', 'mpeg4', 'mpeg2video', 'libvpx', 'libx264', 'libx264']
+  for i, (name, codec) in enumerate(zip(names, codecs, strict=True)):
     _write_video(root / name, codec, seed=i)
   (root / 'd.mp4').write_text('not a video')
   (root / 'h.mp4').touch()

@@ -58,16 +58,12 @@ def _read_header(container: Container) -> FrameIndex | None:
   if 'mp4' not in container.format or codec.name == 'vp8':
     return None
   first = next(container.demux(), None)
-  if first is not None and codec.height and codec.width:
+  size = codec.height, codec.width
+  if first is not None and all(size):
     table = mp4.read_frame_table(container.source, container.stream, first)
     if table is not None:
-      return FrameIndex(
-        pts=np.unique(table.pts),
-        key_pts=np.unique(table.pts[table.is_key]),
-        by_ordinal=False,
-        coded_size=(codec.height, codec.width),
-        quarter_turns=0,
-      )
+      keys = np.unique(table.pts[table.is_key])
+      return FrameIndex(np.unique(table.pts), keys, False, size, 0)
   container.open()
   return None
 

@@ -153,8 +153,8 @@ def _write_shard(
         writer.write(result)
       progress.update()
     writer.close()
-    # Before the shard is there: entries of a shard that does not exist are
-    # dropped by the next run, entries missing from one that does would be lost.
+    # Before the shard is there: entries of one that does not exist are dropped
+    # by the next run, entries missing from one that does would be lost.
     with storage.open_file(bad_files, 'a') as f:
       for name, reason in bad:
         entry = {'name': name, 'reason': reason, 'shard': number}

@@ -55,44 +55,26 @@ _HUES = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-  """What may not change without a reason.
+  """What may not change without a reason."""
 
-  Attributes:
-    present: There is an object.
-    shape: Index in `SHAPES`.
-    hue: Index of its colour.
-    row: Height of its path at the moment, pixels.
-    speed: Pixels a frame to the right.
-  """
-
-  present: bool
-  shape: int
-  hue: int
-  row: float
-  speed: float
+  present: bool  # there is an object
+  shape: int  # index in SHAPES
+  hue: int  # index of its colour
+  row: float  # height of its path at the moment, pixels
+  speed: float  # pixels a frame to the right
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-  """What the films of a set share.
+  """What the films of a set share."""
 
-  Attributes:
-    background: float32 `[SIZE, SIZE, 3]`, 0..255.
-    screen: Its left and right edge in pixels, or None.
-    screen_colour: float32 `[3]`.
-    radius: Of the object, pixels.
-    slant: Its speed downwards, pixels a frame.
-    middle: Where it is at the moment, pixels from the left.
-    moment: First frame of the second state.
-  """
-
-  background: np.ndarray
-  screen: tuple[float, float] | None
-  screen_colour: np.ndarray
-  radius: float
-  slant: float
-  middle: float
-  moment: int
+  background: np.ndarray  # float32 [SIZE, SIZE, 3], 0..255
+  screen: tuple[float, float] | None  # its left and right edge, pixels
+  screen_colour: np.ndarray  # float32 [3]
+  radius: float  # of the object, pixels
+  slant: float  # its speed downwards, pixels a frame
+  middle: float  # where it is at the moment, pixels from the left
+  moment: int  # first frame of the second state
 
 
 def write_physics_set(

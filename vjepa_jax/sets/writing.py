@@ -56,13 +56,7 @@ def clear_split(folder: pathlib.Path, split: str) -> None:
 def open_pool(
   total: int, unit: str, workers: int | None
 ) -> Iterator[tuple[concurrent.futures.Executor, Callable[[], Any]]]:
-  """Gives threads, one a processor by default, and what counts a finished unit.
-
-  Args:
-    total: Units of the set.
-    unit: What the bar counts.
-    workers: Threads.
-  """
+  """Gives threads, one a processor by default, and what counts a done unit."""
   with (
     make_bar(total=total, desc=f'writing {unit}s', unit=unit) as bar,
     concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
