@@ -22,6 +22,7 @@ import av
 import cv2
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
@@ -174,7 +175,7 @@ def _write_split(folder, split, num_clips, videos, seed, pool, count):
       reading = pool.submit(_read_frames, used[n + 1])
     list(pool.map(functools.partial(write, frames, video), clips[video]))
   lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
-  (folder / f'{split}.csv').write_text(''.join(lines))
+  storage.replace(folder / f'{split}.csv', ''.join(lines))
 
 
 def _read_frames(path: pathlib.Path) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 """Pairs of a possible and an impossible film, and films whole in memory."""
 
 import csv
+import os
 from typing import NamedTuple
 
-from etils import epath
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.transforms import center_crop
 
@@ -33,7 +34,7 @@ class Pair(NamedTuple):
   frame: int | None
 
 
-def read_pairs(folder: epath.PathLike) -> list[Pair]:
+def read_pairs(folder: str | os.PathLike[str]) -> list[Pair]:
   """Reads `test.csv` of a physics set, or of a set of one's own.
 
   The columns file, pair, property and possible (1 or 0) are needed; set, screen
@@ -43,13 +44,13 @@ def read_pairs(folder: epath.PathLike) -> list[Pair]:
     FileNotFoundError: There is no manifest.
     ValueError: It lacks a column, or a pair is not one of each kind.
   """
-  path = epath.Path(folder) / 'test.csv'
-  if not path.exists():
+  path = os.path.join(folder, 'test.csv')
+  if not storage.exists(path):
     raise FileNotFoundError(
       f'{path} does not exist: write a physics set with python -m '
       f'vjepa_jax.tools.physics_set --output={folder}, or give another --input'
     )
-  reader = csv.DictReader(path.read_text().splitlines())
+  reader = csv.DictReader(storage.read(path).decode().splitlines())
   missing = [c for c in _NEEDED if c not in (reader.fieldnames or ())]
   if missing:
     raise ValueError(
@@ -63,7 +64,7 @@ def read_pairs(folder: epath.PathLike) -> list[Pair]:
   return [_make_pair(path, key, films) for key, films in rows.items()]
 
 
-def _make_pair(path: epath.Path, key: str, films: list[dict[str, str]]) -> Pair:
+def _make_pair(path: str, key: str, films: list[dict[str, str]]) -> Pair:
   if sorted(film['possible'] for film in films) != ['0', '1']:
     raise ValueError(
       f'{path}: pair {key} must have one possible (1) and one impossible (0) '
@@ -72,8 +73,8 @@ def _make_pair(path: epath.Path, key: str, films: list[dict[str, str]]) -> Pair:
   impossible, possible = sorted(films, key=lambda film: film['possible'])
   screen, frame = impossible.get('screen'), impossible.get('frame')
   return Pair(
-    str(path.parent / possible['file']),
-    str(path.parent / impossible['file']),
+    os.path.join(os.path.dirname(path), possible['file']),
+    os.path.join(os.path.dirname(path), impossible['file']),
     impossible['property'],
     impossible.get('set') or key,
     bool(int(screen)) if screen else None,

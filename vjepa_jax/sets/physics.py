@@ -21,6 +21,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
@@ -162,7 +163,8 @@ def _write_films(folder, num_train, num_sets, seed, workers):
 
     names = list(pool.map(write_train, range(num_train)))
     sets = list(pool.map(write_set, range(num_sets * len(kinds))))
-  (folder / 'train.csv').write_text(''.join(f'{name}\n' for name in names))
+  lines = ''.join(f'{name}\n' for name in names)
+  storage.replace(folder / 'train.csv', lines)
   with (folder / 'test.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()

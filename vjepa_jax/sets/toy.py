@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
@@ -62,7 +63,7 @@ def write_toy_videos(
       clip = _render(np.random.default_rng((seed, i)), label, frames, *size)
       write_video(folder / name, clip, _FPS)
     lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
-    (folder / 'manifest.csv').write_text(''.join(lines))
+    storage.replace(folder / 'manifest.csv', ''.join(lines))
 
   options = {'videos': num_videos, 'seed': seed, 'frames': frames, 'size': size}
   writing.write_once(folder / 'toy.json', options, write)
