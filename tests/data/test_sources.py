@@ -25,7 +25,7 @@ def folder(tmp_path) -> pathlib.Path:
 def _write_shard(path: pathlib.Path, content: list[Record]) -> None:
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
   for record in content:
-    writer.write(records.pack_record(record))
+    writer.write(records.pack(record))
   writer.close()
 
 
@@ -98,12 +98,12 @@ def test_says_what_does_not_exist(tmp_path, folder):
 
 def test_records_survive_packing():
   record = Record(b'\x00video\xff', 7, 'földer/ñame 1.mp4')
-  assert records.unpack_record(records.pack_record(record)) == record
+  assert records.unpack(records.pack(record)) == record
   for data in (b'', b'\x05', b'\x04\x00\x00\x00junk', b'\x02\x00\x00\x00{}v'):
     with pytest.raises(ValueError, match='not a record'):
-      records.unpack_record(data)
+      records.unpack(data)
   with pytest.raises(TypeError, match='bytes'):
-    records.pack_record(Record('path.mp4', 0, 'path'))
+    records.pack(Record('path.mp4', 0, 'path'))
 
 
 def test_array_records(tmp_path):

@@ -18,7 +18,11 @@ class FeatureSource(sources.ArrayRecordSource):
   Videos that could not be read are left out; `index` says which are there.
   """
 
-  _unpack = staticmethod(records.unpack_features)
+  _KIND = records.VideoFeatures
+  _REFUSAL = (
+    'the shards hold videos, not features: make features of them with python '
+    '-m vjepa_jax.tools.extract'
+  )
 
   def __init__(self, paths: str) -> None:
     """Opens a folder of shards, a glob, or one shard.
@@ -41,7 +45,8 @@ def holds_features(path: str) -> bool:
     found, _ = sources.open_shards(path)
   except (FileNotFoundError, ValueError):
     return False
-  return len(found) > 0 and records.is_features(found[0])
+  kind = records.VideoFeatures
+  return len(found) > 0 and isinstance(records.unpack(found[0]), kind)
 
 
 def join_segments(features: np.ndarray) -> np.ndarray:

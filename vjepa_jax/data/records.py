@@ -7,7 +7,7 @@ file, or features.
 
 import json
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,78 +58,29 @@ def check_label(record: Record | VideoFeatures, num_classes: int) -> None:
     )
 
 
-def pack_record(record: Record) -> bytes:
-  """Encodes a record whose video is the bytes of a file."""
-  if not isinstance(record.video, bytes):
-    raise TypeError(f'video must be bytes, got {type(record.video)}')
-  return _pack({'label': record.label, 'name': record.name}, record.video)
-
-
-def unpack_record(data: bytes) -> Record:
-  """Decodes what `pack_record` encoded.
-
-  Raises:
-    ValueError: `data` was not written by `pack_record`.
-  """
-  fields, video = _unpack(data)
-  if 'features' in fields:
-    raise ValueError(
-      'the shards hold features of vjepa_jax.tools.extract, not videos'
-    )
-  return Record(bytes(video), fields['label'], fields['name'])
-
-
-def pack_features(video: VideoFeatures) -> bytes:
-  """Encodes the features of a video."""
-  form = {'shape': video.features.shape, 'dtype': video.features.dtype.name}
-  fields = {
-    'label': video.label,
-    'name': video.name,
-    'index': video.index,
-    'times': np.asarray(video.times).tolist(),
-    'features': form,
-  }
-  return _pack(fields, np.ascontiguousarray(video.features).tobytes())
-
-
-def unpack_features(data: bytes) -> VideoFeatures:
-  """Decodes what `pack_features` encoded; the features are read-only.
-
-  Raises:
-    ValueError: `data` was not written by `pack_features`.
-  """
-  fields, content = _unpack(data)
-  if 'features' not in fields:
-    raise ValueError(
-      'the shards hold videos, not features: make features of them with '
-      'python -m vjepa_jax.tools.extract'
-    )
-  form = fields['features']
-  return VideoFeatures(
-    np.frombuffer(content, form['dtype']).reshape(form['shape']),
-    fields['label'],
-    fields['name'],
-    fields['index'],
-    np.asarray(fields['times']),
-  )
-
-
-def is_features(data: bytes) -> bool:
-  """Says whether a packed record is of features, and not of a video.
-
-  Raises:
-    ValueError: `data` is no record.
-  """
-  return 'features' in _unpack(data)[0]
-
-
-def _pack(fields: dict[str, Any], content: bytes) -> bytes:
+def pack(record: Record | VideoFeatures) -> bytes:
+  """Encodes a record whose video is the bytes of a file, or features."""
+  fields = record._asdict()
+  if isinstance(record, VideoFeatures):
+    features = fields.pop('features')
+    content = np.ascontiguousarray(features).tobytes()
+    fields['times'] = np.asarray(record.times).tolist()
+    form = {'shape': features.shape, 'dtype': features.dtype.name}
+    fields['features'] = form
+  else:
+    content = fields.pop('video')
+    if not isinstance(content, bytes):
+      raise TypeError(f'video must be bytes, got {type(content)}')
   header = json.dumps(fields, ensure_ascii=False).encode()
   return struct.pack('<I', len(header)) + header + content
 
 
-def _unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
-  """Returns the header and the content, without a copy of the latter."""
+def unpack(data: bytes) -> Record | VideoFeatures:
+  """Decodes what `pack` encoded; features are read-only.
+
+  Raises:
+    ValueError: `data` was not written by `pack`.
+  """
   try:
     (length,) = struct.unpack_from('<I', data)
     fields = json.loads(data[4 : 4 + length])
@@ -137,4 +88,10 @@ def _unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
     raise ValueError('not a record of vjepa_jax: bad header') from e
   if not isinstance(fields, dict) or not {'label', 'name'} <= fields.keys():
     raise ValueError('not a record of vjepa_jax: bad header')
-  return fields, memoryview(data)[4 + length :]
+  content = memoryview(data)[4 + length :]
+  label, name, form = fields['label'], fields['name'], fields.get('features')
+  if form is None:
+    return Record(bytes(content), label, name)
+  features = np.frombuffer(content, form['dtype']).reshape(form['shape'])
+  times = np.asarray(fields['times'])
+  return VideoFeatures(features, label, name, fields['index'], times)

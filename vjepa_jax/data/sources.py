@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from vjepa_jax.data import storage
-from vjepa_jax.data.records import NO_LABEL, Record, unpack_record
+from vjepa_jax.data.records import NO_LABEL, Record, unpack
 
 VIDEO_EXTENSIONS = frozenset([
   '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.m1v',
@@ -156,7 +156,8 @@ class ManifestSource(_Named):
 class ArrayRecordSource(_Named):
   """The shards that `vjepa_jax.tools.prepare` writes."""
 
-  _unpack = staticmethod(unpack_record)
+  _KIND: type = Record
+  _REFUSAL = 'the shards hold features of vjepa_jax.tools.extract, not videos'
 
   def __init__(self, paths: str | Sequence[str]) -> None:
     """Opens one shard, a glob, a folder of shards, or a list of shards."""
@@ -168,7 +169,10 @@ class ArrayRecordSource(_Named):
 
   def __getitem__(self, index: int) -> Record:
     # A range raises the IndexError that ends a loop over the source.
-    return self._unpack(self._records[range(len(self))[index]])
+    record = unpack(self._records[range(len(self))[index]])
+    if not isinstance(record, self._KIND):
+      raise ValueError(f'{self._path}: {self._REFUSAL}')
+    return record
 
 
 def open_shards(

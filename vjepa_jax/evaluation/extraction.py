@@ -15,7 +15,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.clip import ClipOptions, read_timed_clips
-from vjepa_jax.data.records import Record, VideoFeatures, pack_features
+from vjepa_jax.data.records import Record, VideoFeatures, pack
 from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -194,7 +194,7 @@ def _pack(video: Clips, features: np.ndarray) -> bytes:
       '--dtype=float32, or another checkpoint if they still are not'
     )
   ends = video.times[:, [0, -1]]
-  return pack_features(
+  return pack(
     VideoFeatures(features, video.record.label, name, video.index, ends)
   )
 

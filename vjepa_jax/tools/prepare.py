@@ -35,7 +35,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources, storage
 from vjepa_jax.data.encode import write_frames
-from vjepa_jax.data.records import Record, pack_record
+from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command
 
@@ -162,7 +162,7 @@ def convert(record: Record, encoding: Encoding | None) -> bytes | BadFile:
         content = transcode(video, encoding)
   except (decode.DecodeError, av.FFmpegError, OSError) as e:
     return BadFile(record.name, ' '.join(str(e).split()))
-  return pack_record(record._replace(video=content))
+  return pack(record._replace(video=content))
 
 
 def transcode(video: decode.Video, encoding: Encoding) -> bytes:
