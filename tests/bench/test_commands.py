@@ -54,7 +54,7 @@ def test_data(tmp_path, folder, capsys):
 
 
 def test_cases_have_the_size_and_keyframes_they_are_named_after(folder):
-  files = videos.encode_cases(folder, videos.TOY_ENCODINGS, frames=72, toy=True)
+  files = videos.encode_cases(folder, quick=True)
   for encoding in videos.TOY_ENCODINGS:
     for path in files[str(encoding)]:
       with open_video(path) as video:
@@ -64,7 +64,7 @@ def test_cases_have_the_size_and_keyframes_they_are_named_after(folder):
 
 
 def test_readers_read_the_same_frames(folder):
-  files = videos.encode_cases(folder, videos.TOY_ENCODINGS, frames=72, toy=True)
+  files = videos.encode_cases(folder, quick=True)
   readers = decoders.make_readers()
   for paths in files.values():
     clip = decoders.Clip(

@@ -87,7 +87,7 @@ def test_writes_facts_of_the_machine(tmp_path):
   ],
 )
 def test_says_what_is_wrong_in_one_line(capsys, arguments, message):
-  assert main(arguments) == 1
+  assert main(arguments) == 2
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
@@ -106,5 +106,5 @@ def test_needs_the_root_of_the_repository(
 ):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(__import__('sys').modules, 'configs', None)
-  assert main([command, '--quick']) == 1
+  assert main([command, '--quick']) == 2
   assert 'root' in capsys.readouterr().err

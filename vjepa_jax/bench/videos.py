@@ -1,7 +1,6 @@
 """Video files for the benchmarks: the same footage in several encodings."""
 
 import argparse
-from collections.abc import Sequence
 import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -66,34 +65,30 @@ def find_cases(
     if not paths:
       raise BenchError(f'--videos={arguments.videos} matches no file')
     return {arguments.videos: paths}
-  quick = arguments.quick
-  return encode_cases(
-    Path(arguments.folder),
-    (TOY_ENCODINGS if quick else ENCODINGS)[:count],
-    frames=72 if quick else 300,
-    toy=quick,
-  )
+  folder = Path(arguments.folder)
+  return encode_cases(folder, quick=arguments.quick, count=count)
 
 
 def encode_cases(
-  folder: Path, encodings: Sequence[Encoding], *, frames: int, toy: bool
+  folder: Path, *, quick: bool, count: int | None = None
 ) -> dict[str, list[str]]:
   """Encodes real footage in each way; what is there already is kept.
 
   Args:
     folder: Where the footage and the files go.
-    encodings: One case each.
-    frames: Frames of a file; footage that is shorter plays back and forth.
-    toy: Take rendered textures instead of real footage, which is downloaded.
+    quick: Take rendered textures instead of real footage, which is downloaded,
+      and less of it.
+    count: How many cases; None for all.
 
   Returns:
     The files of each case, by its name.
   """
+  encodings = (TOY_ENCODINGS if quick else ENCODINGS)[:count]
+  frames = 72 if quick else 300  # footage that is shorter goes back and forth
   folder.mkdir(parents=True, exist_ok=True)
   cases = {str(encoding): [] for encoding in encodings}
   missing = []
-  footage = _get_footage(folder, toy)
-  for source in footage:
+  for source in _get_footage(folder, quick):
     for encoding in encodings:
       path = folder / f'{source.stem}_{encoding.height}_g{encoding.gop}.mp4'
       cases[str(encoding)].append(str(path))
@@ -106,9 +101,9 @@ def encode_cases(
   return cases
 
 
-def _get_footage(folder: Path, toy: bool) -> list[Path]:
+def _get_footage(folder: Path, quick: bool) -> list[Path]:
   """Returns the original videos."""
-  if toy:
+  if quick:
     manifest = write_toy_videos(folder / 'toy', 2)
     return sorted(manifest.parent.glob('*.mp4'))
   try:
