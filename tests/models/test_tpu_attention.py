@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from vjepa_jax.models import attention, positions, tpu_attention, zoo
+from vjepa_jax.models.attention_mask import FULL, block_causal
+from vjepa_jax.models.transformer import Transformer
 
 BATCH = 2
 
@@ -52,8 +54,8 @@ def test_lanes_kernel_is_attention(lengths, num_heads, head_dim, shared_rope):
   rope = wide = None
   if shared_rope is not None:
     rows = 1 if shared_rope else BATCH
-    ids = jnp.asarray(rng.integers(0, 512, (rows, sum(lengths))))
-    rope = positions.make_rope_tables(ids, (8, 8, 8), head_dim, 'tiled')
+    places = jnp.asarray(rng.normal(size=(rows, sum(lengths), 3)), jnp.float32)
+    rope = positions.make_rope_tables(4 * places, head_dim, 'tiled')
     wide = attention.widen_tables(rope, head_dim)
 
   def plain(qkv, biases):
@@ -81,18 +83,36 @@ def test_lanes_kernel_is_attention(lengths, num_heads, head_dim, shared_rope):
   np.testing.assert_allclose(actual[1], expected[1], atol=1e-4)
 
 
-@pytest.mark.parametrize('num_tokens', [128, 200])
-def test_splash_kernel_is_attention_at_any_length(num_tokens):
+def test_block_causal_steps_see_themselves_and_those_before():
+  rng = np.random.default_rng(0)
+  q, k, v = jnp.asarray(rng.normal(size=(3, 1, 2, 20, 16)), jnp.float32)
+  out = attention.attend(q, k, v, 'xla', block_causal(6))
+  for start in range(0, 20, 6):
+    rows, end = slice(start, start + 6), start + 6
+    seen = attention.attend(q[:, :, rows], k[:, :, :end], v[:, :, :end], 'xla')
+    np.testing.assert_allclose(out[:, :, rows], seen, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'num_tokens,mask',
+  [
+    (128, FULL),
+    (200, FULL),
+    (200, block_causal(50)),
+    (1100, block_causal(275)),  # three blocks by three, one of them not seen
+  ],
+)
+def test_splash_kernel_is_attention_at_any_length(num_tokens, mask):
   rng = np.random.default_rng(0)
   shape = BATCH, 2, num_tokens, 64
   q, k, v, gradient = (
     jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)
   )
   expected, pull_expected = jax.vjp(
-    lambda *x: attention.attend(*x, 'xla'), q, k, v
+    lambda *x: attention.attend(*x, 'xla', mask), q, k, v
   )
   actual, pull_actual = jax.vjp(
-    lambda *x: attention.attend(*x, 'pallas_interpret'), q, k, v
+    lambda *x: attention.attend(*x, 'pallas_interpret', mask), q, k, v
   )
   np.testing.assert_allclose(actual, expected, atol=1e-5)
   for a, e in zip(pull_actual(gradient), pull_expected(gradient), strict=True):
@@ -191,11 +211,52 @@ def test_kernels_run_on_each_devices_rows():
     np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('kernel', ['xla', 'pallas_interpret'])
+def test_packed_steps_of_a_transformer_see_no_later_one(kernel):
+  # `attend_lanes` would take these sequences, were it not for the mask.
+  model = Transformer(
+    depth=2, num_heads=2, mlp_dim=32, attention=kernel, mask=block_causal(4)
+  )
+  x = jax.random.normal(jax.random.key(0), (1, 24, 64))
+  lengths = 16, 8
+  params = model.init(jax.random.key(1), x, None, lengths)
+  out = model.apply(params, x, None, lengths)
+  # The second step of four, in the first of two sequences.
+  changed = model.apply(params, x.at[:, 5].add(1.0), None, lengths) != out
+  assert changed[:, 4:16].all() and not changed[:, :4].any()
+  assert not changed[:, 16:].any()
+
+
+def test_cudnn_takes_the_mask_as_a_bias(monkeypatch):
+  library = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+  monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91000)
+  x = jax.ShapeDtypeStruct((2, 4, 32, 16), jnp.bfloat16)
+
+  def differentiate(mask, *x):
+    return jax.grad(
+      lambda *x: attention.attend(*x, 'cudnn', mask).sum().astype(jnp.float32)
+    )(*x)
+
+  for mask, name in ((FULL, 'Softmax'), (block_causal(8), 'ScaleBiasSoftmax')):
+    traced = jax.jit(functools.partial(differentiate, mask)).trace(x, x, x)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    assert f'__cudnn$fmha{name}Backward' in text
+
+
 def test_kernel_is_chosen_by_head_and_length():
   uses = attention.uses_lanes
   assert uses('pallas', 64, (1568,)) and uses('pallas', 24, (1112, 1208))
   assert not uses('xla', 64, (1568,))
+  assert not uses('pallas', 64, (1568,), block_causal(196))
   assert not uses('pallas', 80, (1568,))  # 128 lanes would be 60 % more
   assert not uses('pallas', 64, (8192,))
   assert not uses('pallas', 64, (1567,))
   assert not uses('pallas', 256, (128,))
+
+
+def test_lanes_kernel_declines_masks_by_name():
+  x = jnp.zeros((1, 16, 384))
+  with pytest.raises(ValueError, match=r'has no block_causal\(8\) mask'):
+    tpu_attention.attend_lanes(
+      x, x[0, :1], (16,), 128, 1.0, mask=block_causal(8)
+    )

@@ -22,19 +22,14 @@ IMPLEMENTATIONS = ('xla', 'cudnn', 'pallas', 'pallas_interpret')
 
 
 def choose_attention(platform: str, dtype: jnp.dtype) -> str:
-  """Names the fastest attention kernel for a platform.
+  """Names the fastest of `IMPLEMENTATIONS` for a compute dtype.
 
-  Args:
-    platform: Platform of the mesh's devices ('cpu', 'gpu' or 'tpu'); never the
-      default backend, because a step is also compiled for devices that are not
-      attached.
-    dtype: Compute dtype; the cuDNN kernel takes 16-bit floats only.
-
-  Returns:
-    A name that `attend` accepts.
+  The platform ('cpu', 'gpu' or 'tpu') is that of the mesh's devices, never the
+  default backend: a step is also compiled for devices that are not attached.
   """
   if platform == 'tpu':
     return 'pallas'
+  # It takes nothing else.
   if platform in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2:
     return 'cudnn'
   return 'xla'
@@ -50,9 +45,7 @@ def attend(
   """Computes `softmax(q k^T / sqrt(d)) v`.
 
   Args:
-    q: Queries, `[B, heads, N, d]`.
-    k: Keys, `[B, heads, N, d]`.
-    v: Values, `[B, heads, N, d]`.
+    q, k, v: Queries, keys and values, `[B, heads, N, d]`.
     implementation: 'xla' (any platform), 'cudnn' (NVIDIA GPUs, 16-bit),
       'pallas' (TPUs; splash attention) or 'pallas_interpret' (the same,
       interpreted on any platform).
@@ -73,18 +66,12 @@ def attend(
   return _attend_splash(q, k, v, mask, interpret)
 
 
-def _make_dense(mask: Mask, length: int) -> jnp.ndarray:
-  """Returns whether queries see keys, bool `[N, N]`."""
-  tokens = jnp.arange(length)
-  return mask.find_last_keys(tokens)[:, None] >= tokens
-
-
 def _attend_xla(q, k, v, mask):
   logits = jnp.einsum(
     'bhnd,bhmd->bhnm', q, k, preferred_element_type=jnp.float32
   )
   if mask != FULL:
-    logits = jnp.where(_make_dense(mask, q.shape[2]), logits, -jnp.inf)
+    logits = jnp.where(mask.make_dense(q.shape[2]), logits, -jnp.inf)
   weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
   return jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
 
@@ -98,22 +85,13 @@ def _attend_cudnn(q, k, v, mask):
         f"attention 'cudnn' takes {mask} of an even number of tokens, not "
         f"{length}: set attention='xla'"
       )
-    dense = _make_dense(mask, length)[None, None]
+    dense = mask.make_dense(length)[None, None]
   # The kernel's layout is [B, N, heads, d].
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   out = jax.nn.dot_product_attention(
     q, k, v, mask=dense, implementation='cudnn'
   )
   return out.transpose(0, 2, 1, 3)
-
-
-def _make_splash_mask(mask: Mask, length: int) -> splash.Mask:
-  if mask == FULL:
-    return splash.FullMask((length, length))
-  causal = splash.CausalMask((length, length))
-  tokens = np.arange(length, dtype=np.int32)
-  causal.q_sequence = mask.find_last_keys(tokens)
-  return causal
 
 
 def _attend_splash(q, k, v, mask, interpret):
@@ -124,12 +102,17 @@ def _attend_splash(q, k, v, mask, interpret):
       jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q, k, v)
     )
   length = num_tokens + padding
+  if mask == FULL:
+    blocks = splash.FullMask((length, length))
+  else:
+    blocks = splash.CausalMask((length, length))
+    blocks.q_sequence = mask.find_last_keys(np.arange(length, dtype=np.int32))
   # Of the blocks that tile the sequence the largest: the fewer there are, the
   # fewer partial sums of gradients.
   tiles = [n for n in range(128, 1025, 128) if length % n == 0]
   rows, keys = max(n for n in tiles if n <= 512), max(tiles)
   kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([_make_splash_mask(mask, length)] * num_heads),
+    splash.MultiHeadMask([blocks] * num_heads),
     block_sizes=splash.BlockSizes(
       block_q=rows,
       block_kv=keys,
@@ -237,7 +220,7 @@ class Attention(nn.Module):
     width = x.shape[-1]
     head_dim = width // self.num_heads
     kernels, biases = zip(
-      *(p.get_parameters() for p in projections), strict=True
+      *((p.kernel, p.bias) for p in projections), strict=True
     )
     # One matmul for all three, their columns interleaved by 128.
     kernel, bias = (
@@ -266,7 +249,7 @@ class Attention(nn.Module):
 
 
 class _HeadProjection(nn.Module):
-  """Projects tokens `[B, N, D]` to heads `[B, heads, N, head_dim]`."""
+  """Projects tokens `[B, N, width]` to heads `[B, heads, N, head_dim]`."""
 
   width: int
   num_heads: int
@@ -277,10 +260,6 @@ class _HeadProjection(nn.Module):
     heads = self.num_heads, self.width // self.num_heads
     self.kernel = self.param('kernel', self.kernel_init, (self.width, *heads))
     self.bias = self.param('bias', nn.initializers.zeros, heads)
-
-  def get_parameters(self) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """Returns kernel `[D, heads, head_dim]` and bias, float32."""
-    return self.kernel, self.bias
 
   def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
     y = einsum('bnc,chd->bhnd', x.astype(self.dtype), self.kernel)

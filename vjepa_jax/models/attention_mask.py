@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -26,9 +28,13 @@ class Mask:
 
     With it in place of the query's own index the mask is the causal one.
     """
-    return queries // self.tokens_per_step * self.tokens_per_step + (
-      self.tokens_per_step - 1
-    )
+    count = self.tokens_per_step
+    return queries // count * count + count - 1
+
+  def make_dense(self, length: int) -> jnp.ndarray:
+    """Returns whether block-causal queries see keys, bool `[N, N]`."""
+    tokens = jnp.arange(length)
+    return self.find_last_keys(tokens)[:, None] >= tokens
 
 
 FULL = Mask()

@@ -20,10 +20,7 @@ class FeatureDecoder(nn.Module):
   Attributes:
     out_width: Numbers of a tubelet, t * p * p * 3.
     width: Features inside, divisible by `num_heads`.
-    depth: Number of blocks.
-    num_heads: Attention heads.
     attention: Attention kernel, see `attention.attend`.
-    dtype: Compute dtype.
   """
 
   out_width: int

@@ -14,7 +14,7 @@ def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
   """Raises ValueError unless the layers exist and increase."""
   if layers is None:
     return
-  if list(layers) != sorted(set(layers)) or not set(layers) <= {*range(depth)}:
+  if list(layers) != sorted(set(layers) & {*range(depth)}):
     raise ValueError(
       f'layers {layers} of an encoder with {depth} blocks: name some of 0 to '
       f'{depth - 1}, in increasing order'

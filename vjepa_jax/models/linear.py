@@ -90,13 +90,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Dense(nn.Module):
-  """`[B, N, C]` -> `[B, N, features]`, with the parameters of `nn.Dense`.
-
-  Attributes:
-    features: Output features.
-    kernel_init: Initialiser of the kernel.
-    dtype: Compute dtype.
-  """
+  """`[B, N, C]` -> `[B, N, features]`, with the parameters of `nn.Dense`."""
 
   features: int
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)

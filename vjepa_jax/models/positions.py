@@ -101,14 +101,11 @@ def make_rope_tables(
 
 
 def rotate(x: jnp.ndarray, tables: Rope) -> jnp.ndarray:
-  """Rotates channel pairs (2i, 2i + 1) of queries or keys.
+  """Rotates channel pairs (2i, 2i + 1) of queries or keys, in float32.
 
   Args:
-    x: `[B, heads, N, head_dim]`.
+    x: `[B, heads, N, head_dim]`; so is what is returned, in its dtype.
     tables: What `make_rope_tables` returned, each `[B, N, head_dim]`.
-
-  Returns:
-    The same shape and dtype as `x`; the rotation is done in float32.
   """
   cos, sin = (table[:, None] for table in tables)  # [B, 1, N, head_dim]
   # (a, b) -> (-b, a) for each pair, as a product with a matrix of signs. It is
@@ -154,19 +151,14 @@ def encode_positions(
 
   Returns:
     The tokens, and the rope argument of the transformer (None for sincos).
-
-  Raises:
-    ValueError: `positions` is not one of them, or has no coordinates.
   """
-  check_choice('positions', positions, POSITIONS)
   if positions == 'sincos':
     if coordinates is not None:
       raise ValueError("positions 'sincos' have no coordinates: take RoPE")
     table = jnp.asarray(make_sincos_table(grid, x.shape[-1]), x.dtype)
     return x + table[ids], None
   if coordinates is None:
-    coordinates = compute_coordinates(ids, grid)
+    places = compute_coordinates(ids, grid)
   else:
-    coordinates = coordinates[ids]
-  style = positions.removeprefix('rope_')
-  return x, make_rope_tables(coordinates, head_dim, style)
+    places = coordinates[ids]
+  return x, make_rope_tables(places, head_dim, positions.removeprefix('rope_'))

@@ -1,5 +1,6 @@
 """Probes: small classifiers on frozen features."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -19,7 +20,6 @@ class AttentiveProbe(nn.Module):
   query attended to; those of V-JEPA 2 (section 5) have 3 blocks and do not.
 
   Attributes:
-    num_classes: Number of classes.
     num_heads: Attention heads; they divide the features.
     depth: Self-attention blocks.
     output_projection: Project what the query attended to (V-JEPA 1).
@@ -43,9 +43,12 @@ class AttentiveProbe(nn.Module):
     batch, _, width = features.shape
     normal = nn.initializers.normal(0.02)
     features = features.astype(self.dtype)
+    dense = functools.partial(
+      nn.Dense, features=width, dtype=self.dtype, kernel_init=normal
+    )
 
     def project(x, name):
-      x = nn.Dense(width, dtype=self.dtype, kernel_init=normal, name=name)(x)
+      x = dense(name=name)(x)
       x = x.reshape(batch, -1, self.num_heads, width // self.num_heads)
       return x.transpose(0, 2, 1, 3)
 
@@ -68,15 +71,14 @@ class AttentiveProbe(nn.Module):
     )
     y = heads.transpose(0, 2, 1, 3).reshape(batch, 1, width)
     if self.output_projection:
-      y = nn.Dense(
-        width, dtype=self.dtype, kernel_init=normal, name='out_proj'
-      )(y)
+      y = dense(name='out_proj')(y)
     x = query + y
     y = _make_norm(self, 'norm2')(x)
     x = x + Mlp(hidden=4 * width, dtype=self.dtype, name='mlp')(y)
-    return nn.Dense(self.num_classes, kernel_init=normal, name='classifier')(
-      x[:, 0].astype(jnp.float32)
+    classifier = nn.Dense(
+      features=self.num_classes, kernel_init=normal, name='classifier'
     )
+    return classifier(x[:, 0].astype(jnp.float32))
 
 
 def compute_attention(
@@ -132,9 +134,7 @@ class _ProbeBlock(nn.Module):
     return x + mlp(_make_norm(self, 'norm2')(x))
 
 
-def _make_norm(
-  module: 'AttentiveProbe | _ProbeBlock', name: str
-) -> nn.LayerNorm:
+def _make_norm(module: nn.Module, name: str) -> nn.LayerNorm:
   return nn.LayerNorm(
     epsilon=module.epsilon,
     dtype=module.dtype,
@@ -148,9 +148,6 @@ class LinearProbe(nn.Module):
 
   The normalisation has no parameters: features of encoders differ in size by
   orders of magnitude, and one grid of learning rates has to fit them all.
-
-  Attributes:
-    num_classes: Number of classes.
   """
 
   num_classes: int
@@ -161,4 +158,6 @@ class LinearProbe(nn.Module):
     x = features.astype(jnp.float32).mean(axis=1)
     x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
     init = nn.initializers.normal(0.01)
-    return nn.Dense(self.num_classes, kernel_init=init, name='classifier')(x)
+    return nn.Dense(
+      features=self.num_classes, kernel_init=init, name='classifier'
+    )(x)

@@ -82,9 +82,9 @@ def _attend(qkv, bias, rope, lengths, slot, scale, interpret):
   batch, num_tokens, channels = qkv.shape
   kernel = functools.partial(_forward, lengths=lengths, slot=slot, scale=scale)
   out = jax.ShapeDtypeStruct((batch, num_tokens, channels // 3), qkv.dtype)
-  rows = pltpu.VMEM((max(lengths), LANES), qkv.dtype)
+  scratch = (pltpu.VMEM((max(lengths), LANES), qkv.dtype),) * 2
   return _call(
-    'attend_forward', kernel, (qkv, bias), rope, (out,), (rows,) * 2, interpret
+    'attend_forward', kernel, (qkv, bias), rope, (out,), scratch, interpret
   )[0]
 
 

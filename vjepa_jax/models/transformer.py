@@ -131,8 +131,7 @@ class Block(Options):
     num_heads: Attention heads.
     mlp_dim: Hidden features of the perceptron.
     mask: What a token sees of its sequence.
-    drop_path_slope: By how much the probability to drop a branch grows from
-      one block to the next, from 0 in the first, see `Transformer`.
+    drop_path_slope: By how much `Transformer.drop_path_rate` grows a block.
   """
 
   num_heads: int

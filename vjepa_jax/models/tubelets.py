@@ -79,11 +79,7 @@ def gather_tokens(x: jnp.ndarray, ids: jnp.ndarray) -> jnp.ndarray:
 def pack(
   sequences: Sequence[jnp.ndarray], axis: int = 1
 ) -> tuple[jnp.ndarray, tuple[int, ...]]:
-  """Joins sequences `[B, K_i, ...]` end to end, or along another axis.
-
-  Returns:
-    `[B, sum of K_i, ...]` and the lengths K_i.
-  """
+  """Joins sequences end to end: `[B, sum of K_i, ...]` and the lengths K_i."""
   lengths = tuple(x.shape[axis] for x in sequences)
   if len(sequences) == 1:
     return sequences[0], lengths
@@ -131,12 +127,7 @@ class TubeletEmbed(nn.Module):
 
   It is the published 3-D convolution whose kernel equals its stride. Applied
   after the visible tubelets have been gathered, it costs only what is seen and
-  its backward pass holds no scatter.
-
-  Attributes:
-    width: Features of a token.
-    init_std: See `linear.make_initializer`.
-    dtype: Compute dtype.
+  its backward pass holds no scatter. `init_std`: see `linear.make_initializer`.
   """
 
   width: int

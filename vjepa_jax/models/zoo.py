@@ -32,19 +32,10 @@ SIZES = {
 }
 
 
-def get_size(name: str) -> Size:
-  """Looks up a named size.
-
-  Raises:
-    ValueError: There is no such size; the message lists them.
-  """
-  check_choice('encoder size', name, SIZES)
-  return SIZES[name]
-
-
 def build_encoder(size: str, **fields: Any) -> Encoder:
   """Builds the encoder of a named size; `fields` are those of `Encoder`."""
-  return Encoder(**get_size(size)._asdict(), **fields)
+  check_choice('encoder size', size, SIZES)
+  return Encoder(**SIZES[size]._asdict(), **fields)
 
 
 def build_predictor(
