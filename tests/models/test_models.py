@@ -12,6 +12,7 @@ from vjepa_jax.models import positions, transformer, tubelets, zoo
 from vjepa_jax.models.attention import attend
 from vjepa_jax.models.attention_mask import block_causal
 from vjepa_jax.models.probe import AttentiveProbe, compute_attention
+from vjepa_jax.models.tpu_attention import attend_lanes
 
 TUBELET = (2, 8, 8)
 GRID = (4, 4, 4)
@@ -387,6 +388,10 @@ def test_attentive_probe_attends_to_all_tokens():
       lambda: attend(*[jnp.zeros((1, 1, 9, 8))] * 3, 'cudnn', block_causal(3)),
       r"'cudnn' takes block_causal\(3\) of an even number of tokens, not 9",
     ),
+    (
+      lambda: attend_lanes(None, None, (8,), 128, 1.0, mask=block_causal(4)),
+      r'attend_lanes has no block_causal\(4\) mask: take attention.attend',
+    ),
   ],
 )
 def test_errors_name_the_thing_and_what_exists(make, message):
@@ -453,32 +458,29 @@ def test_outputs_of_several_layers_are_those_of_shallower_encoders(deep):
   ids = tuple(jnp.broadcast_to(jnp.arange(n), (2, n)) for n in (8, 3))
   layers = 0, 2
 
-  @jax.jit
   def run(params):
     return encoder.apply(params, video, ids, layers)
 
-  @jax.jit
   def run_shallow(params):
     outputs = []
-    for layer in layers:
-      cut = jax.tree.map(lambda x: x, params)  # a copy of the dicts
-      cut['params']['transformer']['blocks'] = jax.tree.map(
-        lambda x, n=layer + 1: x[:n], params['params']['transformer']['blocks']
+    for depth in (layer + 1 for layer in layers):
+      cut = jax.tree_util.tree_map_with_path(
+        lambda path, x, n=depth: x[:n] if 'blocks' in str(path) else x, params
       )
-      outputs.append(encoder.clone(depth=layer + 1).apply(cut, video, ids))
+      outputs.append(encoder.clone(depth=depth).apply(cut, video, ids))
     return tuple(outputs)
 
-  outputs, expected = run(params), run_shallow(params)
-  assert [[x.shape[1] for x in specs] for specs in outputs] == [[8, 3]] * 2
-  actual, wanted = (
-    jax.grad(lambda p, f=f: sum(jnp.sum(x**3) for x in jax.tree.leaves(f(p))))
-    for f in (run, run_shallow)
-  )
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, atol=1e-4, rtol=1e-4),
-    (outputs, actual(params)),
-    (expected, wanted(params)),
-  )
+  def differentiate(run):
+    def loss(params):
+      outputs = run(params)
+      return sum(jnp.sum(x**3) for x in jax.tree.leaves(outputs)), outputs
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  actual, expected = differentiate(run), differentiate(run_shallow)
+  assert [[x.shape[1] for x in specs] for specs in actual[1]] == [[8, 3]] * 2
+  compare = functools.partial(np.testing.assert_allclose, atol=1e-3, rtol=1e-3)
+  jax.tree.map(compare, actual, expected)
 
 
 def test_outputs_of_layers_that_are_not_wanted_are_not_kept(deep):
