@@ -156,11 +156,11 @@ def test_fed_back_features_are_what_was_predicted(worlds):
   np.testing.assert_allclose(
     second.prediction.visible[:, 8:], first.prediction.predicted, rtol=1e-5
   )
-  known = space.normalize(first.prediction.context, future.visible)
+  context = space.normalize(first.prediction.context, future.visible)
   np.testing.assert_allclose(
-    second.prediction.visible[:, :8], known[:, 4:], rtol=1e-5
+    second.prediction.visible[:, :8], context[:, 4:], rtol=1e-5
   )
-  # As features of the places where they are now.
+  # As features of their new places.
   np.testing.assert_allclose(
     second.prediction.context,
     space.restore(second.prediction.visible, future.visible),
@@ -179,8 +179,8 @@ def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
   normal = space.normalize(features, ids)
   back = space.restore(normal, ids)
   # By position it is exact; layer by layer but for what differs by token.
-  limit = 1e-4 if norm == 'position' else 0.5
-  assert np.abs(back - features).max() < limit * np.abs(features).max()
+  bound = 1e-4 if norm == 'position' else 0.5
+  assert np.abs(back - features).max() < bound * np.abs(features).max()
   if norm == 'position':
     np.testing.assert_allclose(
       space.normalize(encode(video)).mean(axis=0),
@@ -294,11 +294,11 @@ def test_clips_of_models_that_do_not_say_are_asked_for(worlds):
   world = worlds['clip']
   with pytest.raises(ValueError, match='give frames, resolution, frame_step'):
     complete_clip(world)
-  known = world._replace(frames=8, resolution=16)
+  sized = world._replace(frames=8, resolution=16)
   with pytest.raises(ValueError, match='give frame_step or fps .of released'):
-    complete_clip(known)
-  clip = complete_clip(known, fps=4.0)
+    complete_clip(sized)
+  clip = complete_clip(sized, fps=4.0)
   assert (clip.frames, clip.resolution) == (8, 16)
   assert (clip.frame_step, clip.fps) == (None, 4.0)
   with pytest.raises(ValueError, match='height of the clip, 20'):
-    complete_clip(known, resolution=20, fps=4.0)
+    complete_clip(sized, resolution=20, fps=4.0)

@@ -213,13 +213,13 @@ class Session:
     except decode.DecodeError as error:
       raise ValueError(f'{path} from --start={start}: {error}') from None
     scores = join_scores([self.scorer.score(clip[None])])
-    rolled = list(
+    rollout = list(
       roll_out(self.predictor, clip[None], windows, self.through, self.render)
     )
     output.mkdir(parents=True, exist_ok=True)
-    neighbours = self._draw(output, clip, rolled[0].prediction)
+    neighbours = self._draw(output, clip, rollout[0].prediction)
     if self.render is not None:
-      self._film(output, rate, clip, rolled)
+      self._film(output, rate, clip, rollout)
     print(
       f'{path}: {self.options.hide} of {self.clip.frames} frames hidden, '
       f'{self._describe_hidden()}\n{format_scores(scores)}\n'
@@ -298,13 +298,13 @@ class Session:
       'candidates': near.candidates,
     }
 
-  def _film(self, output, rate, clip, rolled) -> None:
+  def _film(self, output, rate, clip, rollout) -> None:
     """Writes input, prediction and truth as film and strip."""
     predictor, tubelet = self.predictor, self.world.tubelet
     visible, hidden = predictor.masks
     tokens = np.array(patchify(clip[None], tubelet))
     tokens[:, hidden] = 128
-    film = [window.render(self.render)[0] for window in rolled]
+    film = [window.render(self.render)[0] for window in rollout]
     context = count_frames(predictor, visible)
     imagined = np.concatenate([film[0], *(x[context:] for x in film[1:])])
     truth = self._read_truth(len(imagined), clip)
@@ -341,7 +341,7 @@ class Session:
       limit=self.options.max_clips,
       whole=windows > 0,
     )
-    scores, rolled = self.scorer.score_all(
+    scores, rollout = self.scorer.score_all(
       clips.videos, self.options.batch_size, windows, self.through
     )
     results = {
@@ -359,8 +359,8 @@ class Session:
     if windows:
       print(f'\nrolling on, {stride} frames a window, through {self.through}:')
       results['roll_through'] = self.through
-      results['rolling'] = rolled
-      for k, window in enumerate(rolled):
+      results['rolling'] = rollout
+      for k, window in enumerate(rollout):
         print(f'window {k}\n{format_scores(window)}')
     if clips.failures:
       print(f'{len(clips.failures)} videos could not be used, see results.json')

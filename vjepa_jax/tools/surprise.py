@@ -36,20 +36,20 @@ from vjepa_jax.world.surprise_scores import MODELS, format_table, score_set
 
 
 def read_films(
-  paths: Sequence[str], resolution: int, frame_step: int, frames: int
+  options: SimpleNamespace,
+  world: WorldModel,
+  windows: Windows,
+  paths: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Reads films by path; leaves out, and names, those that cannot be used."""
   films, failed = {}, 0
   bar = make_bar(paths, desc='reading films', unit='film', leave=False)
   for path in bar:
     try:
-      film = read_film(path, resolution, frame_step)
-      if len(film) < frames:
-        raise DecodeError(
-          f'{len(film)} frames at step {frame_step}, the window has {frames}'
-        )
+      film = read_film(path, world.resolution, options.frame_step)
+      windows.place(len(film))
       films[path] = film
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:
       failed += 1
       logging.warning('left out %s: %s', path, error)
   if failed:
@@ -84,9 +84,7 @@ def read_reference(
     ) from None
   order = np.random.default_rng(0).permutation(len(source))
   paths = [source[int(i)].video for i in sorted(order[: options.num_reference])]
-  films = read_films(
-    paths, world.resolution, options.frame_step, windows.frames
-  )
+  films = read_films(options, world, windows, paths)
   return list(films.values())
 
 
@@ -99,9 +97,7 @@ def run_set(
 ) -> None:
   """Scores a physics set and draws some of its pairs."""
   paths = [path for p in pairs for path in (p.possible, p.impossible)]
-  films = read_films(
-    paths, world.resolution, options.frame_step, windows.frames
-  )
+  films = read_films(options, world, windows, paths)
   pairs = [p for p in pairs if p.possible in films and p.impossible in films]
   if not pairs:
     raise ValueError(

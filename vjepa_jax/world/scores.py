@@ -171,8 +171,8 @@ class Scorer:
       if windows:
         part += self.score_rollout(video, windows, through)
       parts.append([_cut(scores, real) for scores in part])
-    first, *rolled = map(join_scores, zip(*parts, strict=True))
-    return first, rolled
+    first, *rollout = map(join_scores, zip(*parts, strict=True))
+    return first, rollout
 
   def _fill(self, video: np.ndarray) -> dict[str, np.ndarray]:
     """Makes the baselines of pixels, float32 0..255."""
