@@ -24,7 +24,10 @@ setup(
   long_description=Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  packages=find_packages(include=['vjepa_jax', 'vjepa_jax.*']),
+  license_files=['LICENSE'],
+  # Recipes import each other from the folder `configs`.
+  packages=find_packages(include=['configs', 'vjepa_jax', 'vjepa_jax.*']),
+  entry_points={'console_scripts': ['vjepa = vjepa_jax.tools.command:start']},
   package_data={'vjepa_jax.plots': ['report.html']},
   python_requires='>=3.11',
   install_requires=[

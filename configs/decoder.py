@@ -7,8 +7,11 @@ Trained on the videos of the backbone, cut as it cuts them, which its
 config.json says; of other backbones (Hugging Face folders, official files) give
 `--config.data.sources.videos.path` and `--config.clip...`. It is for
 `python -m vjepa_jax.tools.predict --decode=runs/decoder`, see
-docs/prediction.md. Variants: `small`, for the quickstart's backbone, four
-minutes on two CPU cores; `large`, for ViT-L and larger on accelerators.
+docs/prediction.md.
+
+Options: variant=small|large.
+`small` is for the quickstart's backbone, four minutes on two CPU cores; `large`
+for ViT-L and larger on accelerators.
 """
 
 from ml_collections import config_dict

@@ -4,6 +4,7 @@
       --workdir=runs/tuned --config.data.train=train.csv \
       --config.data.test=test.csv
 
+Options: data=folder|k400|k400_h16|ssv2|ssv2_h16, backbone=PATH.
 The backbone is a workdir, a Hugging Face folder or an official file. `folder`,
 the default, is for data of your own, clips cut as the backbone's. Sources:
 `k400`, `k400_h16`, `ssv2` and `ssv2_h16` are table 11 of V-JEPA 1 (arXiv

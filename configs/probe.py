@@ -8,6 +8,8 @@
       --config.data.train=data/motion/train.csv \
       --config.data.test=data/motion/test.csv
 
+Options: data=folder|k400|ssv2|coin|diving48|jester|in1k, backbone=PATH,
+probe=v2|v1|linear.
 The backbone is a workdir, a Hugging Face folder or an official file; sources
 are whatever training takes, with labels, or what vjepa_jax.tools.extract made
 of them: then probes train in seconds. `folder`, the default, is for data of

@@ -13,6 +13,7 @@ on the way here. Departures from V-JEPA 1, beside the sizes:
     is never seen;
   - an EMA momentum and a learning rate for hundreds of steps, not 90 000.
 
+Options: variant=random|future.
 Variant `future` shows the first half of the clip and hides the second: for
 `python -m vjepa_jax.tools.predict`, see docs/prediction.md.
 """

@@ -3,8 +3,9 @@
   python main.py --config=configs/vjepa1.py:l16 --workdir=runs/vjepa1_l16 \
       --config.data.sources.videos.path='data/shards/*.array_record'
 
-Variants: l16, h16, h16_384. Departures, each for one compiled program with
-fixed token counts (see vjepa_jax/masks/fixed_size.py):
+Options: variant=l16|h16|h16_384.
+Departures, each for one compiled program with fixed token counts (see
+vjepa_jax/masks/fixed_size.py):
 - Context and target counts are constants near the published means over
   batches of 24 clips a GPU, not the minimum of each batch.
 - A random subset of the tokens is kept, not the first ones in raster order;

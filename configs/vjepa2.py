@@ -6,7 +6,7 @@
       --config.init_from=runs/vjepa2_g16 --workdir=runs/vjepa2_g16_384 \
       --config.data.sources.videos.path='data/shards/*.array_record'
 
-Variants: l16, h16, g16. Stages: pretrain, cooldown_256, cooldown_384.
+Options: variant=g16|h16|l16, stage=pretrain|cooldown_256|cooldown_384.
 Departures, each said once:
 - Fixed token counts, random subsets and a block size a clip, as in vjepa1.py.
 - Positions turn in float32; published in bfloat16.

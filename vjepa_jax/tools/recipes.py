@@ -62,10 +62,10 @@ def format_recipes() -> str:
   lines = []
   for path in list_recipes():
     text = command.read_docstring(path)
-    options = re.search(r'^Options: (.*?)\.(?:\s|$)', text, re.M | re.S)
-    lines.append(f'configs/{path.name:<14} {text.splitlines()[0]}')
+    options = re.search(r'^Options: (.*?)\.$', text, re.M | re.S)
+    lines.append(f'configs/{path.name:<15}{text.splitlines()[0]}')
     if options:
-      lines.append(f'{"":<22} :{" ".join(options[1].split())}')
+      lines.append(f'{"":<23}{" ".join(options[1].split())}')
   return '\n'.join(lines)
 
 
