@@ -6,35 +6,23 @@ python -m vjepa_jax.tools.motion_set --output=data/motion --preview=motion.png
 from pathlib import Path
 from types import SimpleNamespace
 
-from matplotlib import figure
-
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource, ManifestSource
+from vjepa_jax.plots.prediction import draw_strip
 from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tools import command
 
 
 def draw_preview(folder: Path, path: str) -> None:
   """Draws every other frame of two clips of each class."""
-  num_classes = len(motion.CLASSES)
-  rows = [
-    (split, label)
-    for label in range(num_classes)
-    for split in ('train', 'test')
-  ]
-  fig = figure.Figure(figsize=(9, 1.1 * len(rows)), layout='constrained')
-  axes = fig.subplots(len(rows), 8)
-  for row, (split, label) in zip(axes, rows, strict=True):
-    record = ManifestSource(str(folder / f'{split}.csv'))[label]
-    with open_video(record.video) as video:
-      box = (0, 0, video.height, video.width)
-      clip = video.read(range(0, 16, 2), box, box[2:])
-    for axis, image in zip(row, clip, strict=True):
-      axis.imshow(image)
-      axis.set_xticks([])
-      axis.set_yticks([])
-    row[0].set_ylabel(f'{motion.CLASSES[label]}\n{split}', fontsize=7)
-  fig.savefig(path, dpi=80)
+  clips = {}
+  for label, name in enumerate(motion.CLASSES):
+    for split in ('train', 'test'):
+      record = ManifestSource(str(folder / f'{split}.csv'))[label]
+      with open_video(record.video) as video:
+        box = (0, 0, video.height, video.width)
+        clips[f'{name}\n{split}'] = video.read(range(0, 16, 2), box, box[2:])
+  draw_strip(path, clips)
 
 
 def define_flags(define: SimpleNamespace) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
-from vjepa_jax.compilation import topology
+from vjepa_jax.compilation import flops, topology
 from vjepa_jax.compilation.plan import choose_plan, format_plan, plan_step
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.progress import make_bar
@@ -65,7 +65,9 @@ def make_plan(
     'microbatches': config.microbatches,
     'batch_size': config.data.batch_size,
   }
-  return plan | plan_step(program, make_abstract_batch(config), mesh, chip)
+  batch = make_abstract_batch(config)
+  minimum = flops.count_minimum(program.objective, batch)
+  return plan | plan_step(program, batch, minimum, mesh, chip)
 
 
 def advise(plan: dict[str, Any]) -> str:
