@@ -27,7 +27,7 @@ fi
 command=(xpk workload create --workload="$name" --cluster="$CLUSTER"
   --project="$PROJECT" --zone="$ZONE" --tpu-type="$TPU_TYPE"
   --num-slices="${SLICES:-1}" "${image[@]}" ${STORAGE:+--storage="$STORAGE"}
-  --max-restarts="${RETRIES:-100}" '--restart-on-exit-codes=1,69,75'
+  --max-restarts="${RETRIES:-100}" '--restart-on-exit-codes=1,75'
   --termination-grace-period-seconds=300 --command="$run")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"

@@ -17,8 +17,9 @@ set -euo pipefail
 RETRIES="${RETRIES:-10}"
 cd "${SLURM_SUBMIT_DIR:-.}"
 # Each task sees all GPUs of its node, and jax takes the one of its number. A
-# task that ends must not end the others, who may still be saving.
-command=(srun --gpu-bind=none --kill-on-bad-exit=0 --label
+# task that fails ends the others, one that hangs among them; tasks that save and
+# leave wait for each other before they end.
+command=(srun --gpu-bind=none --kill-on-bad-exit=1 --label
   .venv/bin/python main.py --coordinator=auto "$@")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"

@@ -96,7 +96,7 @@ def _count_runs(home):
     ([], 1, 0),
     ([1, 134], 3, 0),  # two failures, then done
     ([2, 0], 1, 2),  # a mistake
-    ([75, 75, 75, 75, 69, 137], 7, 0),  # preempted, which does not count
+    ([75, 75, 75, 75, 134, 137], 7, 0),  # preempted, which does not count
     ([1, 1, 137, 0], 3, 137),  # too many failures
   ],
 )
@@ -271,6 +271,8 @@ def test_slurm_starts_one_task_a_gpu_that_sees_all(tools):
   assert command[0] == 'srun' and command[-3:] == ARGUMENTS
   # jax takes the GPU of the task's number: all of them must be visible.
   assert '--gpu-bind=none' in command and '--coordinator=auto' in command
+  # A task that hangs must not outlive the others.
+  assert '--kill-on-bad-exit=1' in command
   text = (ROOT / 'launch' / 'slurm.sh').read_text()
   assert '#SBATCH --gpus-per-node=8\n' in text
   assert '#SBATCH --ntasks-per-node=8\n' in text
@@ -279,7 +281,7 @@ def test_slurm_starts_one_task_a_gpu_that_sees_all(tools):
 
 @pytest.mark.parametrize(
   'codes,requeued',
-  [([0], 0), ([2], 0), ([75, 75, 75, 0], 3), ([1, 69, 137, 1], 2)],
+  [([0], 0), ([2], 0), ([75, 75, 75, 0], 3), ([1, 134, 137, 1], 2)],
 )
 def test_slurm_requeues(tools, tmp_path, codes, requeued):
   (tmp_path / 'logs').mkdir()
@@ -312,7 +314,7 @@ def test_multislice_workload_restarts_unless_it_made_a_mistake():
   assert command[:3] == ['xpk', 'workload', 'create']
   options = dict(part[2:].split('=', 1) for part in command[3:])
   assert options['num-slices'] == '4' and options['workload'] == 'run1'
-  assert options['restart-on-exit-codes'] == '1,69,75'
+  assert options['restart-on-exit-codes'] == '1,75'
   assert int(options['max-restarts']) > 10
   assert options['script-dir'] == str(ROOT)
   prefix, _, run = options['command'].partition(' && ')
