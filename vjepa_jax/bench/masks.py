@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from configs import vjepa1, vjepa2
 from vjepa_jax.bench import measure
 from vjepa_jax.bench.data import draw_clips
 from vjepa_jax.bench.decoders import read_ours
-from vjepa_jax.bench.recipes import build_samplers, import_recipe
+from vjepa_jax.bench.recipes import build_samplers
 from vjepa_jax.bench.videos import add_options, find_cases  # noqa: F401
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler
 from vjepa_jax.tasks.program import get_grid
@@ -27,7 +28,6 @@ def collect_samplers(quick: bool) -> dict[str, tuple[MaskSampler, int]]:
   Returns:
     By recipe and mask name: the sampler, and the frames of the recipe's clips.
   """
-  vjepa1, vjepa2 = import_recipe('vjepa1'), import_recipe('vjepa2')
   recipes = {'vjepa1:l16': vjepa1.get_config('l16')}
   if not quick:
     recipes['vjepa1:h16_384'] = vjepa1.get_config('h16_384')

@@ -8,8 +8,9 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from configs import base, vjepa1
 from vjepa_jax.bench import measure
-from vjepa_jax.bench.recipes import build_samplers, import_recipe
+from vjepa_jax.bench.recipes import build_samplers
 from vjepa_jax.interop import layout, names
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import Program, build_program, get_grid
@@ -34,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
   """Takes V-JEPA 1 at ViT-Tiny and 16 x 112 px; `quick` is a toy."""
-  config = import_recipe('vjepa1').get_config('l16')
+  config = vjepa1.get_config('l16')
   config.encoder.size = 'nano' if quick else 'tiny'
   config.clip.resolution = 112
   config.data.batch_size = batch_size
@@ -43,7 +44,7 @@ def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
   config.clip_norm = None
   if quick:
     config.predictor.update(width=48, depth=2)
-  import_recipe('base').set_published_masks(config, _SHORT, _LONG)
+  base.set_published_masks(config, _SHORT, _LONG)
   for name, value in _CONSTANTS.items():
     config[name] = {**config[name].to_dict(), 'kind': 'constant'}
     config[name].update(value=value, final=None)
