@@ -6,6 +6,7 @@ import pytest
 
 from vjepa_jax.bench import measure
 from vjepa_jax.bench.__main__ import main
+from vjepa_jax.errors import UserError
 
 
 class _Clock:
@@ -94,17 +95,5 @@ def test_says_what_is_wrong_in_one_line(capsys, arguments, message):
 
 
 def test_names_the_extra_of_what_is_missing():
-  with pytest.raises(
-    measure.BenchError, match=r"pip install -e '\.\[parity\]'"
-  ):
+  with pytest.raises(UserError, match=r"pip install -e '\.\[parity\]'"):
     measure.check_extra('no_such_module', 'parity')
-
-
-@pytest.mark.parametrize('command', ['step', 'masks', 'compile'])
-def test_needs_the_root_of_the_repository(
-  capsys, monkeypatch, tmp_path, command
-):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setitem(__import__('sys').modules, 'configs', None)
-  assert main([command, '--quick']) == 2
-  assert 'root' in capsys.readouterr().err

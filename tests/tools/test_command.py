@@ -94,10 +94,7 @@ def test_every_command_can_be_imported_beside_the_others(capsys, monkeypatch):
   names = [line.split()[1] for line in lines]
   assert {'train', 'prepare', 'report', 'plan'} <= set(names)
   for name in names:
-    package = (TOOLS / name / '__main__.py').exists()
-    module = importlib.import_module(
-      f'vjepa_jax.tools.{name}' + '.__main__' * package
-    )
+    module = importlib.import_module(f'vjepa_jax.tools.{name}')
     with pytest.raises(SystemExit) as end:
       command.parse(module.main, module.define_flags, ['--help'])
     assert end.value.code == 0

@@ -10,7 +10,8 @@ import argparse
 import importlib
 import sys
 
-from vjepa_jax.bench.measure import BenchError, write_result
+from vjepa_jax.bench.measure import write_result
+from vjepa_jax.errors import UserError
 from vjepa_jax.tools import command
 
 # Sub-command: (module, help). Nothing heavy is imported here: decoding workers
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
   def measure():
     if arguments.rounds is not None and arguments.rounds < 1:
-      raise BenchError(f'--rounds={arguments.rounds} is not positive')
+      raise UserError(f'--rounds={arguments.rounds} is not positive')
     write_result(arguments.json, arguments.run(arguments))
 
   return command.guard(measure)

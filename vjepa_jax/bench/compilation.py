@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from vjepa_jax.bench import measure
+from vjepa_jax.errors import UserError
 
 _POLL_SECONDS = 0.02
 
@@ -37,14 +38,18 @@ def time_first_step(
     Seconds from the start of the process.
 
   Raises:
-    BenchError: The run ended before its first step.
+    UserError: The run ended before its first step.
   """
   environment = dict(os.environ)
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   if cache is not None:
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
-  command = [sys.executable, 'main.py', f'--config={config}']
-  command += ['--config.smoke=True', f'--workdir={workdir}']
+  command = [sys.executable, '-m', 'vjepa_jax.tools.train']
+  command += [
+    f'--config={config}',
+    '--config.smoke=True',
+    f'--workdir={workdir}',
+  ]
   begin = time.perf_counter()
   with open(f'{workdir}.log', 'w+') as log:
     process = subprocess.Popen(
@@ -55,7 +60,7 @@ def time_first_step(
         if process.poll() is not None:
           log.seek(0)
           lines = log.read().strip().splitlines() or ['no output']
-          raise measure.BenchError(f'{config} did not start: {lines[-1]}')
+          raise UserError(f'{config} did not start: {lines[-1]}')
         time.sleep(_POLL_SECONDS)
       seconds = time.perf_counter() - begin
       process.wait()
@@ -75,8 +80,6 @@ def has_first_step(path: Path) -> bool:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times cold and warm starts in turn."""
-  if not Path('main.py').exists():
-    raise measure.BenchError('main.py is needed: run in the repository root')
   rounds = arguments.rounds or (1 if arguments.quick else 3)
   times = {measure.OURS: [], 'cold': []}
   with tempfile.TemporaryDirectory() as temporary:
@@ -87,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
       # The cache that the cold run left where it is by default.
       cache = cold / 'compilation_cache'
       if not any(cache.glob('*')):
-        raise measure.BenchError(f'the cold run left no cache in {cache.name}')
+        raise UserError(f'the cold run left no cache in {cache.name}')
       times[measure.OURS].append(
         time_first_step(arguments.config, folder / f'warm_{i}', cache)
       )

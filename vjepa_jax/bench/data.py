@@ -15,6 +15,7 @@ from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.records import NO_LABEL, Record
 from vjepa_jax.data.sampling import sample_frames
+from vjepa_jax.errors import UserError
 from vjepa_jax.masks.fixed_size import MaskSampler
 from vjepa_jax.masks.multiblock import MultiBlock
 
@@ -175,7 +176,7 @@ def compare_workers(
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times all readers on all cases, then the pipeline on the first case."""
   if arguments.batch_size < 1 or arguments.step_seconds < 0:
-    raise measure.BenchError('--batch_size and --step_seconds must be positive')
+    raise UserError('--batch_size and --step_seconds must be positive')
   quick = arguments.quick
   rounds = arguments.rounds or (2 if quick else 24)
   files = videos.find_cases(arguments)

@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 
 Times = dict[str, list[float]]
 
 OURS = 'ours'
-
-
-class BenchError(ValueError):
-  """What keeps a benchmark from running; the message is one line."""
 
 
 def alternate(
@@ -133,10 +130,10 @@ def write_result(path: str | None, result: Mapping[str, Any]) -> None:
 
 
 def check_extra(module: str, extra: str) -> None:
-  """Raises BenchError, naming the extra, unless a module can be imported."""
+  """Raises UserError, naming the extra, unless a module can be imported."""
   try:
     __import__(module)
   except ImportError as error:
-    raise BenchError(
+    raise UserError(
       f"{module} is missing: pip install -e '.[{extra}]'"
     ) from error

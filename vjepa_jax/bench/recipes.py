@@ -1,6 +1,5 @@
 """Recipes, from which benchmarks take sizes and masks."""
 
-
 from ml_collections import config_dict
 
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler

@@ -11,6 +11,7 @@ import numpy as np
 from configs import base, vjepa1
 from vjepa_jax.bench import measure
 from vjepa_jax.bench.recipes import build_samplers
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop import layout, names
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks.program import Program, build_program, get_grid
@@ -105,7 +106,7 @@ def build_steps(config: config_dict.ConfigDict) -> tuple[Any, Any]:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times both steps in turn and prints the ratio."""
   if arguments.batch_size < 1:
-    raise measure.BenchError(f'--batch_size={arguments.batch_size} is too few')
+    raise UserError(f'--batch_size={arguments.batch_size} is too few')
   config = make_config(arguments.batch_size, arguments.quick)
   ours, theirs = build_steps(config)
   batch = make_batch(config)

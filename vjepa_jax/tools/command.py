@@ -152,12 +152,9 @@ def read_docstring(path: Path) -> str:
 
 def start() -> NoReturn:
   """Runs the command that the first word names: the program `vjepa`."""
-  folder = Path(__file__).parent
-  paths = {path.stem: path for path in folder.glob('[!_]*.py')}
-  paths |= {path.parent.name: path for path in folder.glob('*/__main__.py')}
   commands = {
-    name: path
-    for name, path in sorted(paths.items())
+    path.stem: path
+    for path in sorted(Path(__file__).parent.glob('*.py'))
     if '\ndef define_flags(' in path.read_text(encoding='utf-8')
   }
   name = sys.argv[1] if len(sys.argv) > 1 else ''
@@ -166,6 +163,5 @@ def start() -> NoReturn:
       print(f'vjepa {other:<14}{read_docstring(path).splitlines()[0]}')
     sys.exit(0 if name in ('-h', '--help') else MISTAKE)
   sys.argv[:2] = [f'vjepa {name}']
-  path = commands[name].relative_to(folder).with_suffix('')
-  module = importlib.import_module('.'.join(('vjepa_jax.tools', *path.parts)))
+  module = importlib.import_module(f'vjepa_jax.tools.{name}')
   run(module.main, module.define_flags)

@@ -22,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from configs import base
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import load, make_abstract
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -132,13 +133,8 @@ def _find_departures(
 
   Returns:
     Name, value, and value of the base, or None if it has no such field; None
-    if the base is not at hand, or the config is not made from it.
+    if the config is not made from it.
   """
-  try:
-    # Recipes may not be installed.
-    from configs import base  # noqa: PLC0415
-  except ImportError:
-    return None
   defaults = json.loads(json.dumps(base.get_config().to_dict(), default=str))
   if not set(defaults) <= set(values):
     return None
