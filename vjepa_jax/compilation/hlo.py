@@ -73,10 +73,10 @@ def walk(text: str) -> Iterator[Instruction]:
       called = _CALLED.findall(line)
       if opcode == 'while':
         condition, body = called
-        known = _KNOWN_TRIPS.search(line)
-        count = (
-          int(known[1]) if known else _get_trip_count(computations[condition])
-        )
+        if found := _KNOWN_TRIPS.search(line):
+          count = int(found[1])
+        else:
+          count = _get_trip_count(computations[condition])
         yield from visit(body, trips * count, fused)
       elif opcode == 'conditional':
         for branch in _BRANCHES.findall(line)[0].split(','):
@@ -93,14 +93,10 @@ def _split(text):
   """Splits a module into computations of (instruction, line)."""
   computations, entry, lines = {}, None, []
   for line in text.splitlines():
-    header = _HEADER.match(line)
-    if header:
+    if header := _HEADER.match(line):
       lines = computations[header[1]] = []
-      if line.startswith('ENTRY'):
-        entry = header[1]
-      continue
-    match = _INSTRUCTION.match(line)
-    if match:
+      entry = header[1] if line.startswith('ENTRY') else entry
+    elif match := _INSTRUCTION.match(line):
       lines.append((_parse(match[1], match[2]), line))
   return computations, entry
 
@@ -122,13 +118,8 @@ def _parse(name: str, line: str) -> Instruction:
 
 def _get_trip_count(condition) -> int:
   """Finds the bound that a loop's counter is compared with."""
-  bounds = [
-    int(match[1])
-    for _, line in condition
-    for match in [_CONSTANT.search(line)]
-    if match
-  ]
-  return max(bounds, default=1)
+  bounds = (_CONSTANT.search(line) for _, line in condition)
+  return max((int(bound[1]) for bound in bounds if bound), default=1)
 
 
 def count_scatters(text: str) -> int:

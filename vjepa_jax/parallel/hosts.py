@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 from etils import epath
+from flax.traverse_util import flatten_dict
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -126,8 +127,8 @@ def check_agreement(facts: dict[str, Any]) -> None:
     UserError: The first difference is named.
   """
   facts = facts | {'code': _hash_code(), 'jax': jax.__version__}
-  everywhere = _gather(json.dumps(facts, default=str))
-  expected, *others = (_flatten(json.loads(text)) for text in everywhere)
+  everywhere = map(json.loads, _gather(json.dumps(facts, default=str)))
+  expected, *others = (flatten_dict(found, sep='.') for found in everywhere)
   for process, other in enumerate(others, 1):
     for name in sorted(expected | other):
       if other.get(name) != expected.get(name):
@@ -179,13 +180,3 @@ def _hash_code() -> str:
   for path in sorted(root.rglob('*.py')):
     digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
   return digest.hexdigest()[:12]
-
-
-def _flatten(tree: Any, name: str = '') -> dict[str, str]:
-  """Flattens JSON to texts by dotted names: {'config.fsdp': '8', ...}."""
-  if not isinstance(tree, dict):
-    return {name: json.dumps(tree)}
-  flat = {}
-  for key, value in tree.items():
-    flat |= _flatten(value, f'{name}.{key}' if name else key)
-  return flat

@@ -3,9 +3,7 @@ r"""Plans a pretraining run on TPUs or GPUs that are not attached.
 python -m vjepa_jax.tools.plan --config=configs/vjepa2.py:g16 \
   --config.fsdp=16 --topology=v5e:16x16
 python -m vjepa_jax.tools.plan --config=configs/vjepa1.py:l16 \
-  --topology=v5e:16x16 --slices=2 --json=plan.json
-python -m vjepa_jax.tools.plan --config=configs/vjepa1.py:h16 \
-  --topology=v6e:8x8 --fit
+  --topology=v5e:16x16 --slices=2 --json=plan.json --fit
 
 Compiles the very step that main.py runs, with its shardings, and prints what it
 needs. Seconds and MFU are estimates that rank variants of a program; nothing
@@ -72,12 +70,9 @@ def make_plan(
 
 def advise(plan: dict[str, Any]) -> str:
   """Says what would make a step fit that does not."""
-  changes = []
-  if plan['remat'] != 'full':
-    changes.append('--config.remat=full')
-  if plan['mesh']['fsdp'] < 16:
-    changes.append('--config.fsdp=16')
-  changes.append(f'--config.microbatches={2 * plan["microbatches"]}')
+  changes = ['--config.remat=full'] * (plan['remat'] != 'full')
+  changes += ['--config.fsdp=16'] * (plan['mesh']['fsdp'] < 16)
+  changes += [f'--config.microbatches={2 * plan["microbatches"]}']
   return (
     f'{plan["hbm_gib"]:.1f} GiB do not fit into {plan["hbm_limit_gib"]:.2f}; '
     f'try {", ".join(changes)}, more devices, or --fit'
@@ -88,15 +83,12 @@ def list_variants(
   config: config_dict.ConfigDict, num_devices: int
 ) -> list[config_dict.ConfigDict]:
   """Lists the meshes and remat policies that --fit tries."""
-  variants = []
-  for fsdp in (1, 8, 16):
-    for remat in ('none', 'attention', 'full'):
-      if num_devices % fsdp:
-        continue
-      variant = config_dict.ConfigDict(config.to_dict())
-      variant.update(fsdp=fsdp, remat=remat)
-      variants.append(variant)
-  return variants
+  return [
+    config_dict.ConfigDict(config.to_dict() | {'fsdp': fsdp, 'remat': remat})
+    for fsdp in (1, 8, 16)
+    for remat in ('none', 'attention', 'full')
+    if num_devices % fsdp == 0
+  ]
 
 
 def fit(
@@ -108,21 +100,19 @@ def fit(
   for variant in make_bar(list_variants(config, len(devices)), unit='plan'):
     plan = make_plan(variant, name, num_slices)
     plans.append(plan)
-    seconds = plan['estimated_seconds']
+    outcome = '' if plan['fits'] else 'does not fit'
+    if plan['estimated_seconds']:
+      outcome = f'{plan["estimated_seconds"]["total"]:.3f} s'
     print(
       f'fsdp {variant.fsdp:<3} remat {variant.remat:<10}'
-      f'{plan["hbm_gib"]:7.2f} GiB  '
-      + ('does not fit' if not plan['fits'] else '')
-      + (f'{seconds["total"]:.3f} s' if seconds else '')
+      f'{plan["hbm_gib"]:7.2f} GiB  {outcome}'
     )
   best = choose_plan(plans)
   if best is None:
     print(f'nothing fits: {advise(plans[-1])}')
   else:
-    print(
-      f'recommended: --config.fsdp={best["mesh"]["fsdp"]} '
-      f'--config.remat={best["remat"]}'
-    )
+    fsdp, remat = best['mesh']['fsdp'], best['remat']
+    print(f'recommended: --config.fsdp={fsdp} --config.remat={remat}')
   return {'plans': plans, 'recommended': best}
 
 
@@ -133,15 +123,12 @@ def define_flags(define: SimpleNamespace) -> None:
   define.string(
     'topology',
     None,
-    f'KIND:SHAPE, KIND one of {", ".join(topology.CHIPS)}: v5e:16x16, '
-    'v5p:4x4x8, h100:1x1x8.',
+    f'KIND:SHAPE, KIND one of {", ".join(topology.CHIPS)}, as v5e:16x16.',
     required=True,
   )
   define.integer('slices', 1, 'TPU slices.', lower_bound=1)
   define.string('json', None, 'File to write.')
-  define.bool(
-    'fit', False, 'Try fsdp groups and remat policies, name the best.'
-  )
+  define.bool('fit', False, 'Try meshes and remat policies, name the best.')
 
 
 def main(options: SimpleNamespace) -> int:
@@ -153,9 +140,7 @@ def main(options: SimpleNamespace) -> int:
   else:
     result = make_plan(*arguments)
     fits = result['fits']
-    print(format_plan(result))
-    if not fits:
-      print(advise(result))
+    print(format_plan(result) + ('' if fits else f'\n{advise(result)}'))
   if options.json:
     Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
   return 0 if fits else 1
