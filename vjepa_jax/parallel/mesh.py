@@ -6,6 +6,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vjepa_jax.errors import UserError
+
 
 def make_mesh(
   fsdp: int = 1, devices: Sequence[jax.Device] | None = None
@@ -25,13 +27,13 @@ def make_mesh(
     A mesh of shape (data, fsdp).
 
   Raises:
-    ValueError: The devices do not split into groups of `fsdp`.
+    UserError: The devices do not split into groups of `fsdp`.
   """
   devices = jax.devices() if devices is None else devices
   num_slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if fsdp < 1 or (len(devices) // num_slices) % fsdp:
     slices = f' in each of {num_slices} slices' if num_slices > 1 else ''
-    raise ValueError(
+    raise UserError(
       f'{len(devices) // num_slices} devices{slices} do not split into fsdp '
       f'groups of {fsdp}: set config.fsdp to a divisor of the number of devices'
     )

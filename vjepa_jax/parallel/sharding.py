@@ -9,6 +9,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from vjepa_jax.errors import UserError
+
 # Sharding something smaller costs more in collectives than it saves.
 MIN_SHARDED_ELEMENTS = 2**13
 # Parameters under these names are stacked over depth by a scan.
@@ -78,7 +80,7 @@ def check_sufficiently_sharded(tree: Any, shardings: Any, mesh: Mesh) -> None:
     mesh: The mesh.
 
   Raises:
-    ValueError: The largest replicated leaves are named.
+    UserError: The largest replicated leaves are named.
   """
   if mesh.shape['fsdp'] == 1:
     return
@@ -95,7 +97,7 @@ def check_sufficiently_sharded(tree: Any, shardings: Any, mesh: Mesh) -> None:
   share = sum(sizes.values()) / total
   if share > _MAX_UNSHARDED and sum(sizes.values()) > _ALWAYS_FITS:
     largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
-    raise ValueError(
+    raise UserError(
       f'{share:.1%} of the state is not sharded over fsdp='
       f'{mesh.shape["fsdp"]} (at most {_MAX_UNSHARDED:.0%} may be), most of '
       f'it {", ".join(largest)}: choose fsdp so that it divides the widths'

@@ -9,7 +9,7 @@ of the flags' values and the words beside them. It ends with
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import faulthandler
 import functools
 import importlib
@@ -29,21 +29,15 @@ from vjepa_jax.errors import UserError
 # Exit codes; see launch/restart.sh.
 FAILURE, MISTAKE = 1, 2
 
-_KINDS = ('bool', 'enum', 'float', 'integer', 'list', 'string')
+# Takes the options, a namespace of all flags, and the words; returns the exit
+# code, None for 0.
+Main = Callable[..., int | None]
+
 _PACKAGE = Path(__file__).parents[1]
 
 
-def run(
-  main: Callable[..., int | None],
-  define_flags: Callable[[SimpleNamespace], None],
-) -> NoReturn:
-  """Runs a command as the words of the command line say, and exits.
-
-  Args:
-    main: Takes the options, a namespace of all flags, and the words; returns
-      the exit code, None for 0.
-    define_flags: Defines the flags of the command.
-  """
+def run(main: Main, define_flags: Callable[..., None]) -> NoReturn:
+  """Runs a command as its command line says, and exits."""
   faulthandler.enable()
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_is_worth_telling)
@@ -59,9 +53,7 @@ def run(
 
 
 def parse(
-  main: Callable[..., int | None],
-  define_flags: Callable[[SimpleNamespace], None],
-  arguments: list[str],
+  main: Main, define_flags: Callable[..., None], arguments: Sequence[str]
 ) -> tuple[SimpleNamespace, list[str]]:
   """Parses the command line of a command.
 
@@ -72,17 +64,11 @@ def parse(
     UserError: A flag or a word is wrong, or missing.
   """
   values = flags.FlagValues()
-  define_flags(
-    SimpleNamespace(
-      values=values,
-      **{
-        kind: functools.partial(
-          getattr(flags, f'DEFINE_{kind}'), flag_values=values
-        )
-        for kind in _KINDS
-      },
-    )
-  )
+  define = SimpleNamespace(values=values)
+  for kind in ('bool', 'enum', 'float', 'integer', 'list', 'string'):
+    function = getattr(flags, f'DEFINE_{kind}')
+    setattr(define, kind, functools.partial(function, flag_values=values))
+  define_flags(define)
   if {'-h', '--help', '--helpfull'} & set(arguments):
     print(f'{inspect.getmodule(main).__doc__}\nflags:\n{values.get_help()}')
     sys.exit(0)
@@ -95,15 +81,14 @@ def parse(
     quoted = 'Traceback' in str(error)
     raise UserError(lines[-1] if quoted else ' '.join(lines)) from None
   signature = inspect.signature(main)
-  wanted = list(signature.parameters.values())[1:]
-  if words and not wanted:
-    raise UserError(f'unknown argument {words[0]!r}')
   try:
     signature.bind(None, *words)
   except TypeError:
-    raise UserError(
-      f'give one {wanted[0].name}, got {", ".join(words) or "none"}'
-    ) from None
+    _, *wanted = signature.parameters
+    if not wanted:
+      raise UserError(f'unknown argument {words[0]!r}') from None
+    found = ', '.join(words) or 'none'
+    raise UserError(f'give one {wanted[0]}, got {found}') from None
   return SimpleNamespace(**values.flag_values_dict()), words
 
 

@@ -29,8 +29,7 @@ from vjepa_jax.tasks.program import (
 )
 from vjepa_jax.tools import command, recipes
 
-# Steps of an epoch where a schedule is given in epochs; the program is the same
-# for any number.
+# Where a schedule is given in epochs; for any number the program is the same.
 _STEPS_PER_EPOCH = 1000
 
 
