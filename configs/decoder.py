@@ -20,6 +20,7 @@ from configs import base
 
 _SHARED = (
   'seed',
+  'smoke',
   'compute_dtype',
   'attention',
   'data',

@@ -84,6 +84,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   config.task = 'probe'
   for name in (
     'seed',
+    'smoke',
     # Of an encoder without a backbone, to try a recipe out.
     'encoder',
     'compute_dtype',

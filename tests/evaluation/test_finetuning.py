@@ -10,7 +10,7 @@ from vjepa_jax.evaluation import classification
 from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe
-from vjepa_jax.tasks.classifier import make_schedules
+from vjepa_jax.tasks.finetune import make_schedules
 from vjepa_jax.training import optimizer
 
 

@@ -14,8 +14,7 @@ from tiny_models import TUBELET, make_weights
 import vjepa_jax
 from vjepa_jax.interop import huggingface, layout, names
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import _resize, load, read_weights
-from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.interop.load import _resize, describe, load, read_weights
 from vjepa_jax.tools import command, convert
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import TrainState

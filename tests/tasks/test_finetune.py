@@ -13,7 +13,7 @@ from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks.finetune import finetune
-from vjepa_jax.tasks.smoke import shrink_finetuning
+from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -22,7 +22,7 @@ from vjepa_jax.training.telemetry import read_metrics
 def config(toy_videos, tmp_path_factory):
   """The recipe of SSv2 at toy size, one test video of which is damaged."""
   folder = tmp_path_factory.mktemp('finetune')
-  config = shrink_finetuning(recipe.get_config('ssv2'), folder)
+  config = shrink(recipe.get_config('ssv2'), folder)
   lines = toy_videos.read_text().splitlines()[:9]
   lines = [f'{toy_videos.parent}/{line}' for line in lines]
   # So few that all of them are seen in every step.

@@ -14,7 +14,7 @@ from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import probe as task
 from vjepa_jax.tools import convert
-from vjepa_jax.training.telemetry import read_metrics
+from vjepa_jax.training.telemetry import Telemetry, read_metrics
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
 ):
   workdir, results = finished
   config = _make_config(backbone, splits)
-  original, steps = task.Telemetry.advance, []
+  original, steps = Telemetry.advance, []
 
   def advance(self, wait):
     original(self, wait)
@@ -111,7 +111,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
       raise KeyboardInterrupt
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(task.Telemetry, 'advance', advance)
+    patch.setattr(Telemetry, 'advance', advance)
     with pytest.raises(KeyboardInterrupt):
       task.probe(config, tmp_path)
   resumed = task.probe(config, tmp_path)

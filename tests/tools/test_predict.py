@@ -17,7 +17,7 @@ from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource
 from vjepa_jax.interop import huggingface
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import read_weights
+from vjepa_jax.interop.load import describe, read_weights
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import pretrain as pretraining
@@ -299,9 +299,7 @@ def test_an_encoder_alone_predicts_nothing(backbone, tmp_path):
         'params': {'encoder': weights.encoder_params},
         'target': weights.encoder_params,
       },
-      custom_metadata={
-        'model': {'encoder': pretraining.describe(weights.encoder)}
-      },
+      custom_metadata={'model': {'encoder': describe(weights.encoder)}},
     )
   with pytest.raises(WeightsError, match='has no predictor: prediction needs'):
     load_world_model(tmp_path)

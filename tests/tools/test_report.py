@@ -19,14 +19,15 @@ from PIL import Image
 import pytest
 
 from configs import small
+from vjepa_jax.interop.load import describe
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.plots.report import tabulate
-from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tasks.program import build_program
+from vjepa_jax.tasks.session import write_config
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.tools import report
 from vjepa_jax.training import health
-from vjepa_jax.training.checkpoint import Checkpoints, write_config
+from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.telemetry import read_metrics
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'training' / 'recorded'

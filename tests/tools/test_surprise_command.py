@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import describe
 from vjepa_jax.models import zoo
 from vjepa_jax.sets import physics
-from vjepa_jax.tasks.pretrain import describe
 from vjepa_jax.tools import surprise
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import init_state

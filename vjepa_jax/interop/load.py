@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from etils import epath
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +274,15 @@ def rebuild(
     return kind(**fields)
   except TypeError as error:
     raise WeightsError(f'{path} is of another version: {error}') from None
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+  """Returns the fields of a model as JSON, for `rebuild`."""
+  return {
+    name: getattr(module, name)
+    for name in module.__dataclass_fields__
+    if name not in ('parent', 'name', *_RUN_FIELDS)
+  }
 
 
 def make_abstract(

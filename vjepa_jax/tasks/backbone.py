@@ -1,6 +1,5 @@
 """What tasks on top of a backbone share: its models, labelled videos."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,10 +7,10 @@ from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.data.features import FeatureSource, holds_features
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import read_clip_rate, read_crops, read_weights
 from vjepa_jax.models import zoo
+from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
 
@@ -56,26 +55,25 @@ def read_backbone(config: config_dict.ConfigDict) -> Weights:
   return backbone
 
 
-def count_classes(config: config_dict.ConfigDict, splits: Sequence[str]) -> int:
-  """Reads all labels of some splits: one more than the largest.
+def place_encoder(
+  encoder: Encoder, params: Any, seed: int, shardings: Any
+) -> Any:
+  """Places the parameters of an encoder; without any, untrained ones.
 
-  Raises:
-    ValueError: A video has no label, or all have the same.
+  Args:
+    encoder: The encoder.
+    params: What every host has whole; None for the very weights that
+      pretraining with this seed starts from.
+    seed: Of the run.
+    shardings: Where they shall go.
   """
-  largest = 0
-  for name in splits:
-    path = config.data[name]
-    if holds_features(path):
-      source = FeatureSource(path)
-    else:
-      source = open_split(config, name)
-    bar = make_bar(range(len(source)), desc=f'{name} labels', leave=False)
-    for record in (source[i] for i in bar):
-      pipeline.check_label(record, 10**6)
-      largest = max(largest, record.label)
-  if not largest:
-    raise ValueError('all labels are 0: there is nothing to tell apart')
-  return largest + 1
+  if params is not None:
+    return jax.tree.map(place, params, shardings)
+  key = jax.random.split(jax.random.key(seed))[0]
+  video = np.zeros((1, *encoder.tubelet, 3), np.uint8)
+  return jax.jit(
+    lambda key: encoder.init(key, video)['params'], out_shardings=shardings
+  )(key)
 
 
 def place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
@@ -84,3 +82,20 @@ def place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(
     leaf.shape, sharding, lambda index: leaf[index]
   )
+
+
+def count_classes(*labelled: sources.Source) -> int:
+  """Reads all labels of videos: one more than the largest.
+
+  Raises:
+    ValueError: A video has no label, or all have the same.
+  """
+  largest = 0
+  for source in labelled:
+    bar = make_bar(range(len(source)), desc='labels', leave=False)
+    for record in (source[i] for i in bar):
+      pipeline.check_label(record, 10**6)
+      largest = max(largest, record.label)
+  if not largest:
+    raise ValueError('all labels are 0: there is nothing to tell apart')
+  return largest + 1

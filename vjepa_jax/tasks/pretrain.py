@@ -1,37 +1,24 @@
 """Pretraining: from a config to a trained encoder."""
 
 from collections.abc import Callable
-from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.evaluation import probing
 from vjepa_jax.evaluation.online import make_online_probe
+from vjepa_jax.interop.load import describe
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks import session
-from vjepa_jax.tasks.program import (
-  build_program,
-  check_steps,
-  get_grid,
-  get_steps,
-)
-from vjepa_jax.tasks.smoke import shrink
+from vjepa_jax.tasks.program import build_program, get_grid
+from vjepa_jax.tasks.session import Session, prepare
 from vjepa_jax.tasks.teacher import load_teacher
-from vjepa_jax.training.checkpoint import (
-  Checkpoints,
-  load_initial,
-  write_config,
-)
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.state import TrainState
 
@@ -54,74 +41,39 @@ def pretrain(
   Raises:
     ValueError: The config does not fit together; before anything is compiled.
   """
-  workdir = epath.Path(workdir)
-  if config.smoke:
-    config = shrink(config, workdir)
-  write_config(workdir, config)
-
-  # Devices and data.
-  mesh = mesh_lib.make_mesh(config.fsdp)
-  batch_size = config.data.batch_size
+  config = prepare(config, workdir)
   loader = make_loader(config)
-  steps_per_epoch = sum(len(s) for s in loader.sources) / batch_size
-  total_steps = get_steps(config, 'total', steps_per_epoch)
-  check_steps(workdir, 0, total_steps, profile_steps)
-
-  # Models, shardings, step.
-  program = build_program(config, mesh, total_steps, steps_per_epoch)
-  encoder, predictor = program.objective.encoder, program.objective.predictor
-  abstract, shardings = program.abstract, program.shardings
-  diagnose = jax.jit(
-    make_diagnose(encoder), out_shardings=sharding.replicate(mesh)
-  )
-  evaluate = make_evaluate(config, encoder, mesh)
-
-  # State: from this run's checkpoint, from another run's, or new.
-  checkpoints = Checkpoints(
+  run = Session(
+    config,
     workdir,
-    model={'encoder': describe(encoder), 'predictor': describe(predictor)},
-    **config.checkpoint,
+    sum(len(source) for source in loader.sources),
+    clips_per_video=config.clip.num_clips,
+    profile_steps=profile_steps,
   )
-  restored = checkpoints.restore(abstract, shardings)
-  if restored is not None:
-    state, position = restored
-  elif config.init_from:
-    state, position = load_initial(config.init_from, abstract, shardings), 0
-  else:
-    state, position = (
-      jax.jit(program.init, out_shardings=shardings.replace(teacher=None))(
-        jax.random.key(config.seed)
-      ),
-      0,
-    )
+  program = build_program(
+    config, run.mesh, run.total_steps, run.steps_per_epoch
+  )
+  encoder, predictor = program.objective.encoder, program.objective.predictor
+  diagnose = jax.jit(
+    make_diagnose(encoder), out_shardings=sharding.replicate(run.mesh)
+  )
+  evaluate = make_evaluate(config, encoder, run.mesh)
+  model = {'encoder': describe(encoder), 'predictor': describe(predictor)}
+  state = run.open(program, model)
   if config.teacher:
     teacher = load_teacher(
       config.teacher,
-      workdir,
-      abstract.teacher,
-      shardings.teacher,
-      resumed=restored is not None,
+      run.workdir,
+      program.abstract.teacher,
+      program.shardings.teacher,
+      resumed=run.resumed,
     )
     state = state.replace(teacher=teacher)
-  log_plan(config, loader, abstract, mesh, int(state.step), total_steps)
-  return session.run(
-    config,
-    workdir,
+  log_plan(config, loader, program.abstract, run.mesh)
+  return run.train(
     state,
     program.train_step,
-    session.make_batches(
-      config,
-      loader,
-      position,
-      weights=[s.weight for s in config.data.sources.values()],
-    ),
-    mesh=mesh,
-    checkpoints=checkpoints,
-    position=position,
-    samples_per_batch=batch_size // config.clip.num_clips,
-    clips_per_step=batch_size,
-    total_steps=total_steps,
-    profile_steps=profile_steps,
+    loader,
     diagnose=diagnose,
     diagnose_every=config.diagnose_every_steps,
     evaluate=evaluate,
@@ -188,18 +140,7 @@ def make_evaluate(
   )
 
 
-def describe(module: Encoder | Predictor) -> dict[str, Any]:
-  """Returns the fields of a model as JSON, for whoever loads it later."""
-  return {
-    name: getattr(module, name)
-    if isinstance(getattr(module, name), (int, float, str, bool, tuple))
-    else jnp.dtype(getattr(module, name)).name
-    for name in module.__dataclass_fields__
-    if name not in ('parent', 'name')
-  }
-
-
-def log_plan(config, loader, abstract, mesh, start_step, total_steps) -> None:
+def log_plan(config, loader, abstract, mesh: Mesh) -> None:
   """Logs what is about to run, so that a mistake is seen before it costs."""
   num_parameters = {
     name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
@@ -233,10 +174,7 @@ def log_plan(config, loader, abstract, mesh, start_step, total_steps) -> None:
       100 * sampler.check(),
     )
   logging.info(
-    '%d videos in %d sources; steps %d to %d of %d clips',
+    '%d videos in %d sources',
     sum(len(s) for s in loader.sources),
     len(loader.sources),
-    start_step,
-    total_steps,
-    config.data.batch_size,
   )

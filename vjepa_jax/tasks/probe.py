@@ -1,53 +1,42 @@
 """Frozen evaluation: a grid of probes on features that stay as they are."""
 
-import contextlib
 import dataclasses
-import json
 import time
 from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
 import numpy as np
 import optax
 
-from vjepa_jax.data import decode, pipeline, sources
+from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.features import (
   FeatureLoader,
   FeatureSource,
   holds_features,
 )
-from vjepa_jax.evaluation import classification, probing
+from vjepa_jax.evaluation.classification import Predictions
 from vjepa_jax.evaluation.probe_grid import (
   ProbeGrid,
   make_points,
   make_probe_step,
 )
+from vjepa_jax.evaluation.selection import Selection
 from vjepa_jax.interop.load import make_abstract
-from vjepa_jax.models.attention import choose_attention
-from vjepa_jax.models.encoder import check_layers
-from vjepa_jax.models.probe import (
-  AttentiveProbe,
-  LinearProbe,
-  compute_attention,
-)
-from vjepa_jax.models.tubelets import compute_grid
-from vjepa_jax.parallel import mesh as mesh_lib
-from vjepa_jax.parallel import sharding
+from vjepa_jax.models.encoder import Encoder, check_layers
+from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.plots import training as pictures
-from vjepa_jax.tasks import session
 from vjepa_jax.tasks.backbone import (
   count_classes,
   open_split,
-  place,
+  place_encoder,
   read_backbone,
 )
-from vjepa_jax.tasks.program import check_steps, get_steps
-from vjepa_jax.training.checkpoint import Checkpoints, write_config
+from vjepa_jax.tasks.program import Program, get_compute, make_program
+from vjepa_jax.tasks.session import Session, prepare
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
 
@@ -75,258 +64,68 @@ def probe(
     ValueError: The config does not fit together; before anything is compiled.
   """
   start = time.perf_counter()
-  workdir = epath.Path(workdir)
-  config = config_dict.ConfigDict(config.to_dict())
+  config = prepare(config, workdir)
   train, validation, test = _open_splits(config)
   backbone = read_backbone(config)
-  cached = holds_features(config.data.train)
-  if cached:
-    config.segments = 1  # all of a video's are in one record
-  write_config(workdir, config)
+  run = Session(
+    config,
+    workdir,
+    len(train),
+    clips_per_step=config.data.batch_size * config.segments,
+    clips_per_video=config.segments,
+    profile_steps=profile_steps,
+  )
+  num_classes = config.num_classes or count_classes(train, validation, test)
+  program = _build_program(config, backbone.encoder, num_classes, run)
+  grid = program.objective
+  loader, options = _make_loader(config, train, num_classes)
+  selection = Selection(
+    grid,
+    run.mesh,
+    validation,
+    options,
+    batch_size=config.evaluation.batch_size,
+    num_threads=config.data.num_threads,
+  )
 
-  # Devices, durations, models, shardings, step.
-  mesh = mesh_lib.make_mesh(config.fsdp)
-  clips = config.data.batch_size * config.segments
-  if clips % mesh.devices.size:
-    raise ValueError(
-      f'{config.data.batch_size} videos of {config.segments} clips do not '
-      f'split over {mesh.devices.size} devices: change config.data.batch_size'
-    )
-  steps_per_epoch = len(train) / config.data.batch_size
-  total_steps = get_steps(config, 'total', steps_per_epoch)
-  check_steps(workdir, 0, total_steps, profile_steps)
-  grid = _build_grid(config, backbone.encoder, mesh)
-  tx = optax.scale_by_adam(**config.optimizer)
-  key = jax.random.key(config.seed)
-  abstract = jax.eval_shape(lambda key: grid.init(key, tx), key).replace(
-    teacher=make_abstract(grid.encoder)
-  )
-  shardings = sharding.shard_tree(abstract, mesh)
-  rows = sharding.shard_batch(mesh)
-  train_step = jax.jit(
-    make_probe_step(
-      grid,
-      tx,
-      make_schedule('cosine', value=1.0, final=0.0, total_steps=total_steps),
-      config.probe.clip_norm,
-    ),
-    donate_argnums=0,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, sharding.replicate(mesh)),
-  )
-  evaluation = _Evaluation(config, grid, mesh, validation, cached)
-
-  # State: new probes, or those of this run's checkpoint, on the backbone.
-  checkpoints = Checkpoints(workdir, **config.checkpoint)
-  restored = checkpoints.restore(abstract, shardings)
-  if restored is not None:
-    state, position = restored
-  else:
-    init = jax.jit(
-      lambda key: grid.init(key, tx),
-      out_shardings=shardings.replace(teacher=None),
-    )
-    state, position = init(key), 0
-  state = state.replace(
-    teacher=_load_encoder(config, backbone, grid, shardings.teacher)
-  )
+  params = None if config.random_init else backbone.encoder_params
+  places = program.shardings.teacher
+  frozen = place_encoder(grid.encoder, params, config.seed, places)
+  state = run.open(program).replace(teacher=frozen)
+  del frozen  # donated with the state
   logging.info(
-    '%d probes of %d classes; %d training, %d validation and %d test videos; '
-    'steps %d to %d, %.1f epochs',
+    '%d probes of %d classes; %d training, %d validation and %d test videos',
     len(grid.points),
-    grid.probe.num_classes,
+    num_classes,
     len(train),
     len(validation),
     len(test),
-    int(state.step),
-    total_steps,
-    total_steps / steps_per_epoch,
   )
-  state = session.run(
-    config,
-    workdir,
+  every = round(config.validate_every_epochs * run.steps_per_epoch)
+  state = run.train(
     state,
-    train_step,
-    session.make_batches(
-      config,
-      _make_loader(config, train, grid.probe.num_classes),
-      position,
-      batch_size=clips,
-    ),
-    mesh=mesh,
-    checkpoints=checkpoints,
-    position=position,
-    samples_per_batch=config.data.batch_size,
-    clips_per_step=clips,
-    total_steps=total_steps,
-    profile_steps=profile_steps,
-    evaluate=evaluation,
-    evaluate_every=max(
-      1, round(config.validate_every_epochs * steps_per_epoch)
-    ),
+    program.train_step,
+    loader,
+    evaluate=selection,
+    evaluate_every=max(1, every),
   )
   if state is None:
     return None
-  results, tested = evaluation.test(state, test)
+  results, tested = selection.test(state, test)
   if config.knn:
-    results['knn_top1'] = evaluation.score_knn(state, train, test, config.knn)
+    results['knn_top1'] = selection.score_knn(state, train, test, config.knn)
   results |= {
     'train_videos': len(train),
-    'classes': grid.probe.num_classes,
+    'classes': num_classes,
     'backbone': config.backbone,
     'random_init': config.random_init,
     'seconds': time.perf_counter() - start,
   }
+  run.write_results(results)
+  _draw(run.workdir, selection, state, test, results, tested)
   if jax.process_index() == 0:
-    (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-    pictures.draw_confusion(
-      workdir / 'confusion.png',
-      tested.labels,
-      tested.probabilities.argmax(axis=-1),
-      grid.probe.num_classes,
-    )
-  if config.probe.kind == 'attentive' and not cached:
-    best = results['grid'].index(results['selected'])
-    evaluation.draw_attention(state, best, test, workdir / 'attention.png')
-  if jax.process_index() == 0:
-    print(_format(results, workdir))
+    print(_format(results, run.workdir))
   return results
-
-
-class _Evaluation:
-  """Validates all probes of the grid, and tests the one that was selected."""
-
-  def __init__(self, config, grid: ProbeGrid, mesh, validation, cached: bool):
-    self._grid, self._points = grid, grid.points
-    self._validation = validation
-    self._options = None
-    if not cached:
-      self._options = dataclasses.replace(
-        pipeline.ClipOptions(**config.clip),
-        num_clips=config.segments,
-        views=config.views,
-      )
-
-    def encode(params, inputs):
-      return inputs if cached else grid.encode(params['encoder'], inputs)
-
-    def pool(params, inputs):
-      return encode(params, inputs).astype(jnp.float32).mean(axis=(1, 2))
-
-    def classify(params, inputs):
-      return grid.classify(params['probe'], encode(params, inputs))
-
-    def make_predict(apply):
-      return classification.make_predict(
-        apply,
-        grid.probe.num_classes,
-        mesh,
-        config.evaluation.batch_size,
-        num_threads=config.data.num_threads,
-      )
-
-    self._make_predict = make_predict
-    self._predict, self._pool = make_predict(classify), make_predict(pool)
-
-  def _run(self, state: TrainState, source) -> classification.Predictions:
-    params = {'encoder': state.teacher, 'probe': state.params['probe']}
-    return self._predict(params, source, self._options)
-
-  def _validate(self, state: TrainState) -> list[float]:
-    """Returns the top-1 of each probe on the validation videos."""
-    probabilities, labels, left_out = self._run(state, self._validation)
-    if not len(labels):
-      raise ValueError(f'none of {left_out} validation videos could be read')
-    hits = probabilities.argmax(axis=-1) == labels[:, None]
-    return hits.mean(axis=0).tolist()
-
-  def __call__(self, state: TrainState) -> dict[str, float]:
-    """Returns metrics of the state."""
-    scores = self._validate(state)
-    best = int(np.argmax(scores))
-    logging.info(
-      'step %d: top-1 on validation %.4f, by learning rate %g and weight decay '
-      '%g',
-      int(state.step),
-      scores[best],
-      *self._points[best],
-    )
-    return {'validation_top1': scores[best]}
-
-  def test(
-    self, state: TrainState, source: sources.Source
-  ) -> tuple[dict[str, Any], classification.Predictions]:
-    """Selects a probe on the validation videos and tests it on others.
-
-    Returns:
-      Results, and the predictions of the selected probe.
-    """
-    scores = self._validate(state)
-    best = int(np.argmax(scores))
-    predictions = self._run(state, source)
-    predictions = predictions._replace(
-      probabilities=predictions.probabilities[:, best]
-    )
-    rows = [
-      {'learning_rate': rate, 'weight_decay': decay, 'validation_top1': score}
-      for (rate, decay), score in zip(self._points, scores, strict=True)
-    ]
-    return classification.score(predictions) | {
-      'test_videos': len(predictions.labels),
-      'left_out': predictions.left_out,
-      'selected': rows[best],
-      'selected_by': 'top-1 on validation videos, which are not the test ones',
-      'validation_videos': len(self._validation),
-      'grid': rows,
-    }, predictions
-
-  def draw_attention(
-    self,
-    state: TrainState,
-    best: int,
-    source: sources.Source,
-    path: epath.Path,
-  ) -> None:
-    """Draws where probe `best` of the grid looks in the first videos."""
-    grid = self._grid
-
-    def attend(params, videos):
-      features = grid.encode(params['encoder'], videos)[:, 0]
-      one = jax.tree.map(lambda x: x[best], params['probe'])
-      return compute_attention(grid.probe, one, features)
-
-    few = sources.Subset(source, np.arange(min(_LOOKED_AT, len(source))))
-    options = dataclasses.replace(self._options, views=1)
-    params = {'encoder': state.teacher, 'probe': state.params['probe']}
-    attention, labels, _ = self._make_predict(attend)(params, few, options)
-    if jax.process_index():
-      return
-    clips = []
-    for record in few:
-      # What is damaged was left out there too, and told.
-      with contextlib.suppress(decode.DecodeError):
-        clips.append(pipeline.read_clips(record, options))
-    if not clips:
-      return
-    videos = np.stack(clips)  # [n, segments, T, H, W, 3]
-    videos = videos.reshape(len(videos), -1, *videos.shape[3:])
-    sides = compute_grid(clips[0].shape, grid.encoder.tubelet)
-    layers = len(grid.layers or (None,))
-    attention = attention.reshape(len(videos), grid.segments, layers, *sides)
-    pictures.draw_attention(
-      path,
-      videos,
-      attention.sum(axis=2).reshape(len(videos), -1, *sides[1:]),
-      [f'class {label}' for label in labels],
-    )
-
-  def score_knn(self, state: TrainState, train, test, neighbours: int) -> float:
-    """Scores nearest neighbours on means over all tokens of a video."""
-    params = {'encoder': state.teacher}
-    (x, labels, _), (y, test_labels, _) = (
-      self._pool(params, source, self._options) for source in (train, test)
-    )
-    return probing.score_knn(x, labels, y, test_labels, neighbours)
 
 
 def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
@@ -338,6 +137,8 @@ def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
       f'config.data.{cached[0]} holds features and others hold videos: give '
       'features of all, by python -m vjepa_jax.tools.extract, or of none'
     )
+  if cached:
+    config.segments = 1  # all of a video's are in one record
   opened = {
     name: FeatureSource(config.data[name])
     if cached
@@ -363,22 +164,52 @@ def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
   ]
 
 
-def _make_loader(config, train, num_classes: int):
-  """Makes the loader of training clips, or of features."""
+def _make_loader(
+  config: config_dict.ConfigDict, train: sources.Source, num_classes: int
+) -> tuple[Any, pipeline.ClipOptions | None]:
+  """Makes the loader of training clips, and says how test clips are cut.
+
+  Of features, which are cut already, it loads those; then None says how.
+  """
   if holds_features(config.data.train):
-    return FeatureLoader((train,), config.seed, num_classes)
+    return FeatureLoader((train,), config.seed, num_classes), None
   options = pipeline.ClipOptions(**config.clip)
   options = dataclasses.replace(options, num_clips=config.segments)
-  return pipeline.SampleLoader((train,), options, (), config.seed, num_classes)
+  loader = pipeline.SampleLoader(
+    (train,), options, (), config.seed, num_classes
+  )
+  return loader, dataclasses.replace(options, views=config.views)
 
 
-def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:
-  dtype = jnp.dtype(config.compute_dtype)
-  attention = config.attention
-  if attention == 'auto':
-    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
-  encoder = encoder.clone(dtype=dtype, attention=attention, remat='none')
-  num_classes = config.num_classes or count_classes(config, ('train', 'test'))
+def _build_program(
+  config: config_dict.ConfigDict,
+  encoder: Encoder,
+  num_classes: int,
+  run: Session,
+) -> Program:
+  """Builds the program that trains the probes; its objective is the grid."""
+  grid = _build_grid(config, encoder, num_classes, run.mesh)
+  tx = optax.scale_by_adam(**config.optimizer)
+  train_step = make_probe_step(
+    grid,
+    tx,
+    make_schedule('cosine', value=1.0, final=0.0, total_steps=run.total_steps),
+    config.probe.clip_norm,
+  )
+  return make_program(
+    grid,
+    lambda key: grid.init(key, tx),
+    train_step,
+    run.mesh,
+    frozen=make_abstract(grid.encoder),
+  )
+
+
+def _build_grid(
+  config: config_dict.ConfigDict, encoder: Encoder, num_classes: int, mesh: Mesh
+) -> ProbeGrid:
+  """Builds the probes, for the mesh's platform."""
+  compute = get_compute(config, mesh)
   options = config.probe
   heads = options.num_heads or encoder.num_heads
   if options.kind == 'linear':
@@ -390,12 +221,7 @@ def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:
         'features of the encoder'
       )
     module = AttentiveProbe(
-      num_classes,
-      heads,
-      options.depth,
-      options.output_projection,
-      attention=attention,
-      dtype=dtype,
+      num_classes, heads, options.depth, options.output_projection, **compute
     )
   else:
     raise ValueError(
@@ -413,21 +239,37 @@ def _build_grid(config, encoder, mesh: Mesh) -> ProbeGrid:
         f'config.layers {layers} of features that hold the last layer: give '
         'videos, or set config.layers=None and config.layers_of_depth={}'
       )
+  encoder = encoder.clone(remat='none', **compute)
   return ProbeGrid(
     encoder, module, points, config.segments, layers, options.at_once
   )
 
 
-def _load_encoder(config, backbone, grid: ProbeGrid, places) -> Any:
-  """Places the encoder's parameters: those of the backbone, or untrained."""
-  if backbone.encoder_params is None or config.random_init:
-    # The very weights that pretraining with this seed starts from.
-    key = jax.random.split(jax.random.key(config.seed))[0]
-    video = np.zeros((1, *grid.encoder.tubelet, 3), np.uint8)
-    return jax.jit(
-      lambda key: grid.encoder.init(key, video)['params'], out_shardings=places
-    )(key)
-  return jax.tree.map(place, backbone.encoder_params, places)
+def _draw(
+  workdir: epath.Path,
+  selection: Selection,
+  state: TrainState,
+  test: sources.Source,
+  results: dict[str, Any],
+  tested: Predictions,
+) -> None:
+  """Draws confusions, and where the selected probe looks."""
+  best = results['grid'].index(results['selected'])
+  few = sources.Subset(test, np.arange(min(_LOOKED_AT, len(test))))
+  attention = selection.attend(state, best, few)
+  if jax.process_index():
+    return
+  predicted = tested.probabilities.argmax(axis=-1)
+  pictures.draw_confusion(
+    workdir / 'confusion.png', tested.labels, predicted, results['classes']
+  )
+  if attention is not None:
+    pictures.draw_attention(
+      workdir / 'attention.png',
+      attention.videos,
+      attention.weights,
+      [f'class {label}' for label in attention.labels],
+    )
 
 
 def _format(results: dict[str, Any], workdir: epath.Path) -> str:

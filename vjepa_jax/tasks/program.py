@@ -67,13 +67,7 @@ def build_program(
   Raises:
     ValueError: The config does not fit together or does not fit the mesh.
   """
-  batch_size, shards = config.data.batch_size, mesh.devices.size
-  if batch_size % (shards * config.microbatches):
-    raise ValueError(
-      f'batch size {batch_size} is not divisible by {shards} data shards x '
-      f'{config.microbatches} microbatches: change config.data.batch_size or '
-      'config.microbatches'
-    )
+  check_batch(config, mesh, config.data.batch_size)
   teacher = read_teacher(config.teacher, config.encoder.tubelet)
   encoder, predictor = build_models(config, mesh, teacher)
   if teacher is not None:
@@ -92,26 +86,16 @@ def build_program(
   def init(key):
     return init_state(key, encoder, predictor, tx, get_grid(config))
 
-  abstract = jax.eval_shape(init, jax.random.key(config.seed))
-  if teacher is not None:
-    abstract = abstract.replace(teacher=make_abstract(teacher))
-  shardings = sharding.shard_tree(abstract, mesh)
-  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
-  rows = sharding.shard_batch(mesh)
-  train_step = jax.jit(
-    make_train_step(
-      objective,
-      tx,
-      make_schedules(config, total_steps, steps_per_epoch),
-      clip_norm=config.clip_norm,
-      clip_start_step=config.clip_start_step,
-      microbatches=config.microbatches,
-    ),
-    donate_argnums=0,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, sharding.replicate(mesh)),
+  train_step = make_train_step(
+    objective,
+    tx,
+    make_schedules(config, total_steps, steps_per_epoch),
+    clip_norm=config.clip_norm,
+    clip_start_step=config.clip_start_step,
+    microbatches=config.microbatches,
   )
-  return Program(objective, init, abstract, shardings, rows, train_step)
+  frozen = None if teacher is None else make_abstract(teacher)
+  return make_program(objective, init, train_step, mesh, frozen)
 
 
 def make_abstract_batch(config: config_dict.ConfigDict) -> Batch:
@@ -151,25 +135,6 @@ def get_steps(
   return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
 
 
-def check_steps(
-  workdir: Any,
-  start_step: int,
-  total_steps: int,
-  profile_steps: tuple[int, int] | None,
-) -> None:
-  """Raises ValueError if a run is past its end, or its trace would be."""
-  if start_step > total_steps:
-    raise ValueError(
-      f'{workdir} is at step {start_step}, past the {total_steps} of this '
-      'config: raise config.total_steps or use another --workdir'
-    )
-  if profile_steps and not profile_steps[0] < profile_steps[1] <= total_steps:
-    raise ValueError(
-      f'profile_steps {profile_steps[0]}:{profile_steps[1]} must lie within '
-      f'the {total_steps} steps of the run'
-    )
-
-
 def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
   """Returns the tubelet grid (T, H, W) of the config's clips."""
   return compute_grid(
@@ -182,12 +147,8 @@ def build_models(
   config: config_dict.ConfigDict, mesh: Mesh, teacher: Encoder | None = None
 ) -> tuple[Encoder, Predictor]:
   """Builds encoder and predictor for the platform of the mesh."""
-  dtype = jnp.dtype(config.compute_dtype)
-  attention = config.attention
-  if attention == 'auto':
-    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
   encoder = zoo.build_encoder(
-    **config.encoder, dtype=dtype, remat=config.remat, attention=attention
+    **config.encoder, remat=config.remat, **get_compute(config, mesh)
   )
   out_width = None if teacher is None else teacher.width
   if config.objective.targets == 'pixels':
@@ -222,3 +183,56 @@ def make_schedules(
     ),
     'ema': make_schedule(**config.ema, total_steps=length),
   }
+
+
+def get_compute(config: config_dict.ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """Returns `dtype` and `attention` of modules, for the mesh's platform."""
+  dtype = jnp.dtype(config.compute_dtype)
+  attention = config.attention
+  if attention == 'auto':
+    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
+  return {'dtype': dtype, 'attention': attention}
+
+
+def check_batch(
+  config: config_dict.ConfigDict, mesh: Mesh, clips_per_step: int
+) -> None:
+  """Raises ValueError if a batch does not split evenly over the devices."""
+  shards, parts = mesh.devices.size, config.get('microbatches', 1)
+  if clips_per_step % (shards * parts):
+    raise ValueError(
+      f'batch size {clips_per_step} is not divisible by {shards} data shards x '
+      f'{parts} microbatches: change config.data.batch_size'
+    )
+
+
+def make_program(
+  objective: Any,
+  init: Callable[[jax.Array], TrainState],
+  train_step: TrainStep,
+  mesh: Mesh,
+  frozen: Any = None,
+) -> Program:
+  """Decides where each leaf of a state lives, and jits the step for that.
+
+  Args:
+    objective: What is trained.
+    init: From a random key to a state at step 0, without what is frozen.
+    train_step: Takes over the state it is given.
+    mesh: Devices, attached or not.
+    frozen: Shapes of what is frozen.
+
+  Raises:
+    ValueError: Too much of the state would be whole on every device.
+  """
+  abstract = jax.eval_shape(init, jax.random.key(0)).replace(teacher=frozen)
+  shardings = sharding.shard_tree(abstract, mesh)
+  sharding.check_sufficiently_sharded(abstract, shardings, mesh)
+  rows = sharding.shard_batch(mesh)
+  train_step = jax.jit(
+    train_step,
+    donate_argnums=0,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, sharding.replicate(mesh)),
+  )
+  return Program(objective, init, abstract, shardings, rows, train_step)

@@ -5,16 +5,17 @@ import time
 
 from absl import logging
 from etils import epath
-import jax
 from ml_collections import config_dict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.evaluation import baselines, batching, probing
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.parallel import sharding
 from vjepa_jax.plots import training as pictures
 from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.tasks.backbone import place_encoder
 from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -44,26 +45,26 @@ def quickstart(
   """Runs the quickstart and writes `results.json` and `report.png`.
 
   Args:
-    config: `configs/quickstart.py`.
+    config: `configs/quickstart.py`. With `smoke` its pretraining alone is run.
     workdir: Directory of the run; an interrupted run resumes.
     profile_steps: First and last step to trace.
 
   Returns:
     What `results.json` holds; None if preempted.
   """
+  if config.smoke:
+    return pretraining.pretrain(config, workdir, profile_steps)
   start = time.perf_counter()
   workdir = epath.Path(workdir)
   config = config_dict.ConfigDict(config.to_dict())
   train, test, download_seconds = _write_data(config)
   data_seconds = time.perf_counter() - start - download_seconds
 
-  # What the same probes reach on pixels and on an untrained encoder, first.
   mesh = mesh_lib.make_mesh(config.fsdp)
   encoder, _ = build_models(config, mesh)
-  shape = (1, config.clip.frames, *[config.clip.resolution] * 2, 3)
-  # The very weights that pretraining starts from.
-  key = jax.random.split(jax.random.key(config.seed))[0]
-  untrained = jax.jit(encoder.init)(key, np.zeros(shape, np.uint8))['params']
+  untrained = place_encoder(
+    encoder, None, config.seed, sharding.replicate(mesh)
+  )
   extract = batching.make_extract(
     batching.apply_encoder(encoder),
     mesh,
@@ -76,17 +77,16 @@ def quickstart(
   )
 
   def score(params):
+    features = (extract(params, clips.videos) for clips in (train, test))
     return baselines.score_features(
-      extract(params, train.videos),
-      extract(params, test.videos),
-      train.labels,
-      test.labels,
-      few=few,
-      **options,
+      *features, train.labels, test.labels, few=few, **options
     )
 
-  scores = _read_baselines(workdir)
-  if scores is None:
+  # What the same probes reach on pixels and on an untrained encoder, first.
+  path = workdir / 'baselines.json'
+  if path.exists():
+    scores = json.loads(path.read_text())
+  else:
     logging.info('baselines: raw pixels, and the encoder before training')
     scores = {
       'pixels': baselines.score_pixels(train, test, encoder, few, **options),
@@ -94,7 +94,7 @@ def quickstart(
       'random_init': score(untrained),
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'baselines.json').write_text(json.dumps(scores, indent=2))
+    path.write_text(json.dumps(scores, indent=2))
   print(format_table(scores, len(train.labels), few))
 
   train_start = time.perf_counter()
@@ -104,27 +104,18 @@ def quickstart(
   train_seconds = time.perf_counter() - train_start
 
   scores['pretrained'] = score(state.target)
-  metrics = read_metrics(workdir)
-  diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
-  results = {
-    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in METHODS},
-    'target_std': diagnosed['target_std'],
-    'effective_rank': diagnosed['effective_rank'],
-    'seconds': {
-      'data': data_seconds,
-      'train': train_seconds,
-      'total': time.perf_counter() - start - download_seconds,
-    },
+  seconds = {
+    'data': data_seconds,
+    'train': train_seconds,
+    'total': time.perf_counter() - start - download_seconds,
   }
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  results = _write_results(workdir, scores, seconds)
   shown = test.videos[:32]
-  _draw(
-    workdir,
-    config,
-    test,
-    extract(state.target, shown),
-    extract(untrained, shown),
-  )
+  features = {
+    'random init': extract(untrained, shown),
+    'pretrained': extract(state.target, shown),
+  }
+  _draw(workdir, config, shown[:2], features)
   print(format_table(scores, len(train.labels), few))
   print(
     f'target std {results["target_std"]:.3f}, effective rank '
@@ -134,6 +125,19 @@ def quickstart(
     f'results: {workdir / "results.json"}\n'
     f'picture: {workdir / "report.png"}'
   )
+  return results
+
+
+def _write_results(workdir, scores, seconds):
+  """Writes `results.json`: accuracies, time, and how collapsed features are."""
+  diagnosed = [m for m in read_metrics(workdir) if 'effective_rank' in m][-1]
+  results = {
+    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in METHODS},
+    'target_std': diagnosed['target_std'],
+    'effective_rank': diagnosed['effective_rank'],
+    'seconds': seconds,
+  }
+  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   return results
 
 
@@ -174,11 +178,6 @@ def _write_data(config):
   return train, test, download_seconds
 
 
-def _read_baselines(workdir: epath.Path) -> dict | None:
-  path = workdir / 'baselines.json'
-  return json.loads(path.read_text()) if path.exists() else None
-
-
 def format_table(
   scores: dict[str, dict[str, float]], labels: int, few: int
 ) -> str:
@@ -204,7 +203,7 @@ def format_table(
   return '\n'.join(lines) + '\n'
 
 
-def _draw(workdir, config, test, pretrained, untrained):
+def _draw(workdir, config, videos, features):
   """Draws report.png over the first held-out clips."""
   loader = pretraining.make_loader(config)
   masks = {
@@ -215,12 +214,9 @@ def _draw(workdir, config, test, pretrained, untrained):
   }
   pictures.draw_report(
     workdir / 'report.png',
-    videos=test.videos[:2],
+    videos=videos,
     masks=masks,
-    features={
-      'random init': untrained,
-      'pretrained': pretrained,
-    },
+    features=features,
     grid=get_grid(config),
     metrics=read_metrics(workdir),
   )

@@ -1,137 +1,260 @@
-"""What every task does between its state and its results: the run itself."""
+"""What all tasks share: a run, from its devices to its last step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+import contextlib
+import json
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
-from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from vjepa_jax.data import pipeline
+from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.program import check_steps
+from vjepa_jax.tasks.program import Program, check_batch, get_steps
+from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
-from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.training.checkpoint import Checkpoints, load_initial
 from vjepa_jax.training.feed import Feed, Quarantine
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
 from vjepa_jax.training.telemetry import Telemetry
 
 
-def make_batches(
-  config: config_dict.ConfigDict,
-  loader: Any,
-  position: int,
-  *,
-  weights: Sequence[float] = (1.0,),
-  batch_size: int | None = None,
-  whole: bool = False,
-) -> Iterator[Any]:
-  """Makes this host's share of the batches from a position on.
+def prepare(
+  config: config_dict.ConfigDict, workdir: epath.PathLike
+) -> config_dict.ConfigDict:
+  """Copies a config, so that a task may complete it; shrinks it for `smoke`."""
+  if config.get('smoke'):
+    return shrink(config, epath.Path(workdir))
+  return config_dict.ConfigDict(config.to_dict())
 
-  Args:
-    config: Its `data` says how many workers and threads there are.
-    loader: See `pipeline.make_batches`.
-    position: Samples consumed before, over all hosts.
-    weights: Of the loader's sources.
-    batch_size: Clips of a batch; `config.data.batch_size` if none.
-    whole: Give every host the whole batches instead of its share.
+
+class Session:
+  """A run: `open` gives its state, `train` takes that to the end.
+
+  Attributes:
+    workdir: Directory of the run, shared by all hosts.
+    mesh: All devices.
+    steps_per_epoch: Steps of one pass over the videos.
+    total_steps: Where the run ends.
+    resumed: Whether `open` found a checkpoint of this run.
   """
-  process_index, process_count = jax.process_index(), jax.process_count()
-  if whole:
-    process_index, process_count = 0, 1
-  return pipeline.make_batches(
-    loader,
-    weights=list(weights),
-    batch_size=batch_size or config.data.batch_size,
-    position=position,
-    process_index=process_index,
-    process_count=process_count,
-    num_workers=config.data.num_workers,
-    num_threads=config.data.num_threads,
-  )
 
+  def __init__(
+    self,
+    config: config_dict.ConfigDict,
+    workdir: epath.PathLike,
+    num_videos: int,
+    *,
+    clips_per_step: int | None = None,
+    clips_per_video: int = 1,
+    profile_steps: tuple[int, int] | None = None,
+  ):
+    """Makes the mesh and counts the steps; writes nothing.
 
-def run(
-  config: config_dict.ConfigDict,
-  workdir: epath.Path,
-  state: TrainState,
-  train_step: TrainStep,
-  batches: Iterator[Any],
-  *,
-  mesh: Mesh,
-  checkpoints: Checkpoints,
-  position: int,
-  samples_per_batch: int,
-  clips_per_step: int,
-  total_steps: int,
-  profile_steps: tuple[int, int] | None = None,
-  diagnose: Callable[..., Any] | None = None,
-  diagnose_every: int = 0,
-  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-  evaluate_every: int = 0,
-) -> TrainState | None:
-  """Trains to the end; closes what it opened, and the checkpoints, always.
+    Args:
+      config: The config of the task, complete.
+      workdir: Directory of the run.
+      num_videos: Videos of one epoch.
+      clips_per_step: Clips of a batch, over all hosts; None for
+        `config.data.batch_size`.
+      clips_per_video: Clips of a batch that are of the same video.
+      profile_steps: First and last step to trace.
 
-  Args:
-    config: Says how often to log, and how many lost steps are too many.
-    workdir: Directory of the run.
-    state: Where it starts; donated.
-    train_step: Jitted.
-    batches: Of `make_batches`.
-    mesh: The devices.
-    checkpoints: Where states go.
-    position: Samples consumed before.
-    samples_per_batch: Videos of a batch, over all hosts.
-    clips_per_step: Clips of a batch, over all hosts.
-    total_steps: Where it ends.
-    profile_steps: First and last step to trace.
-    diagnose, evaluate: See `loop.train`.
-    diagnose_every, evaluate_every: Steps from one to the next; 0 for never.
+    Raises:
+      ValueError: The config does not fit together, or not the devices.
+    """
+    self.workdir = epath.Path(workdir)
+    self.mesh = mesh_lib.make_mesh(config.fsdp)
+    self.steps_per_epoch = num_videos / config.data.batch_size
+    self.total_steps = get_steps(config, 'total', self.steps_per_epoch)
+    self.resumed = False
+    self._config = config
+    self._clips_per_step = clips_per_step or config.data.batch_size
+    self._samples_per_step = self._clips_per_step // clips_per_video
+    self._profile_steps = profile_steps
+    check_batch(config, self.mesh, self._clips_per_step)
+    self._check_steps(0)
 
-  Returns:
-    The last state; None if the platform took the machine back.
+  def open(
+    self, program: Program, model: dict[str, Any] | None = None
+  ) -> TrainState:
+    """Takes the state from this run, from `config.init_from`, or makes it.
 
-  Raises:
-    ValueError: The run is past its end, or its trace would be.
-  """
-  start_step = int(state.step)
-  check_steps(workdir, start_step, total_steps, profile_steps)
-  feed = Feed(
-    batches,
-    sharding.shard_batch(mesh),
-    Quarantine(workdir),
-    position=position,
-    samples_per_batch=samples_per_batch,
-  )
-  telemetry = Telemetry(
-    workdir,
-    start_step=start_step,
-    total_steps=total_steps,
-    clips_per_step=clips_per_step,
-  )
-  try:
-    with jax.set_mesh(mesh):
+    Args:
+      program: What is run.
+      model: What each checkpoint says of the model, JSON.
+
+    Returns:
+      The state, without what is frozen.
+    """
+    config, shardings = self._config, program.shardings
+    self._checkpoints = Checkpoints(
+      self.workdir, model=model, **config.checkpoint
+    )
+    self._position = 0
+    restored = self._checkpoints.restore(program.abstract, shardings)
+    self.resumed = restored is not None
+    if self.resumed:
+      state, self._position = restored
+      return state
+    if config.get('init_from'):
+      return load_initial(config.init_from, program.abstract, shardings)
+    init = jax.jit(program.init, out_shardings=shardings.replace(teacher=None))
+    return init(jax.random.key(config.seed))
+
+  def train(
+    self,
+    state: TrainState,
+    train_step: TrainStep,
+    loader: Any,
+    *,
+    diagnose: Callable[..., Any] | None = None,
+    diagnose_every: int = 0,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+  ) -> TrainState | None:
+    """Trains to the end; closes what was opened, always.
+
+    Args:
+      state: What `open` returned, with what is frozen; donated.
+      train_step: Jitted.
+      loader: See `pipeline.make_batches`.
+      diagnose, evaluate: See `loop.train`.
+      diagnose_every, evaluate_every: Steps from one to the next; 0 for never.
+
+    Returns:
+      The last state; None if the platform took the machine back.
+
+    Raises:
+      ValueError: The run is past its end, or its trace would be.
+    """
+    config, start_step = self._config, int(state.step)
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._checkpoints.close)
+      self._check_steps(start_step)
+      write_config(self.workdir, config, start_step)
+      logging.info(
+        'steps %d to %d of %d clips, %.1f epochs',
+        start_step,
+        self.total_steps,
+        self._clips_per_step,
+        self.total_steps / self.steps_per_epoch,
+      )
+      feed = Feed(
+        self.make_batches(loader, self._position),
+        sharding.shard_batch(self.mesh),
+        Quarantine(self.workdir),
+        position=self._position,
+        samples_per_batch=self._samples_per_step,
+      )
+      stack.callback(feed.close)
+      telemetry = Telemetry(
+        self.workdir,
+        start_step=start_step,
+        total_steps=self.total_steps,
+        clips_per_step=self._clips_per_step,
+      )
+      stack.callback(telemetry.close)
+      stack.enter_context(jax.set_mesh(self.mesh))
       return loop.train(
         state,
         train_step,
         feed,
         loop.Cadence(
-          total_steps=total_steps,
+          total_steps=self.total_steps,
           log_every=config.log_every_steps,
           diagnose_every=diagnose_every,
           evaluate_every=evaluate_every,
           max_skipped=config.max_skipped,
-          profile=profile_steps,
+          profile=self._profile_steps,
         ),
         start_step=start_step,
-        checkpoints=checkpoints,
+        checkpoints=self._checkpoints,
         telemetry=telemetry,
         diagnose=diagnose,
         evaluate=evaluate,
       )
-  finally:
-    feed.close()
-    telemetry.close()
-    checkpoints.close()
+
+  def make_batches(
+    self, loader: Any, position: int, *, whole: bool = False
+  ) -> Iterator[Any]:
+    """Makes this host's share of the batches, or the whole ones.
+
+    Args:
+      loader: See `pipeline.make_batches`.
+      position: Samples consumed before, over all hosts.
+      whole: Every host gets the same, whole batches.
+    """
+    data = self._config.data
+    weights = [s.weight for s in data.get('sources', {}).values()]
+    return pipeline.make_batches(
+      loader,
+      weights=weights or [1.0],
+      batch_size=self._clips_per_step,
+      position=position,
+      process_index=0 if whole else jax.process_index(),
+      process_count=1 if whole else jax.process_count(),
+      num_workers=data.num_workers,
+      num_threads=data.num_threads,
+    )
+
+  def write_results(self, results: dict[str, Any]) -> None:
+    """Writes `results.json`, by one host."""
+    if jax.process_index() == 0:
+      text = json.dumps(results, indent=2)
+      (self.workdir / 'results.json').write_text(text + '\n')
+
+  def _check_steps(self, start_step: int) -> None:
+    """Raises ValueError if a run is past its end, or its trace would be."""
+    total_steps, profile = self.total_steps, self._profile_steps
+    if start_step > total_steps:
+      raise ValueError(
+        f'{self.workdir} is at step {start_step}, past the {total_steps} of '
+        'this config: raise config.total_steps or use another --workdir'
+      )
+    if profile and not profile[0] < profile[1] <= total_steps:
+      raise ValueError(
+        f'profile_steps {profile[0]}:{profile[1]} must lie within the '
+        f'{total_steps} steps of the run'
+      )
+
+
+def write_config(
+  workdir: epath.Path, config: config_dict.ConfigDict, start_step: int = 0
+) -> None:
+  """Writes `config.json`, by one host; says what differs from the one before.
+
+  Args:
+    workdir: Directory of the run.
+    config: Of a run that starts.
+    start_step: Where it starts.
+  """
+  if jax.process_index():
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'config.json'
+  text = json.dumps(config.to_dict(), indent=2, default=str)
+  if start_step and path.exists():
+    before, after = (
+      dict(_flatten(json.loads(x))) for x in (path.read_text(), text)
+    )
+    for name in sorted(before | after):
+      old, new = before.get(name, 'absent'), after.get(name, 'absent')
+      if old != new:
+        logging.info(
+          'config%s is %s from step %d on, was %s', name, new, start_step, old
+        )
+  path.write_text(text + '\n')
+
+
+def _flatten(values: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields the settings of nested dicts and their names, each after a dot."""
+  if not isinstance(values, dict):
+    yield name, values
+    return
+  for key, value in values.items():
+    yield from _flatten(value, f'{name}.{key}')

@@ -1,4 +1,4 @@
-"""Shrinks any recipe to toy size, so that each one can be run anywhere."""
+"""Shrinks recipes to toy size, so that each one can be run anywhere."""
 
 from etils import epath
 from ml_collections import config_dict
@@ -20,38 +20,56 @@ def shrink(
   the workdir.
 
   Args:
-    config: Any pretraining recipe.
+    config: A recipe of pretraining, or of fine-tuning, which starts without a
+      backbone; of a quickstart the pretraining is left.
     workdir: Directory of the run; the videos go to its `smoke_videos`.
 
   Returns:
     Another config, with `smoke` off.
+
+  Raises:
+    ValueError: The recipe is another task's.
   """
+  if config.task not in ('pretrain', 'quickstart', 'finetune'):
+    raise ValueError(
+      'config.smoke is for recipes of pretraining and fine-tuning; '
+      f'{config.task} needs a backbone, whose size it has: try it with a few '
+      'config.total_steps'
+    )
   config = config_dict.ConfigDict(config.to_dict())
   config.smoke = False
   manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
   config.encoder.update(size='nano', tubelet=(2, 8, 8))
-  config.predictor.update(width=48, depth=2, num_heads=2)
   config.compute_dtype = 'float32'
-  config.data.sources = dict(toy=dict(path=manifest, weight=1.0))
   config.data.update(batch_size=8, num_workers=0)
   config.clip.update(frames=8, resolution=48)
-  if config.clip.frame_step:
+  if not config.clip.fps:
     config.clip.frame_step = 2
-
-  grid = (4, 6, 6)
-  for name in config.mask_names:
-    options = config.masks[name].to_dict()
-    context, target = _fit_counts(grid, options)
-    config.masks[name].update(context_tokens=context, target_tokens=target)
-
-  config.total_steps = _STEPS
-  config.total_epochs = None
-  config.learning_rate.warmup_epochs = None
-  if config.learning_rate.warmup_steps:
-    config.learning_rate.warmup_steps = 2
-  config.clip_start_step = 1
+  config.total_steps, config.total_epochs = _STEPS, None
+  rate = config.learning_rate
+  if rate.warmup_steps or rate.warmup_epochs:
+    rate.update(warmup_steps=2, warmup_epochs=None)
   config.checkpoint.every_steps = 2
   config.log_every_steps = 1
+  if config.task == 'finetune':
+    config.backbone, config.num_classes = '', None
+    config.data.update(train=manifest, test=manifest)
+    config.evaluation.update(
+      every_steps=_STEPS, every_epochs=None, batch_size=8
+    )
+  else:
+    _shrink_pretraining(config, manifest)
+  return config
+
+
+def _shrink_pretraining(config, manifest):
+  config.task = 'pretrain'
+  config.predictor.update(width=48, depth=2, num_heads=2)
+  config.data.sources = dict(toy=dict(path=manifest, weight=1.0))
+  for name in config.mask_names:
+    context, target = _fit_counts((4, 6, 6), config.masks[name].to_dict())
+    config.masks[name].update(context_tokens=context, target_tokens=target)
+  config.clip_start_step = 1
   config.diagnose_every_steps = 2
   config.probe.update(
     train=manifest, test=manifest, every_steps=_STEPS, batch_size=8
@@ -59,7 +77,6 @@ def shrink(
   config.init_from = config.teacher = ''
   if config.objective.targets == 'frozen':
     config.objective.targets = 'ema'  # there is no teacher of toy size
-  return config
 
 
 def _fit_counts(grid, options):
@@ -78,23 +95,3 @@ def _fit_counts(grid, options):
       continue
     return context, target
   raise ValueError(f'no token counts fit mask kind {kind!r} on a toy grid')
-
-
-def shrink_finetuning(
-  config: config_dict.ConfigDict, workdir: epath.Path
-) -> config_dict.ConfigDict:
-  """Shrinks a recipe of fine-tuning as `shrink` does it, without a backbone."""
-  config = config_dict.ConfigDict(config.to_dict())
-  config.smoke = False
-  manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
-  config.backbone, config.num_classes = '', None
-  config.encoder.update(size='nano', tubelet=(2, 8, 8))
-  config.compute_dtype = 'float32'
-  config.data.update(train=manifest, test=manifest, batch_size=8, num_workers=0)
-  config.clip.update(frames=8, resolution=48, frame_step=2, fps=None)
-  config.total_steps, config.total_epochs = _STEPS, None
-  config.learning_rate.update(warmup_steps=2, warmup_epochs=None)
-  config.checkpoint.every_steps = 2
-  config.log_every_steps = 1
-  config.evaluation.update(every_steps=_STEPS, every_epochs=None, batch_size=8)
-  return config

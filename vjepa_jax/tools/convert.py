@@ -17,8 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import read_weights
-from vjepa_jax.tasks.pretrain import describe
+from vjepa_jax.interop.load import describe, read_weights
 from vjepa_jax.tools import command
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import hashlib
-import json
 import signal
 from typing import Any
 
@@ -291,11 +290,3 @@ def hash_params(params: Any) -> str:
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
-
-
-def write_config(workdir: epath.Path, config: Any) -> None:
-  """Writes the configuration of the run as JSON, for people to read."""
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config.to_dict(), indent=2, default=str)
-    (workdir / 'config.json').write_text(text + '\n')
