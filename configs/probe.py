@@ -150,10 +150,10 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     weight_decays=decays,
     clip_norm=config_dict.placeholder(float),
     # Probes computed side by side, where the whole grid does not fit in memory.
-    at_once=config_dict.placeholder(int),
+    group_size=config_dict.placeholder(int),
   )
   if options['data'] != 'folder':
-    config.probe.at_once = 1
+    config.probe.group_size = 1
   if clip_norm:
     config.probe.clip_norm = clip_norm
   if options['probe'] == 'v2' and options['data'] != 'folder':

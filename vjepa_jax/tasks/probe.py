@@ -241,7 +241,7 @@ def _build_grid(
       )
   encoder = encoder.clone(remat='none', **compute)
   return ProbeGrid(
-    encoder, module, points, config.segments, layers, options.at_once
+    encoder, module, points, config.segments, layers, options.group_size
   )
 
 
