@@ -1,0 +1,85 @@
+"""What a run leaves of its config, and which recipes can be shrunk."""
+
+import json
+import logging
+
+import pytest
+import tiny
+
+from configs import decoder, probe, small
+from vjepa_jax.tasks.decoder import train_decoder
+from vjepa_jax.tasks.pretrain import pretrain
+from vjepa_jax.tasks.probe import probe as train_probe
+from vjepa_jax.tasks.quickstart import quickstart
+from vjepa_jax.training.telemetry import read_metrics
+
+
+@pytest.fixture(scope='module')
+def run(toy_videos, tmp_path_factory):
+  """A short run: its config and its workdir."""
+  config = tiny.get_config(str(toy_videos))
+  config.total_steps, config.diagnose_every_steps = 1, 0
+  config.learning_rate.warmup_steps = 0
+  workdir = tmp_path_factory.mktemp('session')
+  assert int(pretrain(config, workdir).step) == 1
+  return config, workdir
+
+
+def _read(workdir):
+  return json.loads((workdir / 'config.json').read_text())
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'total_steps': 0}, 'is at step 1, past the 0 of this config'),
+    ({'predictor.width': 96}, 'is of another model'),
+    ({'data.batch_size': 9}, 'batch size 9 is not divisible by 8 data shards'),
+  ],
+)
+def test_a_refused_command_leaves_the_config(run, changes, message):
+  config, workdir = run
+  before = _read(workdir)
+  assert before['total_steps'] == 1
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    pretrain(config, workdir)
+  assert _read(workdir) == before
+
+
+def test_a_resumed_run_says_what_changed(run, caplog):
+  config, workdir = run
+  config = config.copy_and_resolve_references()
+  config.log_every_steps, config.checkpoint.keep = 7, 5
+  with caplog.at_level(logging.INFO, logger='absl'):
+    pretrain(config, workdir)
+  said = [r.getMessage() for r in caplog.records if 'was' in r.getMessage()]
+  assert said == [
+    'config.checkpoint.keep is 5 from step 1 on, was 2',
+    'config.log_every_steps is 7 from step 1 on, was 1',
+  ]
+  assert _read(workdir)['checkpoint']['keep'] == 5
+
+
+def test_a_shrunk_quickstart_is_its_pretraining(tmp_path):
+  config = small.get_config('future')
+  config.smoke = True
+  assert int(quickstart(config, tmp_path).step) == 4
+  lines = read_metrics(tmp_path)
+  assert [line['step'] for line in lines if 'loss' in line] == [1, 2, 3, 4]
+  probes = [line['step'] for line in lines if 'probe_knn' in line]
+  assert probes == [0, 4]
+  assert not (tmp_path / 'results.json').exists()
+  assert _read(tmp_path)['task'] == 'pretrain'
+
+
+@pytest.mark.parametrize(
+  'recipe,task', [(probe, train_probe), (decoder, train_decoder)]
+)
+def test_what_needs_a_backbone_cannot_be_shrunk(recipe, task, tmp_path):
+  config = recipe.get_config()
+  config.smoke = True
+  with pytest.raises(ValueError, match='for recipes of pretraining and fine-'):
+    task(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
