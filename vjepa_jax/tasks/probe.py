@@ -93,14 +93,9 @@ def probe(
   frozen = place_encoder(grid.encoder, params, config.seed, places)
   state = run.open(program).replace(teacher=frozen)
   del frozen  # donated with the state
-  logging.info(
-    '%d probes of %d classes; %d training, %d validation and %d test videos',
-    len(grid.points),
-    num_classes,
-    len(train),
-    len(validation),
-    len(test),
-  )
+  logging.info('%d probes of %d classes', len(grid.points), num_classes)
+  sizes = [len(source) for source in (train, validation, test)]
+  logging.info('%d training, %d validation and %d test videos', *sizes)
   every = round(config.validate_every_epochs * run.steps_per_epoch)
   state = run.train(
     state,

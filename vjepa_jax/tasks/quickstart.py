@@ -58,7 +58,7 @@ def quickstart(
   workdir = epath.Path(workdir)
   config = config_dict.ConfigDict(config.to_dict())
   train, test, download_seconds = _write_data(config)
-  data_seconds = time.perf_counter() - start - download_seconds
+  seconds = {'data': time.perf_counter() - start - download_seconds}
 
   mesh = mesh_lib.make_mesh(config.fsdp)
   encoder, _ = build_models(config, mesh)
@@ -101,27 +101,20 @@ def quickstart(
   state = pretraining.pretrain(config, workdir, profile_steps)
   if state is None:
     return None
-  train_seconds = time.perf_counter() - train_start
+  seconds['train'] = time.perf_counter() - train_start
 
   scores['pretrained'] = score(state.target)
-  seconds = {
-    'data': data_seconds,
-    'train': train_seconds,
-    'total': time.perf_counter() - start - download_seconds,
-  }
+  seconds['total'] = time.perf_counter() - start - download_seconds
   results = _write_results(workdir, scores, seconds)
   shown = test.videos[:32]
-  features = {
-    'random init': extract(untrained, shown),
-    'pretrained': extract(state.target, shown),
-  }
-  _draw(workdir, config, shown[:2], features)
+  features = (extract(params, shown) for params in (untrained, state.target))
+  _draw(workdir, config, shown[:2], *features)
   print(format_table(scores, len(train.labels), few))
   print(
     f'target std {results["target_std"]:.3f}, effective rank '
     f'{results["effective_rank"]:.1f} of {encoder.width}\n'
     f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
-    f'{results["seconds"]["total"]:.0f} s without downloads\n'
+    f'{seconds["total"]:.0f} s without downloads\n'
     f'results: {workdir / "results.json"}\n'
     f'picture: {workdir / "report.png"}'
   )
@@ -203,7 +196,7 @@ def format_table(
   return '\n'.join(lines) + '\n'
 
 
-def _draw(workdir, config, videos, features):
+def _draw(workdir, config, videos, untrained, pretrained):
   """Draws report.png over the first held-out clips."""
   loader = pretraining.make_loader(config)
   masks = {
@@ -216,7 +209,7 @@ def _draw(workdir, config, videos, features):
     workdir / 'report.png',
     videos=videos,
     masks=masks,
-    features=features,
+    features={'random init': untrained, 'pretrained': pretrained},
     grid=get_grid(config),
     metrics=read_metrics(workdir),
   )
