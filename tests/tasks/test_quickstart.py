@@ -6,6 +6,7 @@ import cv2
 import pytest
 
 from configs import quickstart as recipe
+from vjepa_jax.evaluation.baselines import METHODS
 from vjepa_jax.sets.toy import write_toy_videos
 from vjepa_jax.tasks import quickstart as task
 from vjepa_jax.training.telemetry import read_metrics
@@ -35,7 +36,7 @@ def finished(tmp_path_factory):
 def test_results_are_complete(finished):
   _, workdir, results = finished
   assert json.loads((workdir / 'results.json').read_text()) == results
-  for method in task.METHODS:
+  for method in METHODS:
     assert set(results[method]) == {'random_init', 'pretrained', 'pixels'}
     assert all(0 <= v <= 1 for v in results[method].values())
   assert set(results['seconds']) == {'data', 'train', 'total'}

@@ -13,6 +13,22 @@ from vjepa_jax.models.tubelets import compute_grid, patchify
 
 Scores = dict[str, float]
 
+# Columns and rows of the table: accuracies with all labels and with few, and
+# what they are of.
+METHODS = {
+  'attentive_top1': 'attentive',
+  'linear_top1': 'linear',
+  'knn_top1': 'kNN',
+  'attentive_few_top1': 'attentive',
+  'linear_few_top1': 'linear',
+  'knn_few_top1': 'kNN',
+}
+_ENCODERS = {
+  'random_init': 'random init',
+  'pretrained': 'pretrained',
+  'pixels': 'raw pixels',
+  'differences': 'frame differences',
+}
 # Which few clips have labels moves an accuracy by .03 to .05.
 _DRAWS = 4
 
@@ -85,6 +101,31 @@ def score_differences(
     for x in (train, test)
   ]
   return _score((train.labels, test.labels), few, vectors)
+
+
+def format_table(
+  scores: dict[str, dict[str, float]], labels: int, few: int
+) -> str:
+  """Formats accuracies on held-out clips, encoders by methods."""
+  half = len(METHODS) // 2
+  lines = [
+    '',
+    'accuracy on held-out clips'.ljust(28)
+    + ''.join(
+      f'{count} labelled clips'.center(10 * half) for count in (labels, few)
+    ).rstrip(),
+    ' ' * 28 + ''.join(name.rjust(10) for name in METHODS.values()),
+  ]
+  for encoder, title in _ENCODERS.items():
+    if encoder in scores:
+      lines.append(
+        title.ljust(28)
+        + ''.join(
+          f'{scores[encoder][m]:10.3f}' if m in scores[encoder] else ' ' * 10
+          for m in METHODS
+        )
+      )
+  return '\n'.join(lines) + '\n'
 
 
 def _shrink(videos: np.ndarray) -> np.ndarray:

@@ -135,11 +135,11 @@ def _make_loader(
     options = complete_clip(world, **config.clip)
   except ValueError as error:
     raise ValueError(f'config.clip: {error}') from None
-  opened = []
-  for source in given:
-    others = {k: v for k, v in source.items() if k not in ('path', 'weight')}
-    opened.append(sources.open_source(source['path'], **others))
-  return pipeline.SampleLoader(tuple(opened), options, (), config.seed)
+  opened = tuple(
+    sources.open_source(**{k: v for k, v in s.items() if k != 'weight'})
+    for s in given
+  )
+  return pipeline.SampleLoader(opened, options, (), config.seed)
 
 
 def _measure_or_read(

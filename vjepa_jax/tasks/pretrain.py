@@ -105,8 +105,8 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
         f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
         'manifest, ArrayRecord shards or tfds:name/split'
       )
-    options = {k: v for k, v in source.items() if k not in ('path', 'weight')}
-    opened.append(sources.open_source(source.path, **options))
+    options = {k: v for k, v in source.items() if k != 'weight'}
+    opened.append(sources.open_source(**options))
   return pipeline.SampleLoader(
     tuple(opened),
     pipeline.ClipOptions(**config.clip),
@@ -122,21 +122,24 @@ def make_evaluate(
   probe = config.probe
   if not (probe.train and probe.test and probe.every_steps):
     return None
-  options = pipeline.ClipOptions(**config.clip)
-  train, test = (
-    probing.load_labelled_clips(
-      sources.open_source(path), options, limit=probe.max_clips
-    )
-    for path in (probe.train, probe.test)
-  )
   return make_online_probe(
     encoder,
     mesh,
-    train,
-    test,
+    *load_probe_clips(config, probe.max_clips),
     batch_size=probe.batch_size,
     attentive_labels=probe.attentive_labels,
     attentive_steps=probe.attentive_steps,
+  )
+
+
+def load_probe_clips(
+  config: config_dict.ConfigDict, limit: int
+) -> tuple[probing.LabelledClips, probing.LabelledClips]:
+  """Decodes labelled clips to train probes on, and to test them."""
+  options = pipeline.ClipOptions(**config.clip)
+  return tuple(
+    probing.load_labelled_clips(sources.open_source(path), options, limit=limit)
+    for path in (config.probe.train, config.probe.test)
   )
 
 

@@ -8,8 +8,8 @@ from etils import epath
 from ml_collections import config_dict
 import numpy as np
 
-from vjepa_jax.data import pipeline, sources
-from vjepa_jax.evaluation import baselines, batching, probing
+from vjepa_jax.data import sources
+from vjepa_jax.evaluation import baselines, batching
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.plots import training as pictures
@@ -19,21 +19,6 @@ from vjepa_jax.tasks.backbone import place_encoder
 from vjepa_jax.tasks.program import build_models, get_grid
 from vjepa_jax.training.telemetry import read_metrics
 
-# Accuracies of the table, with all labels and with few.
-METHODS = {
-  'attentive_top1': 'attentive',
-  'linear_top1': 'linear',
-  'knn_top1': 'kNN',
-  'attentive_few_top1': 'attentive',
-  'linear_few_top1': 'linear',
-  'knn_few_top1': 'kNN',
-}
-_ENCODERS = {
-  'random_init': 'random init',
-  'pretrained': 'pretrained',
-  'pixels': 'raw pixels',
-  'differences': 'frame differences',
-}
 _IN_RESULTS = ('random_init', 'pretrained', 'pixels')
 
 
@@ -95,28 +80,26 @@ def quickstart(
     }
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(scores, indent=2))
-  print(format_table(scores, len(train.labels), few))
+  print(baselines.format_table(scores, len(train.labels), few))
 
   train_start = time.perf_counter()
   state = pretraining.pretrain(config, workdir, profile_steps)
   if state is None:
     return None
   seconds['train'] = time.perf_counter() - train_start
-
   scores['pretrained'] = score(state.target)
   seconds['total'] = time.perf_counter() - start - download_seconds
   results = _write_results(workdir, scores, seconds)
   shown = test.videos[:32]
   features = (extract(params, shown) for params in (untrained, state.target))
   _draw(workdir, config, shown[:2], *features)
-  print(format_table(scores, len(train.labels), few))
+  print(baselines.format_table(scores, len(train.labels), few))
   print(
     f'target std {results["target_std"]:.3f}, effective rank '
     f'{results["effective_rank"]:.1f} of {encoder.width}\n'
     f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
     f'{seconds["total"]:.0f} s without downloads\n'
-    f'results: {workdir / "results.json"}\n'
-    f'picture: {workdir / "report.png"}'
+    f'results: {workdir / "results.json"}\npicture: {workdir / "report.png"}'
   )
   return results
 
@@ -125,7 +108,7 @@ def _write_results(workdir, scores, seconds):
   """Writes `results.json`: accuracies, time, and how collapsed features are."""
   diagnosed = [m for m in read_metrics(workdir) if 'effective_rank' in m][-1]
   results = {
-    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in METHODS},
+    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in baselines.METHODS},
     'target_std': diagnosed['target_std'],
     'effective_rank': diagnosed['effective_rank'],
     'seconds': seconds,
@@ -161,39 +144,8 @@ def _write_data(config):
   config.probe.update(
     train=str(folder / 'train.csv'), test=str(folder / 'test.csv')
   )
-  options = pipeline.ClipOptions(**config.clip)
-  train, test = (
-    probing.load_labelled_clips(
-      sources.open_source(path), options, limit=config.motion.max_clips
-    )
-    for path in (config.probe.train, config.probe.test)
-  )
-  return train, test, download_seconds
-
-
-def format_table(
-  scores: dict[str, dict[str, float]], labels: int, few: int
-) -> str:
-  """Formats accuracies on held-out clips, encoders by methods."""
-  half = len(METHODS) // 2
-  lines = [
-    '',
-    'accuracy on held-out clips'.ljust(28)
-    + ''.join(
-      f'{count} labelled clips'.center(10 * half) for count in (labels, few)
-    ).rstrip(),
-    ' ' * 28 + ''.join(name.rjust(10) for name in METHODS.values()),
-  ]
-  for encoder, title in _ENCODERS.items():
-    if encoder in scores:
-      lines.append(
-        title.ljust(28)
-        + ''.join(
-          f'{scores[encoder][m]:10.3f}' if m in scores[encoder] else ' ' * 10
-          for m in METHODS
-        )
-      )
-  return '\n'.join(lines) + '\n'
+  count = config.motion.max_clips
+  return *pretraining.load_probe_clips(config, count), download_seconds
 
 
 def _draw(workdir, config, videos, untrained, pretrained):
