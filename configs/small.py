@@ -68,7 +68,7 @@ def get_config(arg: str | None = None):
 
   config.mask_names = (options['variant'],)
   config.masks[options['variant']] = mask
-  config.objective.target_norm = 'position'
+  config.objective.vjepa.target_norm = 'position'
 
   config.total_steps = 2000
   config.learning_rate.update(

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from vjepa_jax.evaluation.probe_grid import (
@@ -16,6 +15,7 @@ from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
+from vjepa_jax.training.optimizer import make_optimizer
 
 POINTS = make_points((3e-3, 1e-3), (0.1,))
 SEGMENTS, VIDEOS = 2, 8
@@ -45,11 +45,11 @@ def _make_grid(points, segments=SEGMENTS):
 
 
 def _train(grid, batches, mesh=None):
-  tx = optax.scale_by_adam()
+  tx = make_optimizer()
   state = grid.init(jax.random.key(1), tx)
   video = np.zeros((1, 4, 32, 32, 3), np.uint8)
   encoder = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
-  state = state.replace(teacher=encoder)
+  state = state.replace(frozen=encoder)
   step = make_probe_step(grid, tx, lambda step: 1.0 - step / 10, 1.0)
   if mesh is None:
     step = jax.jit(step)
@@ -114,7 +114,7 @@ def test_the_encoder_stays_and_a_lost_probe_does_not_spread(batches):
   assert metrics['lost_probes'] == 1 and metrics['skipped'] == 0
   video = np.zeros((1, 4, 32, 32, 3), np.uint8)
   before = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
-  jax.tree.map(np.testing.assert_array_equal, state.teacher, before)
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, before)
 
 
 def test_segments_are_seen_together_and_views_are_averaged(batches):
@@ -124,10 +124,10 @@ def test_segments_are_seen_together_and_views_are_averaged(batches):
   rng = np.random.default_rng(1)
   video = rng.integers(0, 255, (2, SEGMENTS * views, 4, 32, 32, 3), np.uint8)
   encode = jax.jit(grid.encode)
-  features = encode(state.teacher, video)
+  features = encode(state.frozen, video)
   assert features.shape == (2, views, SEGMENTS * 32, 48)
   # Clips are (segment, view): view 1 is clips 1 and 4.
-  one = encode(state.teacher, video[:, [1, 4]])
+  one = encode(state.frozen, video[:, [1, 4]])
   np.testing.assert_allclose(features[:, 1], one[:, 0], atol=1e-5)
   probabilities = grid.classify(state.params['probe'], features)
   by_view = [
@@ -142,8 +142,8 @@ def test_tokens_of_several_layers_are_seen_together(batches):
   grid = _make_grid(POINTS)
   state, _ = _train(grid, batches[:1])
   video = batches[0]['video']['pixels'][None, :SEGMENTS]
-  last = grid.encode(state.teacher, video)
-  both = dataclasses.replace(grid, layers=(0, 1)).encode(state.teacher, video)
+  last = grid.encode(state.frozen, video)
+  both = dataclasses.replace(grid, layers=(0, 1)).encode(state.frozen, video)
   assert both.shape == (1, 1, SEGMENTS * 2 * 32, 48)
   tokens = both.reshape(1, 1, SEGMENTS, 2, 32, 48)
   np.testing.assert_allclose(

@@ -7,7 +7,6 @@ import math
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from configs import vjepa1, vjepa2
@@ -16,7 +15,10 @@ from vjepa_jax.masks.fixed_size import MaskSampler
 from vjepa_jax.masks.multiblock import MultiBlock
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks.program import make_schedules
-from vjepa_jax.training import objective, step
+from vjepa_jax.training import step
+from vjepa_jax.training.objectives.targets import FeatureTargets
+from vjepa_jax.training.objectives.vjepa import VJepa
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.state import TrainState
 
 torch = pytest.importorskip('torch', reason='needs the extra parity')
@@ -121,10 +123,10 @@ def trained(request):
   config = MODELS[name][3].get_config()
   config.total_steps, config.learning_rate.warmup_steps = STEPS, 4
   schedules = make_schedules(config, STEPS, 1.0)
-  tx = optax.scale_by_adam(**config.optimizer)
+  tx = make_optimizer(**config.optimizer)
   train_step = jax.jit(
     step.make_train_step(
-      objective.Objective(encoder, predictor, ('short', 'long')),
+      VJepa(encoder, predictor, FeatureTargets(encoder), ('short', 'long')),
       tx,
       schedules,
       clip_norm=0.05,  # low enough to bite

@@ -3,16 +3,17 @@
 `python tests/parallel/dump_shardings.py` writes golden/*.txt anew.
 """
 
+import functools
 from pathlib import Path
 
 import jax
 from jax.sharding import AbstractMesh
-import optax
 
 from configs import vjepa1, vjepa2
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.program import build_models, get_grid
+from vjepa_jax.tasks.program import build_objective
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.state import TrainState, init_state
 
 RECIPES = {
@@ -33,12 +34,12 @@ def build_abstract_state(name: str) -> TrainState:
   config = module.get_config(variant)
   # The devices decide about kernels alone, not about parameters.
   mesh = mesh_lib.make_mesh(1, jax.devices()[:1])
-  encoder, predictor = build_models(config, mesh)
-  tx = optax.scale_by_adam(**config.optimizer)
-  return jax.eval_shape(
-    lambda key: init_state(key, encoder, predictor, tx, get_grid(config)),
-    jax.random.key(0),
+  init = functools.partial(
+    init_state,
+    build_objective(config, mesh),
+    make_optimizer(**config.optimizer),
   )
+  return jax.eval_shape(init, jax.random.key(0))
 
 
 def make_abstract_mesh(fsdp: int) -> AbstractMesh:

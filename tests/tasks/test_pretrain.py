@@ -132,9 +132,10 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     ({'total_epochs': 3.0}, 'set total_steps or total_epochs, not both'),
     ({'clip.resolution': 36}, 'height of the clip, 36, is not a multiple'),
     ({'encoder.size': 'big'}, "encoder size 'big' is not one of"),
-    ({'objective.target_view': 'x'}, "target_view 'x' is not one of"),
-    ({'objective.targets': 'x'}, "targets 'x' is not one of"),
-    ({'objective.targets': 'frozen'}, 'config.teacher, the workdir of the'),
+    ({'objective.vjepa.target_view': 'x'}, "target_view 'x' is not one of"),
+    ({'objective.kind': 'x'}, "objective.kind 'x' is not one of"),
+    ({'optimizer.kind': 'x'}, "optimizer kind 'x' is not one of"),
+    ({'microbatches': 2, 'data.batch_size': 16}, 'of a batch: set config'),
     ({'learning_rate.warmup_steps': 99}, '99 warm-up steps do not fit'),
   ],
 )

@@ -31,7 +31,7 @@ def teacher(toy_videos, tmp_path_factory):
   config = _make_config(
     toy_videos,
     **{
-      'objective.targets': 'pixels',
+      'objective.kind': 'salt',
       'encoder.size': 'mini',
       'encoder.init_std': 0.0,
     },
@@ -43,7 +43,11 @@ def teacher(toy_videos, tmp_path_factory):
 def _make_student(videos, teacher, **changes):
   return _make_config(
     videos,
-    **{'objective.targets': 'frozen', 'teacher': str(teacher), 'fsdp': 2},
+    **{
+      'objective.kind': 'salt',
+      'objective.salt.teacher': str(teacher),
+      'fsdp': 2,
+    },
     **changes,
   )
 
@@ -62,10 +66,10 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   config = _make_student(toy_videos, teacher)
   state = pretraining.pretrain(config, tmp_path)
   expected = read_weights(teacher, with_predictor=False).encoder_params
-  jax.tree.map(np.testing.assert_array_equal, state.teacher, expected)
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, expected)
   assert state.params['predictor']['proj']['bias'].shape == (128,)
   saved = {p.name for p in (tmp_path / 'checkpoints' / '4').iterdir()}
-  assert {'params', 'target', 'opt_state'} <= saved and 'teacher' not in saved
+  assert {'params', 'target', 'opt_state'} <= saved and 'frozen' not in saved
   student = read_weights(tmp_path, with_predictor=False)
   assert student.encoder.width == 48
   jax.tree.map(
@@ -80,7 +84,7 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   longer = _make_config(
     toy_videos,
     **{
-      'objective.targets': 'pixels',
+      'objective.kind': 'salt',
       'encoder.size': 'mini',
       'total_steps': 6,
     },
@@ -89,7 +93,7 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints' / '4')
   again = pretraining.pretrain(_make_student(toy_videos, later), tmp_path)
   assert int(again.step) == 4
-  for name in ('params', 'target', 'teacher'):
+  for name in ('params', 'target', 'frozen'):
     jax.tree.map(
       np.testing.assert_array_equal, getattr(again, name), getattr(state, name)
     )
@@ -104,11 +108,12 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'teacher': ''}, 'go together: set both or none'),
-    ({'objective.targets': 'ema'}, 'go together: set both or none'),
-    ({'teacher': '/no/such/run'}, '/no/such/run holds no checkpoints: is it'),
+    (
+      {'objective.salt.teacher': '/no/such/run'},
+      'salt.teacher: /no/such/run holds no checkpoints: is it',
+    ),
     ({'encoder.tubelet': (2, 4, 8)}, r'config.encoder.tubelet is \(2, 4, 8\)'),
-    ({'objective.targets': 'noise'}, "targets 'noise' is not one of"),
+    ({'objective.kind': 'noise'}, "objective.kind 'noise' is not one of"),
   ],
 )
 def test_mistakes_fail_before_anything_is_compiled(

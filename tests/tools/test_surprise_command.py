@@ -5,7 +5,7 @@ import shutil
 
 from commands import run_command
 import jax
-import optax
+import numpy as np
 import pytest
 
 from vjepa_jax.interop.layout import WeightsError
@@ -14,7 +14,8 @@ from vjepa_jax.models import zoo
 from vjepa_jax.sets import physics
 from vjepa_jax.tools import surprise
 from vjepa_jax.training.checkpoint import Checkpoints
-from vjepa_jax.training.state import init_state
+from vjepa_jax.training.objectives.base import init_models
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.world.surprise_scores import MODELS
 
 
@@ -29,8 +30,11 @@ def workdir(tmp_path_factory, folder):
   path = tmp_path_factory.mktemp('run')
   encoder = zoo.build_encoder('nano', tubelet=(8, 16, 16), init_std=0.0)
   predictor = zoo.build_predictor(encoder, num_heads=2, width=24, depth=1)
-  state = jax.jit(init_state, static_argnums=(1, 2, 3, 4))(
-    jax.random.key(5), encoder, predictor, optax.scale_by_adam(), (2, 1, 1)
+  params = jax.jit(init_models, static_argnums=(1, 2))(
+    jax.random.key(5), encoder, predictor
+  )
+  state = TrainState(
+    np.int32(0), params, params['encoder'], {'count': np.int32(0)}
   )
   checkpoints = Checkpoints(
     path,
@@ -47,7 +51,7 @@ def workdir(tmp_path_factory, folder):
 def _write_config(workdir, folder):
   config = {
     'clip': {'resolution': 32, 'frames': 16, 'frame_step': 1},
-    'objective': {'target_norm': 'position'},
+    'objective': {'vjepa': {'target_norm': 'position'}},
     'data': {'sources': {'a': {'path': str(folder / 'train.csv')}}},
   }
   (workdir / 'config.json').write_text(json.dumps(config))

@@ -25,14 +25,14 @@ _FOLDER = flags.DEFINE_string('folder', 'data/motion', 'The motion set.')
 _ONLY = flags.DEFINE_list('only', [], 'Names of runs; all by default.')
 
 _PUBLISHED = {
-  'objective.target_norm': 'layer',
+  'objective.vjepa.target_norm': 'layer',
   'encoder.pixel_norm': 'imagenet',
   'encoder.init_std': 0.02,
 }
 RUNS = {
   # Good ones: the recipe, and targets normalised as published.
   'small': {},
-  'layer_norm': {'objective.target_norm': 'layer'},
+  'layer_norm': {'objective.vjepa.target_norm': 'layer'},
   # The published choices at toy size; long-range tubes as well.
   'published': _PUBLISHED
   | {
@@ -53,7 +53,7 @@ RUNS = {
   'diverged': {
     'learning_rate.value': 100.0,
     'clip_norm': None,
-    'objective.loss_exp': 2.0,
+    'objective.vjepa.loss_exp': 2.0,
   },
   'low_rate': {'learning_rate.value': 1e-8, 'learning_rate.final': 1e-8},
   'starved': {'total_steps': 60},

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.training import regularizers
+from vjepa_jax.training.objectives import regularizers
+from vjepa_jax.training.objectives.targets import center_by_position
 
 
 def _sample(rows, columns, seed=0):
@@ -60,14 +61,10 @@ def test_centering_leaves_content_only():
   places = rng.normal(size=(10, 3))
   ids = np.stack([rng.permutation(10)[:6] for _ in range(40)])
   content = rng.normal(size=(40, 6, 3))
-  centred = regularizers.center_by_position(
+  centred = center_by_position(
     jnp.asarray(content + 100 * places[ids]), jnp.asarray(ids), 10
   )
-  alone = regularizers.center_by_position(
-    jnp.asarray(content), jnp.asarray(ids), 10
-  )
+  alone = center_by_position(jnp.asarray(content), jnp.asarray(ids), 10)
   np.testing.assert_allclose(centred, alone, atol=1e-3)
-  nothing = regularizers.center_by_position(
-    jnp.asarray(places[ids]), jnp.asarray(ids), 10
-  )
+  nothing = center_by_position(jnp.asarray(places[ids]), jnp.asarray(ids), 10)
   np.testing.assert_allclose(nothing, 0.0, atol=1e-5)

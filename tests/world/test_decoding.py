@@ -1,15 +1,18 @@
 """The feature decoder: its layout, and that it learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from worlds import NUM_PIXELS, TUBELET, make_world
 
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
+from vjepa_jax.training.state import init_state
 from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
 from vjepa_jax.world.masks import choose_hidden
@@ -63,11 +66,11 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   space = measure_space(world, [video])
   decoder = FeatureDecoder(NUM_PIXELS, width=32, depth=1, num_heads=2)
   models = decoding.Decoding(world, decoder, space.norm, 2.0)
-  tx = optax.scale_by_adam()
+  tx = make_optimizer()
   frozen = decoding.pack_frozen(world, space)
-  state = jax.jit(
-    lambda key: decoding.init_decoder_state(key, decoder, tx, 48, GRID)
-  )(jax.random.key(0)).replace(teacher=frozen)
+  state = jax.jit(functools.partial(init_state, models, tx))(
+    jax.random.key(0)
+  ).replace(frozen=frozen)
   step = jax.jit(
     make_train_step(
       models,
@@ -80,8 +83,6 @@ def test_a_decoder_learns_a_handful_of_clips(world):
           ('ema', 0.9),
         )
       },
-      loss=decoding.compute_decoder_loss,
-      averaged='decoder',
     )
   )
   losses = []
@@ -92,11 +93,11 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   assert 0.4 < losses[0] <= 0.5
   assert losses[-1] < 0.02
   # The average is what is used, and the encoder is as it was.
-  loss, _ = decoding.compute_decoder_loss(
-    {'decoder': state.target}, models, frozen, {'video': {'pixels': video}}
+  loss, _ = models.loss(
+    {'decoder': state.target}, frozen, {'video': {'pixels': video}}
   )
   assert loss < 0.03
-  jax.tree.map(np.testing.assert_array_equal, state.teacher, frozen)
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, frozen)
 
 
 def test_statistics_survive_their_file(world, tmp_path):

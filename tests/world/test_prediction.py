@@ -8,7 +8,9 @@ from worlds import GRID, NUM_PIXELS, TUBELET, make_video, make_world
 
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.tubelets import patchify, unpatchify
-from vjepa_jax.training.objective import Objective, compute_loss
+from vjepa_jax.training.objectives.salt import PixelTargets
+from vjepa_jax.training.objectives.targets import FeatureTargets
+from vjepa_jax.training.objectives.vjepa import VJepa
 from vjepa_jax.world import rollout, scores
 from vjepa_jax.world.baselines import fill_pixels
 from vjepa_jax.world.decoding import LoadedDecoder
@@ -73,10 +75,14 @@ def test_errors_are_the_loss_of_training(worlds, fields):
     'context': np.tile(future.visible, (4, 1)),
     'target': np.tile(future.hidden, (4, 1)),
   }
-  objective = Objective(world.encoder, world.predictor, ('m',), **fields)
-  loss, metrics = jax.jit(compute_loss, static_argnums=1)(
+  targets = FeatureTargets(
+    world.encoder, norm=world.target_norm, view=world.target_view
+  )
+  if 'targets' in fields:
+    targets = PixelTargets(world.tubelet)
+  objective = VJepa(world.encoder, world.predictor, targets, ('m',))
+  loss, metrics = jax.jit(objective.loss)(
     {name: world.params[name] for name in ('encoder', 'predictor')},
-    objective,
     world.params['target'],
     {'video': {'pixels': video, 'masks': (ids,)}},
   )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from worlds import GRID, make_video, make_world
 
-from vjepa_jax.training.normalization import (
+from vjepa_jax.training.objectives.targets import (
   normalize_features,
   normalize_over_clips,
 )

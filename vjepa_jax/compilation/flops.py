@@ -1,4 +1,4 @@
-"""Counts the matmuls of a program, and the fewest that an objective needs."""
+"""Counts the matmuls of a program."""
 
 import math
 from typing import Any
@@ -79,53 +79,3 @@ def _count_dot(equation) -> float:
   left = equation.invars[0].aval.shape
   out = equation.outvars[0].aval.shape
   return float(_FLOPS * math.prod(out) * math.prod(left[i] for i in contracted))
-
-
-def count_minimum(objective: Any, batch: Any) -> float:
-  """Counts the matmul FLOPs that one step cannot do without.
-
-  One forward pass of the target encoder if there is one, forward and backward
-  of the context encoder and of the predictor, no recomputation, no padding.
-
-  Args:
-    objective: The objective, see training/objective.py.
-    batch: Shapes of a batch.
-
-  Returns:
-    FLOPs of the whole batch.
-  """
-  encoder, predictor = objective.encoder, objective.predictor
-  video = batch['video']['pixels'].shape
-  tubelet_size = math.prod(encoder.tubelet) * video[-1]
-  num_tokens = math.prod(video[1:]) // tubelet_size
-  context = [mask['context'].shape[1] for mask in batch['video']['masks']]
-  target = [mask['target'].shape[1] for mask in batch['video']['masks']]
-
-  def encode(model, lengths, passes):
-    # The pixels need no gradient.
-    embed = min(passes, 2) * sum(lengths) * tubelet_size * model.width
-    return _FLOPS * embed + passes * _count_blocks(
-      lengths, model.width, model.depth, model.mlp_dim
-    )
-
-  seen = target if objective.target_view == 'targets' else [num_tokens]
-  ends = encoder.width * sum(context) + predictor.out_width * (
-    sum(target) + predictor.predict_context * sum(context)
-  )
-  predict = _FLOPS * ends * predictor.width + _count_blocks(
-    [c + t for c, t in zip(context, target, strict=True)],
-    predictor.width,
-    predictor.depth,
-    4 * predictor.width,
-  )
-  targets = 0.0
-  if objective.targets != 'pixels':
-    targets = encode(objective.target_encoder, seen, 1)
-  return video[0] * (targets + encode(encoder, context, 3) + 3 * predict)
-
-
-def _count_blocks(lengths, width: int, depth: int, mlp_dim: int) -> float:
-  """Counts one forward pass of transformer blocks over several sequences."""
-  linear = sum(lengths) * width * (4 * width + 2 * mlp_dim)
-  attention = sum(2 * n * n * width for n in lengths)
-  return float(_FLOPS * depth * (linear + attention))

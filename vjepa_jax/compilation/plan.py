@@ -32,7 +32,7 @@ def plan_step(
   """Compiles a training step and says what it needs.
 
   Args:
-    program: A step with its objective, abstract state and shardings, see
+    program: A step, its abstract state and shardings, see
       tasks/program.py.
     batch: Shapes of a batch.
     minimum: FLOPs of a batch that a step cannot do without.
@@ -78,7 +78,7 @@ def _measure_state(program) -> dict[str, float]:
     ('parameters', 'params'),
     ('moments', 'opt_state'),
     ('target', 'target'),
-    ('teacher', 'teacher'),
+    ('frozen', 'frozen'),
   ):
     leaves = jax.tree.leaves(getattr(program.abstract, field))
     shardings = jax.tree.leaves(getattr(program.shardings, field))

@@ -16,9 +16,10 @@ import optax
 
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel.sharding import constrain_batch
+from vjepa_jax.training.objectives.base import Batch
 from vjepa_jax.training.schedules import Schedule
 from vjepa_jax.training.state import TrainState
-from vjepa_jax.training.step import Batch, TrainStep, update
+from vjepa_jax.training.step import TrainStep, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ProbeGrid:
 
     Args:
       key: Random key.
-      tx: `optax.scale_by_adam`.
+      tx: See `optimizer.make_optimizer`.
       width: Of the features; None for that of the encoder's.
     """
     features = jnp.zeros((1, 1, width or self.encoder.width))
@@ -127,9 +128,9 @@ def make_probe_step(
   A probe whose loss or gradient is not finite stays as it is; the others go on.
 
   Args:
-    grid: The probes. Parameters of the encoder are the state's teacher, which
+    grid: The probes. Parameters of the encoder are the state's `frozen`, which
       passes through as it is.
-    tx: `optax.scale_by_adam`.
+    tx: See `optimizer.make_optimizer`.
     schedule: Share of each probe's learning rate at a step.
     clip_norm: Largest gradient norm of a probe; None for no clipping.
 
@@ -156,7 +157,7 @@ def make_probe_step(
     else:
       video = stream['pixels']
       videos = video.reshape(-1, grid.segments, *video.shape[1:])
-      features = grid.encode(state.teacher, videos)[:, 0]
+      features = grid.encode(state.frozen, videos)[:, 0]
       labels = labels[:: grid.segments]
     share = schedule(state.step)
 
@@ -166,11 +167,12 @@ def make_probe_step(
       )
       params, opt_state, updated = update(
         tx,
-        state.replace(params=params, opt_state=opt_state),
+        params,
+        opt_state,
         grads,
-        loss,
-        {'learning_rate': rate, 'weight_decay': decay},
-        max_norm,
+        loss=loss,
+        rates={'learning_rate': rate, 'weight_decay': decay},
+        max_norm=max_norm,
       )
       return params, opt_state, loss, hits, updated['skipped']
 

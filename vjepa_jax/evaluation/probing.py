@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
 from vjepa_jax.data.clip import ClipOptions, Clips, load_clips
@@ -15,10 +14,11 @@ from vjepa_jax.data.records import Record
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.progress import make_bar
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import TrainStep
 
-_ADAM = optax.scale_by_adam()
+_ADAMW = make_optimizer()
 
 
 LabelledClips = Clips
@@ -149,7 +149,7 @@ def score_attentive(
   grid, step, classify = _compile_attentive(
     AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps
   )
-  state = grid.init(jax.random.key(seed), _ADAM, width=train.shape[-1])
+  state = grid.init(jax.random.key(seed), _ADAMW, width=train.shape[-1])
   batch_size = min(batch_size, len(train))
   rng = np.random.default_rng(seed)
   order = np.zeros(0, np.int64)
@@ -174,5 +174,5 @@ def _compile_attentive(
   """Makes a grid of one probe, its step and what classifies by it."""
   grid = ProbeGrid(None, probe, ((learning_rate, weight_decay),))
   schedule = make_schedule('cosine', value=1.0, final=0.0, total_steps=steps)
-  step = make_probe_step(grid, _ADAM, schedule, clip_norm=1.0)
+  step = make_probe_step(grid, _ADAMW, schedule, clip_norm=1.0)
   return grid, jax.jit(step), jax.jit(grid.classify)

@@ -53,7 +53,7 @@ class Selection:
     """Makes the programs.
 
     Args:
-      grid: The probes; their encoder is the state's teacher.
+      grid: The probes; their encoder is the state's `frozen`.
       mesh: Videos are split over all its devices.
       validation: Videos, or features, to select by.
       options: How videos are cut; None for features.
@@ -82,7 +82,7 @@ class Selection:
     self._predict, self._pool = make_predict(classify), make_predict(pool)
 
   def _run(self, state: TrainState, source) -> classification.Predictions:
-    params = {'encoder': state.teacher, 'probe': state.params['probe']}
+    params = {'encoder': state.frozen, 'probe': state.params['probe']}
     return self._predict(params, source, self._options)
 
   def _validate(self, state: TrainState) -> list[float]:
@@ -135,7 +135,7 @@ class Selection:
 
   def score_knn(self, state: TrainState, train, test, neighbours: int) -> float:
     """Scores nearest neighbours on means over all tokens of a video."""
-    params = {'encoder': state.teacher}
+    params = {'encoder': state.frozen}
     (x, labels, _), (y, test_labels, _) = (
       self._pool(params, source, self._options) for source in (train, test)
     )
@@ -165,7 +165,7 @@ class Selection:
       return compute_attention(grid.probe, one, features)
 
     options = dataclasses.replace(self._options, views=1)
-    params = {'encoder': state.teacher, 'probe': state.params['probe']}
+    params = {'encoder': state.frozen, 'probe': state.params['probe']}
     weights, labels, _ = self._make_predict(attend)(params, source, options)
     if jax.process_index():
       return None

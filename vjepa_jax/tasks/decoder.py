@@ -10,7 +10,6 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
-import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import load_clips
@@ -18,7 +17,6 @@ from vjepa_jax.evaluation.batching import make_extract
 from vjepa_jax.interop.load import describe
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.decoder import FeatureDecoder
-from vjepa_jax.models.positions import Grid
 from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.backbone import place
@@ -29,6 +27,8 @@ from vjepa_jax.tasks.program import (
   make_schedules,
 )
 from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.training.optimizer import make_optimizer
+from vjepa_jax.training.state import init_state
 from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
 from vjepa_jax.world.held_out import HeldOut
@@ -74,8 +74,8 @@ def train_decoder(
   grid = world.get_grid((1, clip.frames, clip.resolution, clip.resolution, 3))
   space = _measure_or_read(config, run, world, loader)
   frozen = decoding.pack_frozen(world, space)
-  program = _build_program(config, run, models, frozen, grid)
-  frozen = jax.tree.map(place, frozen, program.shardings.teacher)
+  program = _build_program(config, run, models, frozen)
+  frozen = jax.tree.map(place, frozen, program.shardings.frozen)
   held_out = _make_held_out(config, run.mesh, models, frozen, loader)
   model = {
     'decoder': describe(models.decoder),
@@ -83,7 +83,7 @@ def train_decoder(
     'backbone': config.backbone,
     'fingerprint': decoding.compute_fingerprint(world),
   }
-  state = run.open(program, model).replace(teacher=frozen)
+  state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state
   count = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   logging.info('decoder %.1f M parameters of %s', count, config.backbone)
@@ -113,8 +113,8 @@ def _load_world(config: config_dict.ConfigDict) -> WorldModel:
     raise ValueError(f'{path} predicts pixels: there is nothing to decode')
   if world.target_view == 'targets':
     raise ValueError(
-      f"{path} has objective.target_view='targets': its features depend on "
-      'what else is hidden, and no decoder fits them'
+      f"{path} has objective.vjepa.target_view='targets': its features depend "
+      'on what else is hidden, and no decoder fits them'
     )
   return world
 
@@ -190,15 +190,9 @@ def _build_program(
   run: Session,
   models: decoding.Decoding,
   frozen: dict[str, Any],
-  grid: Grid,
 ) -> Program:
   """Builds the program that trains the decoder."""
-  tx = optax.scale_by_adam(**config.optimizer)
-  width = frozen['space']['mean'].shape[-1]
-
-  def init(key):
-    return decoding.init_decoder_state(key, models.decoder, tx, width, grid)
-
+  tx = make_optimizer(**config.optimizer)
   train_step = make_train_step(
     models,
     tx,
@@ -206,10 +200,9 @@ def _build_program(
     clip_norm=config.clip_norm,
     clip_start_step=config.clip_start_step,
     microbatches=config.microbatches,
-    loss=decoding.compute_decoder_loss,
-    averaged='decoder',
   )
   shapes = jax.eval_shape(lambda x: x, frozen)
+  init = functools.partial(init_state, models, tx)
   return make_program(models, init, train_step, run.mesh, shapes)
 
 
@@ -235,7 +228,7 @@ def _make_held_out(
     size = config.held_out.batch_size
     return make_extract(apply, mesh, size, 'config.held_out.batch_size')
 
-  encode = run(functools.partial(decoding.encode_frozen, models))
+  encode = run(models.encode)
   decode = run(lambda p, x: models.decoder.apply({'params': p}, x, grid))
   features = encode(frozen, clips.videos)
   return HeldOut(models.world.target_encoder, clips.videos, features, decode)

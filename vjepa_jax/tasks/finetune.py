@@ -2,20 +2,19 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import time
 from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
-import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.evaluation import classification
-from vjepa_jax.evaluation.finetuning import Classifier, make_finetune_step
+from vjepa_jax.evaluation.finetuning import Classifier
 from vjepa_jax.interop.load import describe
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
@@ -32,8 +31,10 @@ from vjepa_jax.tasks.program import (
   make_program,
 )
 from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import Schedule, make_schedule
-from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.state import TrainState, init_state
+from vjepa_jax.training.step import make_train_step
 
 _MODULES = ('encoder', 'probe')
 _RATE_BATCH = 256  # that the learning rates of recipes are given for
@@ -123,24 +124,17 @@ def _build_program(
     **get_compute(config, run.mesh),
   )
   probe = AttentiveProbe(num_classes, encoder.num_heads, **config.probe)
-  classifier = Classifier(encoder, probe)
-  tx = optax.scale_by_adam(**config.optimizer)
-
-  def init(key):
-    encoder_key, probe_key = jax.random.split(key)
-    video = jnp.zeros((1, *encoder.tubelet, 3), jnp.uint8)
-    params = encoder.init(encoder_key, video)['params']
-    return classifier.init(probe_key, params, tx)
-
-  train_step = make_finetune_step(
+  classifier = Classifier(
+    encoder, probe, label_smoothing=config.label_smoothing, seed=config.seed
+  )
+  tx = make_optimizer(**config.optimizer, layer_decay=config.layer_decay)
+  train_step = make_train_step(
     classifier,
     tx,
     make_schedules(config, run.total_steps, run.steps_per_epoch),
-    layer_decay=config.layer_decay,
-    label_smoothing=config.label_smoothing,
     clip_norm=config.clip_norm,
-    seed=config.seed,
   )
+  init = functools.partial(init_state, classifier, tx)
   return make_program(classifier, init, train_step, run.mesh)
 
 

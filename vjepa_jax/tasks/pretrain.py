@@ -53,22 +53,25 @@ def pretrain(
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch
   )
-  encoder, predictor = program.objective.encoder, program.objective.predictor
+  encoder = program.objective.encoder
   diagnose = jax.jit(
     make_diagnose(encoder), out_shardings=sharding.replicate(run.mesh)
   )
   evaluate = make_evaluate(config, encoder, run.mesh)
-  model = {'encoder': describe(encoder), 'predictor': describe(predictor)}
+  objective = program.objective
+  model = {
+    name: describe(getattr(objective, name)) for name in program.abstract.params
+  }
   state = run.open(program, model)
-  if config.teacher:
-    teacher = load_teacher(
-      config.teacher,
+  if objective.teacher is not None:
+    frozen = load_teacher(
+      objective.teacher.path,
       run.workdir,
-      program.abstract.teacher,
-      program.shardings.teacher,
+      program.abstract.frozen,
+      program.shardings.frozen,
       resumed=run.resumed,
     )
-    state = state.replace(teacher=teacher)
+    state = state.replace(frozen=frozen)
   log_plan(config, loader, program.abstract, run.mesh)
   return run.train(
     state,

@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 import numpy as np
-import optax
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.features import (
@@ -37,6 +36,7 @@ from vjepa_jax.tasks.backbone import (
 )
 from vjepa_jax.tasks.program import Program, get_compute, make_program
 from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
 
@@ -89,9 +89,9 @@ def probe(
   )
 
   params = None if config.random_init else backbone.encoder_params
-  places = program.shardings.teacher
+  places = program.shardings.frozen
   frozen = place_encoder(grid.encoder, params, config.seed, places)
-  state = run.open(program).replace(teacher=frozen)
+  state = run.open(program).replace(frozen=frozen)
   del frozen  # donated with the state
   logging.info('%d probes of %d classes', len(grid.points), num_classes)
   sizes = [len(source) for source in (train, validation, test)]
@@ -184,7 +184,7 @@ def _build_program(
 ) -> Program:
   """Builds the program that trains the probes; its objective is the grid."""
   grid = _build_grid(config, encoder, num_classes, run.mesh)
-  tx = optax.scale_by_adam(**config.optimizer)
+  tx = make_optimizer(**config.optimizer)
   train_step = make_probe_step(
     grid,
     tx,

@@ -5,28 +5,35 @@ compiled for devices that are attached and for those that are not.
 """
 
 from collections.abc import Callable
-import math
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_dict
-import optax
 
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.attention import choose_attention
-from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.teacher import read_teacher
-from vjepa_jax.training.objective import Batch, Objective, check_objective
+from vjepa_jax.training.objectives import regularized, salt, vjepa, vjepa21
+from vjepa_jax.training.objectives.base import Batch, Objective, Setup
+from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import Schedule, make_schedule
 from vjepa_jax.training.state import TrainState, init_state
 from vjepa_jax.training.step import TrainStep, make_train_step
+
+# What builds each kind of objective, and kinds whose options it takes too.
+OBJECTIVES = {
+  'vjepa': (vjepa.build,),
+  'vjepa21': (vjepa21.build, 'vjepa'),
+  'salt': (salt.build, 'vjepa'),
+  'regularized': (regularized.build, 'vjepa'),
+}
 
 
 class Program(NamedTuple):
@@ -34,8 +41,8 @@ class Program(NamedTuple):
 
   Attributes:
     objective: The models and what they are trained for.
-    init: From a random key to a state, to be jitted with `shardings`. It has
-      no teacher, which only a checkpoint has.
+    init: From a random key to a state, to be jitted with `shardings`. Nothing
+      in it is frozen: that is in the checkpoint of a teacher.
     abstract: Shapes and dtypes of the state.
     shardings: Where each leaf of the state lives.
     batch_sharding: Where each leaf of a batch lives.
@@ -68,24 +75,9 @@ def build_program(
     ValueError: The config does not fit together or does not fit the mesh.
   """
   check_batch(config, mesh, config.data.batch_size)
-  teacher = read_teacher(config.teacher, config.encoder.tubelet)
-  encoder, predictor = build_models(config, mesh, teacher)
-  if teacher is not None:
-    teacher = teacher.clone(dtype=encoder.dtype, attention=encoder.attention)
-  objective = Objective(
-    encoder,
-    predictor,
-    tuple(config.mask_names),
-    seed=config.seed,
-    teacher=teacher,
-    **config.objective,
-  )
-  check_objective(objective)
-  tx = optax.scale_by_adam(**config.optimizer)
-
-  def init(key):
-    return init_state(key, encoder, predictor, tx, get_grid(config))
-
+  get_grid(config)  # raises where clips are not whole tubelets
+  objective = build_objective(config, mesh)
+  tx = make_optimizer(**config.optimizer)
   train_step = make_train_step(
     objective,
     tx,
@@ -94,7 +86,10 @@ def build_program(
     clip_start_step=config.clip_start_step,
     microbatches=config.microbatches,
   )
-  frozen = None if teacher is None else make_abstract(teacher)
+  frozen = None
+  if objective.teacher is not None:
+    frozen = make_abstract(objective.teacher.encoder)
+  init = functools.partial(init_state, objective, tx)
   return make_program(objective, init, train_step, mesh, frozen)
 
 
@@ -143,22 +138,31 @@ def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
   )
 
 
-def build_models(
-  config: config_dict.ConfigDict, mesh: Mesh, teacher: Encoder | None = None
-) -> tuple[Encoder, Predictor]:
-  """Builds encoder and predictor for the platform of the mesh."""
-  encoder = zoo.build_encoder(
-    **config.encoder, remat=config.remat, **get_compute(config, mesh)
-  )
-  out_width = None if teacher is None else teacher.width
-  if config.objective.targets == 'pixels':
-    out_width = 3 * math.prod(encoder.tubelet)
-  return encoder, zoo.build_predictor(
+def build_objective(config: config_dict.ConfigDict, mesh: Mesh) -> Objective:
+  """Builds the objective, its models for the platform of the mesh.
+
+  Raises:
+    ValueError: There is no such objective, or its options do not go together.
+  """
+  kind = config.objective.kind
+  if kind not in OBJECTIVES:
+    raise ValueError(
+      f'objective.kind {kind!r} is not one of {list(OBJECTIVES)}'
+    )
+  compute = get_compute(config, mesh)
+  encoder = zoo.build_encoder(**config.encoder, remat=config.remat, **compute)
+  setup = Setup(
     encoder,
-    out_width=out_width,
-    predict_context=config.objective.context_weight > 0,
-    **config.predictor,
+    functools.partial(zoo.build_predictor, encoder, **config.predictor),
+    lambda path: read_teacher(path, encoder.tubelet).clone(**compute),
+    tuple(config.mask_names),
+    config.seed,
   )
+  build, *others = OBJECTIVES[kind]
+  options = {}
+  for name in (*others, kind):
+    options |= config.objective[name].to_dict()
+  return build(setup, **options)
 
 
 def make_schedules(
@@ -225,7 +229,7 @@ def make_program(
   Raises:
     ValueError: Too much of the state would be whole on every device.
   """
-  abstract = jax.eval_shape(init, jax.random.key(0)).replace(teacher=frozen)
+  abstract = jax.eval_shape(init, jax.random.key(0)).replace(frozen=frozen)
   shardings = sharding.shard_tree(abstract, mesh)
   sharding.check_sufficiently_sharded(abstract, shardings, mesh)
   rows = sharding.shard_batch(mesh)

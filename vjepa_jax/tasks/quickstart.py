@@ -16,7 +16,7 @@ from vjepa_jax.plots import training as pictures
 from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.backbone import place_encoder
-from vjepa_jax.tasks.program import build_models, get_grid
+from vjepa_jax.tasks.program import build_objective, get_grid
 from vjepa_jax.training.telemetry import read_metrics
 
 _IN_RESULTS = ('random_init', 'pretrained', 'pixels')
@@ -46,7 +46,7 @@ def quickstart(
   seconds = {'data': time.perf_counter() - start - download_seconds}
 
   mesh = mesh_lib.make_mesh(config.fsdp)
-  encoder, _ = build_models(config, mesh)
+  encoder = build_objective(config, mesh).encoder
   untrained = place_encoder(
     encoder, None, config.seed, sharding.replicate(mesh)
   )

@@ -103,7 +103,7 @@ class Session:
       return state
     if config.get('init_from'):
       return load_initial(config.init_from, program.abstract, shardings)
-    init = jax.jit(program.init, out_shardings=shardings.replace(teacher=None))
+    init = jax.jit(program.init, out_shardings=shardings.replace(frozen=None))
     return init(jax.random.key(config.seed))
 
   def train(

@@ -74,9 +74,10 @@ def _shrink_pretraining(config, manifest):
   config.probe.update(
     train=manifest, test=manifest, every_steps=_STEPS, batch_size=8
   )
-  config.init_from = config.teacher = ''
-  if config.objective.targets == 'frozen':
-    config.objective.targets = 'ema'  # there is no teacher of toy size
+  config.init_from = ''
+  if config.objective.salt.teacher:
+    config.objective.salt.teacher = ''  # there is none of toy size
+    config.objective.kind = 'vjepa'
 
 
 def _fit_counts(grid, options):

@@ -1,9 +1,7 @@
 """The frozen teacher: an encoder of another run, whose features are predicted.
 
-The second stage of SALT (arXiv 2509.24317); with a teacher that V-JEPA trained
-it is distillation (V-JEPA 2.1, arXiv 2603.14482, without the dense loss).
-Released weights become a teacher by `python -m vjepa_jax.tools.convert
---format=jax`.
+See `training/objectives/salt.py`. Released weights become a teacher by
+`python -m vjepa_jax.tools.convert --format=jax`.
 """
 
 import json
@@ -18,31 +16,29 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.training import checkpoint
 
 
-def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder | None:
+def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder:
   """Rebuilds the teacher from what its run says of it.
 
   Args:
-    path: Workdir of its run; empty for no teacher.
+    path: Workdir of its run.
     tubelet: Of the student.
 
   Returns:
-    The encoder, without parameters; None for no teacher.
+    The encoder, without parameters.
 
   Raises:
     ValueError: There is no such run, or it cuts clips into other tubelets.
   """
-  if not path:
-    return None
   try:
     teacher = read_encoder(path)
   except ValueError as error:
-    raise ValueError(f'config.teacher: {error}') from error
+    raise ValueError(f'config.objective.salt.teacher: {error}') from error
   # Both see the same clip: the same grid is the same tubelets.
   if tuple(teacher.tubelet) != tuple(tubelet):
     raise ValueError(
-      f'config.teacher: {path} has tubelets of {tuple(teacher.tubelet)}, '
-      f'config.encoder.tubelet is {tuple(tubelet)}: tokens of one have no '
-      'counterpart in the other'
+      f'config.objective.salt.teacher: {path} has tubelets of '
+      f'{tuple(teacher.tubelet)}, config.encoder.tubelet is {tuple(tubelet)}: '
+      'tokens of one have no counterpart in the other'
     )
   return teacher
 
@@ -78,15 +74,15 @@ def load_teacher(
     used = json.loads(record.read_text())
     if used['path'] != path:
       raise ValueError(
-        f'config.teacher: {workdir} has the teacher {used["path"]}, not '
-        f'{path}: use another --workdir'
+        f'config.objective.salt.teacher: {workdir} has the teacher '
+        f'{used["path"]}, not {path}: use another --workdir'
       )
   else:
     used = {'path': path, 'step': checkpoint.read_model(path)[0]}
   try:
     params = checkpoint.load_target(path, abstract, shardings, used['step'])
   except ValueError as error:
-    raise ValueError(f'config.teacher: {error}') from error
+    raise ValueError(f'config.objective.salt.teacher: {error}') from error
   logging.info('teacher: step %d of %s', used['step'], path)
   if jax.process_index() == 0 and not resumed:
     record.write_text(json.dumps(used) + '\n')

@@ -10,12 +10,14 @@ needs. Seconds and MFU are estimates that rank variants of a program; nothing
 is run, and attached accelerators are left alone.
 """
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
+import jax
 from ml_collections import config_dict
 
 from vjepa_jax.compilation import flops, topology
@@ -23,11 +25,13 @@ from vjepa_jax.compilation.plan import choose_plan, format_plan, plan_step
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.program import (
+  build_objective,
   build_program,
   get_steps,
   make_abstract_batch,
 )
 from vjepa_jax.tools import command, recipes
+from vjepa_jax.training.step import differentiate
 
 # Where a schedule is given in epochs; for any number the program is the same.
 _STEPS_PER_EPOCH = 1000
@@ -63,8 +67,16 @@ def make_plan(
     'batch_size': config.data.batch_size,
   }
   batch = make_abstract_batch(config)
-  minimum = flops.count_minimum(program.objective, batch)
+  minimum = _count_minimum(config, mesh, program.abstract, batch)
   return plan | plan_step(program, batch, minimum, mesh, chip)
+
+
+def _count_minimum(config, mesh, state, batch) -> float:
+  """Counts the matmul FLOPs of a step without recomputation and padding."""
+  config = config_dict.ConfigDict(config.to_dict())
+  config.update(remat='none', attention='xla')
+  step = functools.partial(differentiate, build_objective(config, mesh))
+  return sum(flops.count_flops(jax.jit(step).trace(state, batch).jaxpr))
 
 
 def advise(plan: dict[str, Any]) -> str:

@@ -30,8 +30,7 @@ from vjepa_jax.plots import charts, report
 from vjepa_jax.plots.training import paint_mask, project_features
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.pretrain import make_loader
-from vjepa_jax.tasks.program import build_models, get_grid
-from vjepa_jax.tasks.teacher import read_teacher
+from vjepa_jax.tasks.program import build_objective, get_grid
 from vjepa_jax.tools import command
 from vjepa_jax.tools import report_folders as folders
 from vjepa_jax.training import health
@@ -162,8 +161,8 @@ def _judge(metrics: health.Metrics) -> dict[str, Any]:
 
 def _describe_model(config: ConfigDict) -> str:
   """Describes encoder, predictor, clips and masks."""
-  teacher = read_teacher(config.teacher, config.encoder.tubelet)
-  encoder, predictor = build_models(config, mesh_lib.make_mesh(), teacher)
+  objective = build_objective(config, mesh_lib.make_mesh())
+  encoder, predictor = objective.encoder, objective.predictor
   trees = make_abstract(encoder), make_abstract(predictor, encoder.width)
   counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
   grid, clip = get_grid(config), config.clip

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.training.normalization import normalize_features
+from vjepa_jax.training.objectives.targets import normalize_features
 
 
 def _covariance(x: jax.Array) -> jax.Array:

@@ -182,8 +182,8 @@ def _find_collapse(metrics: Metrics) -> Finding | None:
     f'clips differ by {ends[1]:.3f} at a given place, of {ends[0][1]:.2f} at '
     f'step {ends[0][0]}, places by {position:.3f}: the targets no longer tell '
     'clips apart, whatever the loss does',
-    f"a higher ema.value{chases}, objective.target_norm='position', a lower "
-    'learning rate, or a variance term',
+    f"a higher ema.value{chases}, objective.vjepa.target_norm='position', a "
+    'lower learning rate, or a variance term',
   )
 
 

@@ -1,11 +1,115 @@
-"""AdamW with the published exclusions, and clipping by module."""
+"""AdamW with the published exclusions, Muon, and clipping by module."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
+
+
+def make_optimizer(
+  *,
+  kind: str = 'adamw',
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  layer_decay: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Makes the optimizer of any task.
+
+  Its `update` takes 'learning_rate' and 'weight_decay', float32 scalars, the
+  second multiplied by the first as in torch. They come from the step of the
+  state, not from a count inside the optimizer, so that a later stage may take
+  over the moments and start its own schedules.
+
+  Args:
+    kind: 'adamw', or 'muon' for the matrices of transformer blocks and AdamW
+      for all else.
+    b1, b2, eps: Of Adam.
+    layer_decay: See `decay_by_layer`; None for none.
+
+  Raises:
+    ValueError: Unknown kind.
+  """
+  adam = optax.scale_by_adam(b1, b2, eps)
+  kinds = {'adamw': adam, 'muon': _scale_by_muon(adam)}
+  if kind not in kinds:
+    raise ValueError(f'optimizer kind {kind!r} is not one of {list(kinds)}')
+  direction = kinds[kind]
+
+  def update(grads, opt_state, params, *, learning_rate, weight_decay):
+    updates, opt_state = direction.update(grads, opt_state, params)
+
+    def scale(parameter, update, decays, factor=1.0):
+      if decays:
+        update = update + weight_decay * parameter
+      rate = learning_rate if layer_decay is None else learning_rate * factor
+      return -rate * update
+
+    trees = [params, updates, mask_decayed(params)]
+    if layer_decay is not None:
+      trees.append(decay_by_layer(params, layer_decay))
+    return jax.tree.map(scale, *trees), opt_state
+
+  return optax.GradientTransformationExtraArgs(direction.init, update)
+
+
+def _scale_by_muon(
+  others: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Orthogonalises the momentum of the matrices of transformer blocks.
+
+  Updates have the size of Adam's (arXiv 2502.16982), so that one learning rate
+  serves both.
+  """
+
+  def scale(updates, params=None):
+    del params
+
+    def resize(update, axes):
+      sides = [math.prod(update.shape[a] for a in side) for side in axes]
+      return 0.2 * max(sides) ** 0.5 * update
+
+    return jax.tree.map(resize, updates, find_matrices(updates))
+
+  def label(params):
+    return jax.tree.map(
+      lambda _, axes: 'others' if axes is None else 'matrices',
+      params,
+      find_matrices(params),
+    )
+
+  muon = optax.contrib.scale_by_muon(weight_dimension_numbers=find_matrices)
+  return optax.partition(
+    {'matrices': optax.chain(muon, optax.stateless(scale)), 'others': others},
+    label,
+  )
+
+
+def find_matrices(params: Any) -> Any:
+  """Finds the matrices of transformer blocks: axes of inputs and of outputs.
+
+  Blocks under 'blocks' are stacked by a scan, along an axis that is neither;
+  the heads of attention are merged.
+
+  Returns:
+    The tree with `MuonDimensionNumbers`, or None where there is no matrix.
+  """
+
+  def find(path, leaf):
+    names = [key.key for key in path if hasattr(key, 'key')]
+    inside = any(name.startswith('block') for name in names)
+    if not (inside and names[-1].endswith('kernel')):
+      return None
+    axes = tuple(range('blocks' in names, leaf.ndim))
+    # [D, heads, d] but for what comes out of the heads, [heads, d, D].
+    split = len(axes) - 1 if names[-1] == 'out_kernel' else 1
+    return optax.contrib.MuonDimensionNumbers(axes[:split], axes[split:])
+
+  return jax.tree_util.tree_map_with_path(find, params)
 
 
 def mask_decayed(params: Any) -> Any:
@@ -54,47 +158,6 @@ def decay_by_layer(params: dict[str, Any], decay: float) -> Any:
     return np.float32(decay) ** powers.reshape(-1, *[1] * (leaf.ndim - 1))
 
   return jax.tree_util.tree_map_with_path(factor, params)
-
-
-def apply_adamw(
-  tx: optax.GradientTransformation,
-  grads: Any,
-  opt_state: Any,
-  params: Any,
-  learning_rate: jax.Array,
-  weight_decay: jax.Array,
-  factors: Any = None,
-) -> tuple[Any, Any]:
-  """Takes one AdamW step with this step's rate and decay.
-
-  They come from the step of the state, not from a count inside the optimizer,
-  so that a later stage may take over the moments and start its own schedules.
-
-  Args:
-    tx: `optax.scale_by_adam`.
-    grads: Gradients.
-    opt_state: Moments.
-    params: Parameters.
-    learning_rate: float32 scalar.
-    weight_decay: float32 scalar; as in torch, multiplied by the rate.
-    factors: What each leaf's rate is multiplied by, see `decay_by_layer`; None
-      for 1.
-
-  Returns:
-    New parameters and moments.
-  """
-  updates, opt_state = tx.update(grads, opt_state)
-
-  def step(parameter, update, decays, factor=1.0):
-    if decays:
-      update = update + weight_decay * parameter
-    rate = learning_rate if factors is None else learning_rate * factor
-    return parameter - rate * update
-
-  trees = [params, updates, mask_decayed(params)]
-  if factors is not None:
-    trees.append(factors)
-  return jax.tree.map(step, *trees), opt_state
 
 
 def clip_by_module(

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.positions import Grid
-from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.training.objectives.base import Objective
 
 
 class TrainState(struct.PyTreeNode):
@@ -19,60 +17,35 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: int32 scalar, number of steps done.
-    params: {'encoder', 'predictor'}, learned by gradient; with labels
-      {'encoder', 'probe'}.
-    target: The EMA of params['encoder'], float32: in bfloat16 an average with
-      momentum .99925 would not move at all. None in training with labels.
+    params: What is learned by gradient, by module.
+    target: The EMA of the module that the objective names, float32: in bfloat16
+      an average with momentum .99925 would not move at all. None for none.
     opt_state: State of the optimizer.
-    teacher: A frozen encoder whose features are predicted in place of the
-      target's; None in most recipes. It is sharded and donated as the rest, and
-      passes through a step as it is, without a copy; checkpoints leave it out,
-      since its own run has it.
+    frozen: Parameters of another run that the loss needs, as those of a
+      teacher; None in most recipes. They are sharded and donated as the rest,
+      and pass through a step as they are, without a copy; checkpoints leave
+      them out, since their own run has them.
   """
 
   step: jax.Array
   params: Any
   target: Any
   opt_state: Any
-  teacher: Any = None
+  frozen: Any = None
 
 
 def init_state(
-  key: jax.Array,
-  encoder: Encoder,
-  predictor: Predictor,
-  tx: optax.GradientTransformation,
-  grid: Grid,
+  objective: Objective, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-  """Initialises a state; to be jitted with the shardings of the result.
+  """Initialises a state at step 0, its target a copy, nothing frozen.
 
-  Args:
-    key: Random key.
-    encoder: Context and target encoder.
-    predictor: Predictor.
-    tx: Optimizer.
-    grid: Tubelet grid of the clips. Parameters do not depend on it.
-
-  Returns:
-    The state at step 0, its target equal to the context encoder.
+  To be jitted with the shardings of the result.
   """
-  encoder_key, predictor_key = jax.random.split(key)
-  sides = (n * size for n, size in zip(grid, encoder.tubelet, strict=True))
-  video = jnp.zeros((1, *sides, 3), jnp.uint8)
-  ids = jnp.zeros((1, 1), jnp.int32)
-  features = jnp.zeros((1, 1, encoder.width), encoder.dtype)
-  params = {
-    'encoder': encoder.init(encoder_key, video, ids)['params'],
-    'predictor': predictor.init(predictor_key, features, ids, ids, grid)[
-      'params'
-    ],
-  }
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    target=jax.tree.map(jnp.copy, params['encoder']),
-    opt_state=tx.init(params),
-  )
+  params = objective.init(key)
+  target = None
+  if objective.averaged is not None:
+    target = jax.tree.map(jnp.copy, params[objective.averaged])
+  return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params))
 
 
 def update_target(target: Any, params: Any, momentum: jax.Array) -> Any:

@@ -1,24 +1,30 @@
 """Training of the feature decoder, and its use.
 
-The target encoder is frozen: it travels as the `teacher` of the training
-state, together with the statistics of its features. The state's `target` is the
-moving average of the decoder, which is what is used afterwards.
+The target encoder is frozen, as are the statistics of its features. The state's
+`target` is the moving average of the decoder, which is what is used afterwards.
 """
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.checkpoint import CheckpointError
-from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+)
+from vjepa_jax.training.objectives.targets import measure_error
 from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
@@ -29,7 +35,8 @@ from vjepa_jax.world.model import (
 _SPACE = 'space.npz'
 
 
-class Decoding(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Decoding(Objective):
   """What is decoded, by what, and how its error counts.
 
   Attributes:
@@ -43,86 +50,56 @@ class Decoding(NamedTuple):
   decoder: FeatureDecoder
   norm: str
   loss_exp: float
+  averaged = 'decoder'
+
+  def init(self, key: jax.Array) -> Params:
+    """See `Objective`."""
+    features = jnp.zeros((1, 1, self.world.target_encoder.width))
+    return {'decoder': self.decoder.init(key, features, (1, 1, 1))['params']}
+
+  def encode(self, frozen: Params, video: jax.Array) -> jax.Array:
+    """Computes the features to decode, as the predictor predicts them.
+
+    Args:
+      frozen: What `pack_frozen` returned.
+      video: uint8 `[B, frames, h, w, 3]`.
+
+    Returns:
+      float32 `[B, N, D]`.
+    """
+    space = TargetSpace(self.norm, **frozen['space'])
+    features = encode_target(self.world, {'target': frozen['encoder']}, video)
+    return jax.lax.stop_gradient(space.normalize(features))
+
+  def loss(
+    self,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    step: jax.Array | int = 0,
+  ) -> tuple[jax.Array, Metrics]:
+    """Computes the error of decoded pixels, see `Objective`.
+
+    Pixels are normalised as the encoder sees them. There is no perceptual term:
+    of the packages for it none carries its network's weights.
+    """
+    del step
+    video, encoder = batch['video']['pixels'], self.world.target_encoder
+    grid = tub.compute_grid(video.shape, encoder.tubelet)
+    features = self.encode(frozen, video)
+    pixels = normalize_visible(encoder, video, np.arange(math.prod(grid)))
+    expected = tub.patchify(pixels.video, encoder.tubelet)
+    decoded = self.decoder.apply({'params': params['decoder']}, features, grid)
+    loss = measure_error(decoded, expected, self.loss_exp).mean()
+    l2 = jnp.mean(jnp.square(decoded - expected))
+    return loss, {'loss': loss, 'error_l2': l2}
 
 
-def pack_frozen(world: WorldModel, space: TargetSpace) -> dict[str, Any]:
-  """Gathers all that is frozen: the state's `teacher`."""
+def pack_frozen(world: WorldModel, space: TargetSpace) -> Params:
+  """Gathers all that is frozen."""
   arrays = space._asdict()
   del arrays['norm']
   return {'encoder': world.params['target'], 'space': arrays}
-
-
-def encode_frozen(
-  decoding: Decoding, frozen: dict[str, Any], video: jax.Array
-) -> jax.Array:
-  """Computes the features to decode, as the predictor predicts them.
-
-  Args:
-    decoding: The models.
-    frozen: What `pack_frozen` returned.
-    video: uint8 `[B, frames, h, w, 3]`.
-
-  Returns:
-    float32 `[B, N, D]`.
-  """
-  space = TargetSpace(decoding.norm, **frozen['space'])
-  features = encode_target(decoding.world, {'target': frozen['encoder']}, video)
-  return jax.lax.stop_gradient(space.normalize(features))
-
-
-def compute_decoder_loss(
-  params: dict[str, Any],
-  decoding: Decoding,
-  frozen: dict[str, Any],
-  batch: dict[str, Any],
-  step: jax.Array | int = 0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Computes the error of decoded pixels, for `make_train_step`.
-
-  Pixels are normalised as the encoder sees them. There is no perceptual term:
-  of the packages for it none carries its network's weights.
-
-  Args:
-    params: {'decoder'}.
-    decoding: The models.
-    frozen: What `pack_frozen` returned.
-    batch: Of the stream 'video' 'pixels' uint8 `[B, frames, h, w, 3]`.
-    step: Not used.
-
-  Returns:
-    The loss and metrics, float32 scalars.
-  """
-  del step
-  encoder = decoding.world.target_encoder
-  grid = tub.compute_grid(batch['video']['pixels'].shape, encoder.tubelet)
-  features = encode_frozen(decoding, frozen, batch['video']['pixels'])
-  every = np.arange(int(np.prod(grid)))
-  pixels = normalize_visible(encoder, batch['video']['pixels'], every)
-  decoded = decoding.decoder.apply(
-    {'params': params['decoder']}, features, grid
-  )
-  error = decoded - tub.patchify(pixels.video, encoder.tubelet)
-  p = decoding.loss_exp
-  loss = jnp.mean(jnp.abs(error) if p == 1 else jnp.abs(error) ** p) / p
-  return loss, {'loss': loss, 'error_l2': jnp.mean(jnp.square(error))}
-
-
-def init_decoder_state(
-  key: jax.Array,
-  decoder: FeatureDecoder,
-  tx: optax.GradientTransformation,
-  width: int,
-  grid: Grid,
-) -> TrainState:
-  """Initialises a state without `teacher`; `width` is of the features."""
-  features = jnp.zeros((1, int(np.prod(grid)), width), jnp.float32)
-  params = {'decoder': decoder.init(key, features, grid)['params']}
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    target=jax.tree.map(jnp.copy, params['decoder']),
-    opt_state=tx.init(params),
-  )
 
 
 class LoadedDecoder(NamedTuple):

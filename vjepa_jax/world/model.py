@@ -23,9 +23,10 @@ from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.models.predictor import Predictor
-from vjepa_jax.training.normalization import (
+from vjepa_jax.training.objectives.salt import normalize_tubelets
+from vjepa_jax.training.objectives.targets import (
   normalize_features,
-  normalize_tubelets,
+  pad_deviation,
 )
 
 Params = Any
@@ -294,7 +295,7 @@ def measure_space(
   variance = np.maximum(mean['squares'] - mean['sum'] ** 2, 0.0)
   arrays = {
     'mean': mean['sum'],
-    'scale': np.sqrt(variance) + 0.05,  # as normalize_over_clips
+    'scale': pad_deviation(np.sqrt(variance)),
     'average': mean['normal'] * (norm != 'position'),
     'token_mean': mean['token_mean'],
     'token_std': mean['token_std'],

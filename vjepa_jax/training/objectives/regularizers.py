@@ -5,8 +5,6 @@ ever fewer directions. These terms look at a matrix of features `[N, D]`, whose
 rows are clips or tokens, and are small only if all D directions vary.
 """
 
-from collections.abc import Mapping, Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -75,62 +73,3 @@ def compute_sigreg(
   distance += jnp.sin(angle).mean(axis=0) ** 2
   statistic = 2.0 * jnp.trapezoid(distance * gaussian, t, axis=-1)
   return x.shape[0] * statistic.mean()
-
-
-def center_by_position(
-  features: jax.Array, ids: jax.Array, num_tokens: int
-) -> jax.Array:
-  """Subtracts the mean over clips at each position.
-
-  What is left is content: features that tell positions apart and nothing else
-  vary as much over tokens, and would satisfy the terms above.
-
-  Args:
-    features: `[B, K, D]`.
-    ids: Their token ids, int32 `[B, K]`.
-    num_tokens: Tokens of the whole grid.
-
-  Returns:
-    float32 `[B, K, D]`; a position that one clip alone shows becomes 0.
-  """
-  x = features.astype(jnp.float32)
-  flat, rows = ids.reshape(-1), x.reshape(-1, x.shape[-1])
-  total = jax.ops.segment_sum(rows, flat, num_tokens)
-  count = jax.ops.segment_sum(jnp.ones(flat.shape), flat, num_tokens)
-  mean = total / jnp.maximum(count, 1.0)[:, None]
-  return x - mean[ids]
-
-
-def compute_terms(
-  weights: Mapping[str, float],
-  features: Sequence[jax.Array],
-  ids: Sequence[jax.Array],
-  num_tokens: int,
-  key: jax.Array,
-) -> dict[str, jax.Array]:
-  """Computes the terms whose weight is not 0, means over the mask specs.
-
-  Args:
-    weights: By name: 'feature_variance', 'covariance', 'sigreg'.
-    features: Of the visible tokens, `[B, K, D]`, one entry a mask spec.
-    ids: Their token ids, int32 `[B, K]`.
-    num_tokens: Tokens of the whole grid.
-    key: For SIGReg.
-
-  Returns:
-    float32 scalars by name.
-  """
-  compute = {
-    'feature_variance': compute_variance_term,
-    'covariance': compute_covariance_term,
-    'sigreg': lambda x: compute_sigreg(x, key),
-  }
-  names = [name for name, weight in weights.items() if weight]
-  if not names:
-    return {}
-  content = [
-    center_by_position(x, i, num_tokens)
-    for x, i in zip(features, ids, strict=True)
-  ]
-  rows = [x.reshape(-1, x.shape[-1]) for x in content]
-  return {name: sum(map(compute[name], rows)) / len(rows) for name in names}

@@ -1,0 +1,195 @@
+"""Losses and parameters of every recipe after four steps of toy size.
+
+Records what tests/tasks/test_golden.py compares, one process for a number of
+devices:
+
+  JAX_NUM_CPU_DEVICES=8 JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_PLATFORMS=cpu \
+      python tests/tasks/golden.py FILE [NAME ...]
+"""
+
+import importlib
+import json
+import math
+from pathlib import Path
+import platform
+import sys
+import tempfile
+
+from absl import flags
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from vjepa_jax.sets.toy import write_toy_videos
+
+STEPS = 4
+
+
+def list_recipes() -> dict[str, tuple[str, dict]]:
+  """Lists the recipes: names to config arguments and overrides."""
+  recipes = {}
+
+  def add(config, name='', **overrides):
+    recipes[config + (f'+{name}' if name else '')] = (config, overrides)
+
+  for variant in ('l16', 'h16', 'h16_384'):
+    add(f'vjepa1:{variant}')
+  for variant in ('l16', 'h16', 'g16'):
+    for stage in ('pretrain', 'cooldown_256', 'cooldown_384'):
+      add(f'vjepa2:variant={variant},stage={stage}')
+  add('small:random')
+  add('small:future')
+  add('quickstart:')
+  add('physics:')
+  add('vjepa1:l16', 'microbatches', microbatches=2)
+  add('vjepa1:l16', 'variance', **{'objective.vjepa.variance_weight': 0.1})
+  add('vjepa2:l16', 'bfloat16', compute_dtype='bfloat16')
+  add(
+    'small:random',
+    'regularizers',
+    **{
+      'objective.kind': 'regularized',
+      'objective.regularized.feature_variance_weight': 0.1,
+      'objective.regularized.covariance_weight': 0.1,
+      'objective.regularized.sigreg_weight': 0.1,
+    },
+  )
+  add(
+    'vjepa2:l16',
+    'context',
+    **{
+      'objective.kind': 'vjepa21',
+      'objective.vjepa21.context_warmup_steps': (0, 0),
+    },
+  )
+  add('small:random', 'pixels', **{'objective.kind': 'salt'})
+  add(
+    'vjepa1:l16',
+    'target_view',
+    **{'objective.vjepa.target_view': 'targets'},
+  )
+  for variant in ('folder', 'k400', 'k400_h16', 'ssv2', 'ssv2_h16'):
+    add(f'finetune:{variant}')
+  for data in ('folder', 'k400', 'ssv2', 'coin', 'diving48', 'jester', 'in1k'):
+    for kind in ('v1', 'v2', 'linear'):
+      add(f'probe:{data},probe={kind}')
+  add('decoder:small')
+  add('decoder:large')
+  return recipes
+
+
+def make_config(name, toy, backbone):
+  """Builds the config of a recipe at toy size."""
+  argument, overrides = list_recipes()[name]
+  module, _, options = argument.partition(':')
+  config = importlib.import_module(f'configs.{module}').get_config(
+    options or None
+  )
+  for key, value in overrides.items():
+    config.update_from_flattened_dict({key: value})
+  if module in ('probe', 'decoder'):
+    shrink(config, module, toy, backbone)
+  else:
+    config.smoke = True
+    if config.task == 'quickstart':
+      config.task = 'pretrain'
+  if jax.device_count() == 8:
+    config.fsdp = 2
+  return config
+
+
+def shrink(config, module, toy, backbone):
+  """Shrinks recipes on top of a backbone, which know no smoke."""
+  config.backbone = str(backbone)
+  config.compute_dtype = 'float32'
+  config.total_steps = STEPS
+  config.data.update(batch_size=8, num_workers=0)
+  config.clip.update(frames=8, resolution=48, frame_step=2)
+  config.checkpoint.every_steps = 2
+  config.log_every_steps = 1
+  if module == 'decoder':
+    config.decoder.update(width=48, depth=1, num_heads=2)
+    config.learning_rate.warmup_steps = 1
+    config.statistics_clips = 8
+    config.held_out.update(path=toy, every_steps=STEPS, max_clips=8)
+    config.held_out.batch_size = 8
+    return
+  config.total_epochs = None
+  config.num_classes = None
+  config.data.update(train=toy, test=toy, validation=toy)
+  config.segments = min(config.segments, 2)
+  config.views = min(config.views, 2)
+  config.evaluation.batch_size = 8
+  config.validate_every_epochs = 100.0
+  config.knn = 0
+
+
+def run(config, workdir):
+  """Runs the task of a config; returns losses and sums of parameters."""
+  run_task(config, workdir)
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  losses = [
+    json.loads(line)['loss'] for line in lines if 'loss' in json.loads(line)
+  ]
+  with ocp.training.Checkpointer(workdir / 'checkpoints') as checkpoints:
+    step = checkpoints.latest.step
+    items = checkpoints.load_checkpointables(step, {'params': None})
+  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(items['params'])]
+  return {
+    'losses': losses,
+    'params': math.fsum(float(x.sum()) for x in leaves),
+    'absolute': math.fsum(float(np.abs(x).sum()) for x in leaves),
+    'squares': math.fsum(float(np.square(x).sum()) for x in leaves),
+  }
+
+
+def run_task(config, workdir):
+  """Runs the task of a config as the command does."""
+  tasks = {
+    'pretrain': 'pretrain',
+    'quickstart': 'quickstart',
+    'finetune': 'finetune',
+    'probe': 'probe',
+    'decoder': 'train_decoder',
+  }
+  module = importlib.import_module(f'vjepa_jax.tasks.{config.task}')
+  assert getattr(module, tasks[config.task])(config, workdir, None) is not None
+
+
+def describe_machine() -> str:
+  """Says what decides the last bit: compiler and processor."""
+  cpu = platform.processor()
+  info = Path('/proc/cpuinfo')
+  if info.exists():
+    lines = info.read_text().splitlines()
+    cpu = next(
+      (x.partition(':')[2].strip() for x in lines if x.startswith('flags')), cpu
+    )
+  names = [w for w in cpu.split() if w.startswith(('avx', 'amx', 'fma'))]
+  names = ' '.join(sorted(names))
+  return f'jax {jax.__version__}, {platform.machine()} {names}'
+
+
+def main_program(argv):
+  sys.path.insert(0, '.')
+  flags.FLAGS.mark_as_parsed()
+  path = Path(argv[1])
+  names = argv[2:] or list(list_recipes())
+  results = {'machine': describe_machine(), 'recipes': {}}
+  if path.exists() and path.stat().st_size:
+    results = json.loads(path.read_text())
+  with tempfile.TemporaryDirectory() as folder:
+    folder = Path(folder)
+    toy = str(write_toy_videos(folder / 'toy', 12))
+    backbone = folder / 'backbone'
+    if any(n.startswith(('probe', 'decoder')) for n in names):
+      run(make_config('small:random', toy, None), backbone)
+    for i, name in enumerate(names):
+      print(f'{i + 1}/{len(names)} {name}', flush=True)
+      config = make_config(name, toy, backbone)
+      results['recipes'][name] = run(config, folder / str(i))
+      path.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main_program(sys.argv)

@@ -1,0 +1,136 @@
+"""What an objective is, and what builds one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.tubelets import compute_grid
+
+Batch = dict[str, Any]
+Params = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Teacher(NamedTuple):
+  """An encoder of another run, whose parameters are the state's `frozen`."""
+
+  path: str
+  encoder: Encoder
+
+
+class Objective:
+  """Modules, and the loss that they are trained with.
+
+  Modules are attributes under the names that they have in the parameters.
+
+  Attributes:
+    averaged: Name of the module whose moving average is the state's target;
+      None for none.
+    whole_batch: Why the loss of a batch is not the mean over its parts, for
+      which microbatches are refused; None if it is.
+    teacher: Where frozen parameters come from; None where there are none, or
+      the task has them.
+  """
+
+  averaged: str | None = 'encoder'
+  whole_batch: str | None = None
+  teacher: Teacher | None = None
+
+  def init(self, key: jax.Array) -> Params:
+    """Initialises the parameters, by module."""
+    raise NotImplementedError
+
+  def loss(
+    self, params: Params, frozen: Any, batch: Batch, step: jax.Array | int = 0
+  ) -> tuple[jax.Array, Metrics]:
+    """Computes the loss of a batch.
+
+    Args:
+      params: What `init` returned, trained.
+      frozen: Parameters that get no gradient: those of the teacher, or where
+        there is none the moving average of the module `averaged`.
+      batch: Streams by name. Of 'video' 'pixels' are uint8
+        `[B, frames, height, width, 3]` and 'masks', for each mask spec,
+        'context' int32 `[B, Kc]` and 'target' int32 `[B, Kt]`.
+      step: Steps done, for what rises or is drawn anew with them.
+
+    Returns:
+      The loss and metrics with it as 'loss', float32 scalars.
+    """
+    raise NotImplementedError
+
+
+class Setup(NamedTuple):
+  """What an objective of pretraining is built of, beside its own options.
+
+  Attributes:
+    encoder: The context encoder.
+    build_predictor: Builds the predictor that goes with it, see
+      `zoo.build_predictor`, of which 'out_width' and 'predict_context' are the
+      objective's to choose.
+    read_teacher: Rebuilds the encoder of another run, on the same tubelets,
+      from its workdir.
+    mask_names: Names of the mask specs, in the order of a stream's masks.
+    seed: Of all that is drawn.
+  """
+
+  encoder: Encoder
+  build_predictor: Callable[..., Predictor]
+  read_teacher: Callable[[str], Encoder]
+  mask_names: tuple[str, ...]
+  seed: int
+
+
+def init_models(
+  key: jax.Array, encoder: Encoder, predictor: Predictor
+) -> Params:
+  """Initialises encoder and predictor; clips of any size will do."""
+  encoder_key, predictor_key = jax.random.split(key)
+  video = jnp.zeros((1, *encoder.tubelet, 3), jnp.uint8)
+  ids = jnp.zeros((1, 1), jnp.int32)
+  features = jnp.zeros((1, 1, encoder.width), encoder.dtype)
+  return {
+    'encoder': encoder.init(encoder_key, video, ids)['params'],
+    'predictor': predictor.init(predictor_key, features, ids, ids, (1, 1, 2))[
+      'params'
+    ],
+  }
+
+
+def predict(
+  encoder: Encoder, predictor: Predictor, params: Params, stream: Batch
+) -> tuple[Any, Any]:
+  """Encodes what each mask shows, and predicts what it hides.
+
+  All mask specs go in one pass: one reduction of the gradients, one program.
+
+  Returns:
+    Features of the context, `[B, Kc, D]` a mask spec, and what the predictor
+    returns for them.
+  """
+  video, masks = stream['pixels'], stream['masks']
+  grid = compute_grid(video.shape, encoder.tubelet)
+  context_ids, target_ids = (
+    tuple(mask[part] for mask in masks) for part in ('context', 'target')
+  )
+  with jax.named_scope('context_encoder'):
+    context = encoder.apply({'params': params['encoder']}, video, context_ids)
+  with jax.named_scope('predictor'):
+    return context, predictor.apply(
+      {'params': params['predictor']}, context, context_ids, target_ids, grid
+    )
+
+
+def add_terms(
+  loss: jax.Array,
+  metrics: Metrics,
+  terms: dict[str, tuple[jax.Array | float, jax.Array]],
+) -> tuple[jax.Array, Metrics]:
+  """Adds weighted terms, {name: (weight, value)}, to a loss and its metrics."""
+  loss += sum(weight * value for weight, value in terms.values())
+  values = {f'loss_{name}': value for name, (_, value) in terms.items()}
+  return loss, metrics | {'loss': loss} | values

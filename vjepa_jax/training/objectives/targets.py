@@ -1,0 +1,154 @@
+"""Targets: how they are encoded, normalised and compared."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.tubelets import gather_tokens
+from vjepa_jax.training.objectives.base import Batch
+
+# Added to the deviation of a feature at a position, so that one that does not
+# vary is not blown up.
+_LEAST_DEVIATION = 0.05
+
+
+def normalize_features(features: jax.Array) -> jax.Array:
+  """LayerNorm without parameters, epsilon 1e-5, in float32: `[..., D]`."""
+  x = features.astype(jnp.float32)
+  mean = x.mean(axis=-1, keepdims=True)
+  variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+  return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+
+
+def normalize_over_clips(features: jax.Array) -> jax.Array:
+  """Standardises each feature over clips at each position, in float32.
+
+  Args:
+    features: `[B, N, D]` of all tokens, so that row n is one position.
+
+  Returns:
+    float32 `[B, N, D]` with mean 0 over B.
+  """
+  x = features.astype(jnp.float32)
+  x = x - x.mean(axis=0)
+  return x / pad_deviation(jnp.sqrt(jnp.square(x).mean(axis=0)))
+
+
+def pad_deviation(deviation: Any) -> Any:
+  """Returns what 'position' targets of this deviation are divided by."""
+  return deviation + _LEAST_DEVIATION
+
+
+def center_by_position(
+  features: jax.Array, ids: jax.Array, num_tokens: int
+) -> jax.Array:
+  """Subtracts the mean over clips at each position.
+
+  Args:
+    features: `[B, K, D]`.
+    ids: Their token ids, int32 `[B, K]`.
+    num_tokens: Tokens of the whole grid.
+
+  Returns:
+    float32 `[B, K, D]`; a position that one clip alone shows becomes 0.
+  """
+  x = features.astype(jnp.float32)
+  flat, rows = ids.reshape(-1), x.reshape(-1, x.shape[-1])
+  total = jax.ops.segment_sum(rows, flat, num_tokens)
+  count = jax.ops.segment_sum(jnp.ones(flat.shape), flat, num_tokens)
+  mean = total / jnp.maximum(count, 1.0)[:, None]
+  return x - mean[ids]
+
+
+_NORMS = {'layer': normalize_features, 'position': normalize_over_clips}
+_VIEWS = ('clip', 'targets')
+
+
+class Targets(Protocol):
+  """What is to be predicted; `whole_batch` as of `Objective`."""
+
+  whole_batch: str | None
+
+  def encode(self, params: Any, stream: Batch) -> list[jax.Array]:
+    """Computes targets, float32 `[B, Kt, D]` a mask spec, without gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTargets:
+  """Features of the target encoder.
+
+  Attributes:
+    encoder: The encoder.
+    norm: How they are normalised: each token by itself ('layer', the paper), or
+      each feature over the clips of the batch at each 'position'. The second
+      takes away what clips have in common, so that neither a position nor a
+      constant can be predicted for gain.
+    view: What the encoder sees: the whole 'clip' (the paper) or only the
+      'targets' tubelets, which cannot look at the context.
+  """
+
+  encoder: Encoder
+  norm: str = 'layer'
+  view: str = 'clip'
+
+  def __post_init__(self):
+    """Raises ValueError unless the options are known and go together."""
+    for name, options in (('norm', tuple(_NORMS)), ('view', _VIEWS)):
+      if getattr(self, name) not in options:
+        raise ValueError(
+          f'target_{name} {getattr(self, name)!r} is not one of {options}'
+        )
+    if self.norm == 'position' and self.view == 'targets':
+      raise ValueError(
+        "target_norm 'position' compares clips at the same places: it needs "
+        "target_view 'clip'"
+      )
+
+  @property
+  def whole_batch(self) -> str | None:
+    """See `Objective`."""
+    if self.norm == 'position':
+      return "target_norm='position' takes statistics over the clips of a batch"
+    return None
+
+  def encode_clip(self, params: Any, video: jax.Array) -> jax.Array:
+    """Computes the targets of all tokens, float32 `[B, N, D]`."""
+    with jax.named_scope('target_encoder'):
+      features = self.encoder.apply({'params': params}, video)
+      return jax.lax.stop_gradient(_NORMS[self.norm](features))
+
+  def encode(self, params: Any, stream: Batch) -> list[jax.Array]:
+    """See `Targets`."""
+    video, masks = stream['pixels'], stream['masks']
+    if self.view == 'clip':
+      return gather(self.encode_clip(params, video), masks, 'target')
+    ids = tuple(mask['target'] for mask in masks)
+    with jax.named_scope('target_encoder'):
+      features = self.encoder.apply({'params': params}, video, ids)
+      features = [normalize_features(x) for x in features]
+    return jax.lax.stop_gradient(features)
+
+
+def gather(
+  clip: jax.Array, masks: Sequence[dict[str, jax.Array]], part: str
+) -> list[jax.Array]:
+  """Takes the 'context' or 'target' tokens of each mask from `[B, N, D]`."""
+  return [gather_tokens(clip, mask[part]) for mask in masks]
+
+
+def measure_error(
+  predicted: jax.Array, target: jax.Array, exponent: float
+) -> jax.Array:
+  """Computes `|predicted - target| ** exponent / exponent`, elementwise."""
+  error = jnp.abs(predicted.astype(jnp.float32) - target)
+  return error if exponent == 1 else error**exponent / exponent
+
+
+def measure_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Computes the mean cosine of vectors `[..., D]`."""
+  norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+  return jnp.mean(jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-6))

@@ -1,0 +1,140 @@
+"""V-JEPA 1 and 2: predict the features of what is hidden.
+
+Bardes et al. 2024 (arXiv 2404.08471), Assran et al. 2025 (arXiv 2506.09985).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.training.objectives import base
+from vjepa_jax.training.objectives.targets import (
+  FeatureTargets,
+  Targets,
+  measure_cosine,
+  measure_error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VJepa(base.Objective):
+  """Regression of targets from what is visible (V-JEPA 1, equation 1).
+
+  Attributes:
+    encoder: Context encoder; its moving average is kept, and evaluated.
+    predictor: Predictor.
+    targets: What is predicted.
+    mask_names: Names of the mask specs, in the order of a stream's masks.
+    loss_exp: Power of the error; 1 in every published config.
+    variance_weight: Weight of the hinge on the deviation of predictions over
+      the tokens of a clip; 0 in every published config.
+    teacher: See `Objective`.
+  """
+
+  encoder: Encoder
+  predictor: Predictor
+  targets: Targets
+  mask_names: tuple[str, ...]
+  loss_exp: float = 1.0
+  variance_weight: float = 0.0
+  teacher: base.Teacher | None = None
+
+  @property
+  def whole_batch(self) -> str | None:
+    """See `Objective`."""
+    return self.targets.whole_batch
+
+  def init(self, key: jax.Array) -> base.Params:
+    """See `Objective`."""
+    return base.init_models(key, self.encoder, self.predictor)
+
+  def loss(
+    self,
+    params: base.Params,
+    frozen: Any,
+    batch: base.Batch,
+    step: jax.Array | int = 0,
+  ) -> tuple[jax.Array, base.Metrics]:
+    """See `Objective`."""
+    del step
+    targets = self.targets.encode(frozen, batch['video'])
+    _, predictions = self.predict(params, batch['video'])
+    return self.compare(predictions, targets, batch['video']['masks'])
+
+  def predict(self, params: base.Params, stream: base.Batch) -> tuple[Any, Any]:
+    """See `base.predict`."""
+    return base.predict(self.encoder, self.predictor, params, stream)
+
+  def compare(
+    self,
+    predictions: Sequence[jax.Array],
+    targets: Sequence[jax.Array],
+    masks: Sequence[dict[str, jax.Array]],
+  ) -> tuple[jax.Array, base.Metrics]:
+    """Compares predictions with targets, `[B, Kt, D]` a mask spec.
+
+    The mean over tokens is taken within each mask spec, so that specs weigh the
+    same whatever their numbers of targets.
+
+    Returns:
+      The loss and its metrics.
+    """
+    losses, sizes, stds, cosines, target_stds = {}, {}, [], [], []
+    for name, features, target, mask in zip(
+      self.mask_names, predictions, targets, masks, strict=True
+    ):
+      with jax.named_scope('loss'):
+        predicted = features.astype(jnp.float32)
+        losses[f'loss_{name}'] = jnp.mean(
+          measure_error(predicted, target, self.loss_exp)
+        )
+        # Over the tokens of each clip, unbiased, as published.
+        variance = jnp.var(predicted, axis=1, ddof=1)  # [B, D]
+        stds.append(jnp.sqrt(variance + 1e-4))
+        cosines.append(measure_cosine(predicted, target))
+        target_stds.append(jnp.mean(jnp.std(target, axis=(0, 1))))
+      for part, ids in mask.items():
+        sizes[f'tokens_{part}_{name}'] = jnp.float32(ids.shape[1])
+    std = _average(stds)
+    variance_loss = jnp.mean(jax.nn.relu(1.0 - std))
+    prediction_loss = _average(losses.values())
+    loss = prediction_loss + self.variance_weight * variance_loss
+    return loss, {
+      'loss': loss,
+      'loss_prediction': prediction_loss,
+      'loss_variance': variance_loss,
+      **losses,
+      'prediction_std': jnp.mean(std),
+      'prediction_cosine': _average(cosines),
+      'target_std': _average(target_stds),
+      **sizes,
+    }
+
+
+def _average(values: Any) -> jax.Array:
+  values = list(values)
+  return sum(values) / len(values)
+
+
+def build(
+  setup: base.Setup,
+  *,
+  target_norm: str,
+  target_view: str,
+  kind: type[VJepa] = VJepa,
+  predict_context: bool = False,
+  **options: Any,
+) -> VJepa:
+  """Builds the objective, or one of a `kind` with more options."""
+  return kind(
+    setup.encoder,
+    setup.build_predictor(predict_context=predict_context),
+    FeatureTargets(setup.encoder, target_norm, target_view),
+    setup.mask_names,
+    **options,
+  )
