@@ -100,13 +100,13 @@ def extract(
   suffix = f'-{host_index}' if host_index else ''
   bad_files = os.path.join(output, f'quarantine{suffix}.jsonl')
   num_threads = num_threads or len(os.sched_getaffinity(0))
-  read = functools.partial(_read, source, options)
   ahead = max(2 * num_threads, 2 * batch_size // options.num_clips)
   with futures.ThreadPoolExecutor(num_threads) as threads:
 
     def convert(missing):
       # Decoding goes on across the borders of shards; batches do not, so that
       # the bytes of a shard do not depend on what was written before it.
+      read = functools.partial(_read, source, options)
       indices = itertools.chain.from_iterable(missing)
       decoded = shards.map_ahead(threads, read, indices, ahead)
       for part in missing:
