@@ -381,7 +381,7 @@ def test_names_of_the_hub_are_downloaded(monkeypatch, folder):
     ('predictor', {'positions': 'rope_interleaved'}, "'rope_interleaved'"),
     ('encoder', {'tubelet': (2, 8, 4)}, 'square patches that divide the clip'),
     ('encoder', {'tubelet': (3, 8, 8)}, 'square patches that divide the clip'),
-    ('encoder', {'pixel_norm': 'half'}, "normalises pixels by 'half'"),
+    ('encoder', {'pixel_norm': 'clip'}, "normalises pixels by 'clip'"),
     ('predictor', {'predict_context': True}, 'at hidden tokens and nothing'),
     ('predictor', {'out_width': 9}, 'at hidden tokens and nothing else'),
   ],
