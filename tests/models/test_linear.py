@@ -1,5 +1,7 @@
 """Linear layers: float32 gradients of weights under bfloat16 compute."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,33 +9,29 @@ import pytest
 
 from vjepa_jax.models.linear import Dense, add_bias, einsum
 
+_EQUATIONS = ('bnc,cd->bnd', (6, 10)), ('bnc,chd->bhnd', (6, 2, 5))
+
 
 @pytest.mark.parametrize(
-  'equation,kernel_shape',
-  [('bnc,cd->bnd', (6, 10)), ('bnc,chd->bhnd', (6, 2, 5))],
+  'ours,plain,shape',
+  [
+    *(
+      (*(functools.partial(f, equation) for f in (einsum, jnp.einsum)), shape)
+      for equation, shape in _EQUATIONS
+    ),
+    *((add_bias, jnp.add, shape) for shape in ((6,), (4, 1), (1, 1, 6))),
+  ],
 )
-def test_einsum_differentiates_as_jax_does(equation, kernel_shape):
+def test_functions_of_parameters_differentiate_as_jax_does(ours, plain, shape):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
-  kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
+  parameter = jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-  def loss(product):
-    return lambda *a: jnp.sum(jnp.sin(product(equation, *a)))
+  def differentiate(f):
+    loss = jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1))
+    return loss(x, parameter)
 
-  expected = jax.grad(loss(jnp.einsum), (0, 1))(x, kernel)
-  actual = jax.grad(loss(einsum), (0, 1))(x, kernel)
-  for a, e in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize('shape', [(5,), (4, 1), (1, 1, 5)])
-def test_bias_differentiates_as_jax_does(shape):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)
-  bias = jnp.asarray(rng.normal(size=shape), jnp.float32)
-  expected = jax.grad(lambda *a: jnp.sum(jnp.sin(a[0] + a[1])), (0, 1))
-  actual = jax.grad(lambda *a: jnp.sum(jnp.sin(add_bias(*a))), (0, 1))
-  for a, e in zip(actual(x, bias), expected(x, bias), strict=True):
+  for a, e in zip(differentiate(ours), differentiate(plain), strict=True):
     assert a.shape == e.shape
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 

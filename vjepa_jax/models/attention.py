@@ -26,10 +26,10 @@ def choose_attention(platform: str, dtype: jnp.dtype) -> str:
 
   The platform ('cpu', 'gpu' or 'tpu') is that of the mesh's devices, never the
   default backend: a step is also compiled for devices that are not attached.
+  cuDNN takes 16-bit floats only.
   """
   if platform == 'tpu':
     return 'pallas'
-  # It takes nothing else.
   if platform in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2:
     return 'cudnn'
   return 'xla'

@@ -84,12 +84,7 @@ class AttentiveProbe(nn.Module):
 def compute_attention(
   probe: AttentiveProbe, params: Any, features: jax.Array
 ) -> jax.Array:
-  """Computes where the learned query looks.
-
-  Args:
-    probe: The probe.
-    params: Its parameters.
-    features: `[B, N, D]`.
+  """Computes where the learned query looks among features `[B, N, D]`.
 
   Returns:
     float32 `[B, N]`, the mean over heads; each row sums to 1.

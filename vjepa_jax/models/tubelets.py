@@ -12,7 +12,6 @@ from vjepa_jax.parallel.sharding import constrain_batch
 
 # One sequence, or one each of several that are computed in one pass.
 Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
-
 # How uint8 pixels are normalised: by the statistics of ImageNet, as in every
 # published config, or of each clip.
 PIXEL_NORMS = ('imagenet', 'clip')
