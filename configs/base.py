@@ -122,17 +122,16 @@ def get_config() -> config_dict.ConfigDict:
   config.masks = config_dict.ConfigDict()
   config.mask_names = ()
 
-  # kind: one of these; all of them take the options of vjepa too.
   config.objective = dict(
-    kind='vjepa',
+    kind='vjepa',  # one of the below, which all take the options of vjepa too
     vjepa=dict(
       loss_exp=1.0,  # power of the error
       target_norm='layer',  # or 'position': over the clips of the batch
       target_view='clip',  # or 'targets': the target encoder sees no context
       variance_weight=0.0,  # hinge on the deviation of predictions
     ),
-    # The loss on visible tokens (V-JEPA 2.1, arXiv 2603.14482).
     vjepa21=dict(
+      # Of the loss on visible tokens (V-JEPA 2.1, arXiv 2603.14482).
       context_weight=0.5,
       context_warmup_steps=(15_000, 30_000),  # it rises from 0 between them
       context_distance=True,  # less for tokens far from what is hidden
@@ -141,12 +140,11 @@ def get_config() -> config_dict.ConfigDict:
     # stage; with the workdir of one its features, the second. The teacher may
     # be of any size, on the same tubelets.
     salt=dict(teacher=''),
-    # VICReg (arXiv 2105.04906) and SIGReg (LeJEPA, arXiv 2511.08544), on the
-    # features of visible tokens.
+    # On the features of visible tokens.
     regularized=dict(
-      feature_variance_weight=0.0,
-      covariance_weight=0.0,
-      sigreg_weight=0.0,
+      feature_variance_weight=0.0,  # VICReg (arXiv 2105.04906)
+      covariance_weight=0.0,  # VICReg
+      sigreg_weight=0.0,  # LeJEPA (arXiv 2511.08544)
     ),
   )
 
@@ -169,8 +167,12 @@ def get_config() -> config_dict.ConfigDict:
   config.ema = dict(
     kind='constant', value=0.99925, final=config_dict.placeholder(float)
   )
-  # kind: 'adamw', or 'muon' for the matrices of blocks and AdamW for the rest.
-  config.optimizer = dict(kind='adamw', b1=0.9, b2=0.999, eps=1e-8)
+  config.optimizer = dict(
+    kind='adamw',  # or 'muon': blocks' matrices by Muon, the rest by AdamW
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+  )
   config.clip_norm = config_dict.placeholder(float)
   config.clip_start_step = 0
   config.max_skipped = 20

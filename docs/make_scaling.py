@@ -1,7 +1,7 @@
-"""Makes the tables of scaling.md from plans in docs/plans.
+"""Makes the tables of scaling.md and the README from plans in docs/plans.
 
 python docs/make_scaling.py --run  # plans what is missing, minutes each
-python docs/make_scaling.py        # writes the tables into docs/scaling.md
+python docs/make_scaling.py        # writes the tables into both pages
 """
 
 import argparse
@@ -130,6 +130,28 @@ def format_recipes():
   return format_table(header, rows)
 
 
+def format_hardware():
+  """Formats the README's table: which recipe for which hardware."""
+  rows = []
+  for name, plan in read_plans([*_RECIPES, 'l16_v5e-64_micro']).items():
+    config, topology, options = (_RECIPES | _TUNING)[name]
+    flags = [f'`--config.{o}`' for o in options if not o.startswith('slices')]
+    seconds = plan['estimated_seconds']
+    rows.append(
+      [
+        f'{plan["devices"]} ({topology}'
+        + (f', {plan["slices"]} slices)' if plan['slices'] > 1 else ')'),
+        f'`configs/{config}`',
+        ' '.join(flags),
+        plan['remat'],
+        f'{plan["hbm_gib"]:.1f} of {plan["hbm_limit_gib"]:.0f}',
+        f'{seconds["total"]:.2f}' if seconds else 'not estimated',
+      ]
+    )
+  header = ['chips', 'recipe', 'set', 'remat', 'GiB a chip', 'step, s']
+  return format_table(header, rows)
+
+
 def format_history():
   """Formats the table of what changed one recipe, commit by commit."""
   rows = [
@@ -175,18 +197,16 @@ def main():
     for name, arguments in (_RECIPES | _TUNING).items():
       if not (_PLANS / f'{name}.json').exists():
         run_plan(name, *arguments)
-  page = _HERE / 'scaling.md'
-  text = page.read_text()
-  for marker, table in (
-    ('recipes', format_recipes()),
-    ('history', format_history()),
-    ('tuning', format_tuning()),
+  for page, marker, table in (
+    (_HERE / 'scaling.md', 'recipes', format_recipes()),
+    (_HERE / 'scaling.md', 'history', format_history()),
+    (_HERE / 'scaling.md', 'tuning', format_tuning()),
+    (_HERE.parent / 'README.md', 'hardware', format_hardware()),
   ):
     start, end = f'<!-- {marker} -->', f'<!-- end {marker} -->'
-    before, rest = text.split(start)
+    before, rest = page.read_text().split(start)
     _, after = rest.split(end)
-    text = f'{before}{start}\n{table}\n{end}{after}'
-  page.write_text(text)
+    page.write_text(f'{before}{start}\n{table}\n{end}{after}')
 
 
 if __name__ == '__main__':

@@ -74,6 +74,37 @@ def test_scripts_are_sound(script):
   subprocess.run([shellcheck, '-x', str(script)], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize(
+  'device,gpu,extra',
+  [
+    ('0x0063', True, '.[tpu]'),
+    ('0x0042', True, '.[cuda]'),  # a network card
+    ('0x0042', False, '.'),
+  ],
+)
+def test_installation_says_what_it_found(tmp_path, device, gpu, extra):
+  card = tmp_path / 'pci' / '0000:00:04.0'
+  card.mkdir(parents=True)
+  (card / 'vendor').write_text('0x1ae0\n')
+  (card / 'device').write_text(device + '\n')
+  smi = tmp_path / 'nvidia-smi'
+  smi.write_text(f'#!/bin/sh\necho "GPU 0: H100"\nexit {int(not gpu)}\n')
+  smi.chmod(0o755)
+  result = subprocess.run(
+    ['bash', ROOT / 'launch' / 'install.sh'],
+    env=os.environ
+    | {
+      'DRY_RUN': '1',
+      'PCI': str(card.parent),
+      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+    },
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.endswith(f"installing '{extra}'\n")
+
+
 # The command: it writes down its arguments, and ends with the codes of a file,
 # one a run; then it is done.
 _FAKE_PYTHON = """

@@ -211,9 +211,7 @@ def test_other_weights_or_options_are_refused(manifest, model, whole, tmp_path):
     )
   with pytest.raises(ValueError, match='dtype was float16 and is now float32'):
     _extract(manifest, whole, model, dtype='float32')
-  with pytest.raises(
-    ValueError, match='batch_size 9 is not divisible by 8'
-  ):
+  with pytest.raises(ValueError, match='batch_size 9 is not divisible by 8'):
     _extract(manifest, tmp_path, model, batch_size=9)
   with pytest.raises(ValueError, match='every host needs a shard'):
     _extract(manifest, tmp_path, model, host_index=0, num_hosts=4)

@@ -129,7 +129,7 @@ class _Line(Objective):
   """Regression without average, target or frozen parameters."""
 
   averaged = None
-  line = Dense(1)
+  line = Dense(features=1)
 
   def init(self, key):
     return {'line': self.line.init(key, jnp.ones((1, 1, 2)))['params']}

@@ -68,9 +68,8 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   models = decoding.Decoding(world, decoder, space.norm, 2.0)
   tx = make_optimizer()
   frozen = decoding.pack_frozen(world, space)
-  state = jax.jit(functools.partial(init_state, models, tx))(
-    jax.random.key(0)
-  ).replace(frozen=frozen)
+  init = jax.jit(functools.partial(init_state, models, tx))
+  state = init(jax.random.key(0)).replace(frozen=frozen)
   step = jax.jit(
     make_train_step(
       models,

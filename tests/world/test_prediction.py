@@ -75,11 +75,9 @@ def test_errors_are_the_loss_of_training(worlds, fields):
     'context': np.tile(future.visible, (4, 1)),
     'target': np.tile(future.hidden, (4, 1)),
   }
-  targets = FeatureTargets(
-    world.encoder, norm=world.target_norm, view=world.target_view
-  )
+  targets = FeatureTargets(world.encoder, world.target_norm, world.target_view)
   if 'targets' in fields:
-    targets = PixelTargets(world.tubelet)
+    targets = PixelTargets(TUBELET)
   objective = VJepa(world.encoder, world.predictor, targets, ('m',))
   loss, metrics = jax.jit(objective.loss)(
     {name: world.params[name] for name in ('encoder', 'predictor')},

@@ -18,7 +18,7 @@ from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import TrainStep
 
-_ADAMW = make_optimizer()
+_OPTIMIZER = make_optimizer()
 
 
 LabelledClips = Clips
@@ -149,7 +149,7 @@ def score_attentive(
   grid, step, classify = _compile_attentive(
     AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps
   )
-  state = grid.init(jax.random.key(seed), _ADAMW, width=train.shape[-1])
+  state = grid.init(jax.random.key(seed), _OPTIMIZER, width=train.shape[-1])
   batch_size = min(batch_size, len(train))
   rng = np.random.default_rng(seed)
   order = np.zeros(0, np.int64)
@@ -174,5 +174,5 @@ def _compile_attentive(
   """Makes a grid of one probe, its step and what classifies by it."""
   grid = ProbeGrid(None, probe, ((learning_rate, weight_decay),))
   schedule = make_schedule('cosine', value=1.0, final=0.0, total_steps=steps)
-  step = make_probe_step(grid, _ADAMW, schedule, clip_norm=1.0)
+  step = make_probe_step(grid, _OPTIMIZER, schedule, clip_norm=1.0)
   return grid, jax.jit(step), jax.jit(grid.classify)

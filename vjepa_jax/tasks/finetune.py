@@ -124,9 +124,7 @@ def _build_program(
     **get_compute(config, run.mesh),
   )
   probe = AttentiveProbe(num_classes, encoder.num_heads, **config.probe)
-  classifier = Classifier(
-    encoder, probe, label_smoothing=config.label_smoothing, seed=config.seed
-  )
+  classifier = Classifier(encoder, probe, config.label_smoothing, config.seed)
   tx = make_optimizer(**config.optimizer, layer_decay=config.layer_decay)
   train_step = make_train_step(
     classifier,

@@ -53,15 +53,13 @@ def pretrain(
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch
   )
-  encoder = program.objective.encoder
+  objective, encoder = program.objective, program.objective.encoder
   diagnose = jax.jit(
     make_diagnose(encoder), out_shardings=sharding.replicate(run.mesh)
   )
   evaluate = make_evaluate(config, encoder, run.mesh)
-  objective = program.objective
-  model = {
-    name: describe(getattr(objective, name)) for name in program.abstract.params
-  }
+  modules = program.abstract.params
+  model = {name: describe(getattr(objective, name)) for name in modules}
   state = run.open(program, model)
   if objective.teacher is not None:
     frozen = load_teacher(
@@ -155,10 +153,9 @@ def log_plan(config, loader, abstract, mesh: Mesh) -> None:
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
   shards = mesh.shape['fsdp']
   logging.info(
-    'encoder %s %.1f M parameters, predictor %.1f M; state %.2f GiB a device',
+    'encoder %s; %s; state %.2f GiB a device',
     config.encoder.size,
-    num_parameters['encoder'],
-    num_parameters['predictor'],
+    ', '.join(f'{k} {v:.1f} M parameters' for k, v in num_parameters.items()),
     num_bytes / shards / 2**30,
   )
   logging.info(
