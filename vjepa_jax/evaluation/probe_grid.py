@@ -12,6 +12,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vjepa_jax.models.encoder import Encoder
@@ -142,7 +143,7 @@ def make_probe_step(
     `[V]`.
   """
   max_norm = jnp.inf if clip_norm is None else clip_norm
-  rates, decays = (jnp.asarray(x) for x in zip(*grid.points, strict=True))
+  rates, decays = np.float32(grid.points).T
 
   def compute_loss(params, features, labels):
     logits = grid.probe.apply({'params': params['probe']}, features)

@@ -13,6 +13,7 @@ from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.records import Record
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
@@ -149,20 +150,22 @@ def score_attentive(
   grid, step, classify = _compile_attentive(
     AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps
   )
-  state = grid.init(jax.random.key(seed), _OPTIMIZER, width=train.shape[-1])
   batch_size = min(batch_size, len(train))
   rng = np.random.default_rng(seed)
   order = np.zeros(0, np.int64)
-  for _ in make_bar(range(steps), desc='attentive probe', leave=False):
-    if len(order) < batch_size:
-      order = rng.permutation(len(train))
-    rows, order = np.split(order, [batch_size])
-    stream = {'features': train[rows], 'label': train_labels[rows]}
-    state, _ = step(state, {'video': stream})
-  predicted = [
-    classify(state.params['probe'], test[start : start + batch_size, None])
-    for start in range(0, len(test), batch_size)
-  ]
+  # One host may do this alone, inside of a mesh of all of them.
+  with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
+    state = grid.init(jax.random.key(seed), _OPTIMIZER, width=train.shape[-1])
+    for _ in make_bar(range(steps), desc='attentive probe', leave=False):
+      if len(order) < batch_size:
+        order = rng.permutation(len(train))
+      rows, order = np.split(order, [batch_size])
+      stream = {'features': train[rows], 'label': train_labels[rows]}
+      state, _ = step(state, {'video': stream})
+    predicted = [
+      classify(state.params['probe'], test[start : start + batch_size, None])
+      for start in range(0, len(test), batch_size)
+    ]
   predicted = np.concatenate(predicted)[:, 0].argmax(axis=-1)
   return float(np.mean(predicted == test_labels))
 
