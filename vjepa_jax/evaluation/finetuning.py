@@ -1,7 +1,6 @@
 """Training encoder and probe together, with labels."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,6 @@ import optax
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.training.objectives.base import (
-  Batch,
-  Metrics,
   Objective,
   Params,
 )
@@ -63,9 +60,7 @@ class Classifier(Objective):
       'probe': self.probe.init(probe_key, features)['params'],
     }
 
-  def loss(
-    self, params: Params, frozen: Any, batch: Batch, step: jax.Array | int = 0
-  ) -> tuple[jax.Array, Metrics]:
+  def loss(self, params, frozen, batch, step=0):
     """Computes the cross-entropy of clips with a 'label', see `Objective`."""
     del frozen
     label = batch['video']['label']

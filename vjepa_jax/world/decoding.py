@@ -19,8 +19,6 @@ from vjepa_jax.models.positions import Grid
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.checkpoint import CheckpointError
 from vjepa_jax.training.objectives.base import (
-  Batch,
-  Metrics,
   Objective,
   Params,
 )
@@ -71,13 +69,7 @@ class Decoding(Objective):
     features = encode_target(self.world, {'target': frozen['encoder']}, video)
     return jax.lax.stop_gradient(space.normalize(features))
 
-  def loss(
-    self,
-    params: Params,
-    frozen: Params,
-    batch: Batch,
-    step: jax.Array | int = 0,
-  ) -> tuple[jax.Array, Metrics]:
+  def loss(self, params, frozen, batch, step=0):
     """Computes the error of decoded pixels, see `Objective`.
 
     Pixels are normalised as the encoder sees them. There is no perceptual term:

@@ -36,13 +36,7 @@ class Regularized(vjepa.VJepa):
     """See `Objective`."""
     return 'regularizers take statistics over the clips of a batch'
 
-  def loss(
-    self,
-    params: base.Params,
-    frozen: Any,
-    batch: base.Batch,
-    step: jax.Array | int = 0,
-  ) -> tuple[jax.Array, base.Metrics]:
+  def loss(self, params, frozen, batch, step=0):
     """See `Objective`."""
     stream = batch['video']
     targets = self.targets.encode(frozen, stream)

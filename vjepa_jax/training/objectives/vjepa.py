@@ -53,20 +53,14 @@ class VJepa(base.Objective):
     """See `Objective`."""
     return base.init_models(key, self.encoder, self.predictor)
 
-  def loss(
-    self,
-    params: base.Params,
-    frozen: Any,
-    batch: base.Batch,
-    step: jax.Array | int = 0,
-  ) -> tuple[jax.Array, base.Metrics]:
+  def loss(self, params, frozen, batch, step=0):
     """See `Objective`."""
     del step
     targets = self.targets.encode(frozen, batch['video'])
     _, predictions = self.predict(params, batch['video'])
     return self.compare(predictions, targets, batch['video']['masks'])
 
-  def predict(self, params: base.Params, stream: base.Batch) -> tuple[Any, Any]:
+  def predict(self, params, stream):
     """See `base.predict`."""
     return base.predict(self.encoder, self.predictor, params, stream)
 

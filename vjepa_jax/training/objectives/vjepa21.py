@@ -6,7 +6,6 @@ On the features of the last layer alone.
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +40,7 @@ class VJepa21(vjepa.VJepa):
         "target_view 'clip'"
       )
 
-  def loss(
-    self,
-    params: base.Params,
-    frozen: Any,
-    batch: base.Batch,
-    step: jax.Array | int = 0,
-  ) -> tuple[jax.Array, base.Metrics]:
+  def loss(self, params, frozen, batch, step=0):
     """See `Objective`."""
     video, masks = batch['video']['pixels'], batch['video']['masks']
     clip = self.targets.encode_clip(frozen, video)
