@@ -182,7 +182,7 @@ def test_an_interrupted_run_ends_with_the_same_files(
   assert kept.stat().st_mtime_ns == before
   assert _read_files(tmp_path) == _read_files(whole)
   # Nothing is left to do, and nothing is decoded.
-  monkeypatch.setattr(extraction, '_read', None)
+  monkeypatch.setattr(extraction, '_read', lambda *_: pytest.fail('decodes'))
   assert _extract(manifest, tmp_path, model) == (11, 2)
 
 
