@@ -60,7 +60,7 @@ def test_cases_have_the_size_and_keyframes_they_are_named_after(folder):
       with open_video(path) as video:
         assert (video.height, video.width) == (64, 96)
         assert video.num_frames == 72
-        assert len(video._key_pts) == -(-72 // encoding.gop)
+        assert len(video._index.key_pts) == -(-72 // encoding.gop)
 
 
 def test_readers_read_the_same_frames(folder):

@@ -34,7 +34,7 @@ def workdir(tmp_path_factory, folder):
     jax.random.key(5), encoder, predictor
   )
   state = TrainState(
-    np.int32(0), params, params['encoder'], {'count': np.int32(0)}
+    np.int32(0), params, params['encoder'], {'count': np.zeros((), np.int32)}
   )
   checkpoints = Checkpoints(
     path,
