@@ -11,6 +11,7 @@ import numpy as np
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.positions import Grid
+from vjepa_jax.training.objectives.base import init_models
 from vjepa_jax.world.masks import Masks
 from vjepa_jax.world.model import WorldModel
 
@@ -25,15 +26,12 @@ def init_predictor(world: WorldModel, key: jax.Array) -> Any:
 
 def make_untrained(world: WorldModel, seed: int) -> WorldModel:
   """Returns the same model with the parameters of step 0."""
-  encoder_key, predictor_key = jax.random.split(jax.random.key(seed))
-  video = jnp.zeros((1, *world.tubelet, 3), jnp.uint8)
-  encoder = jax.jit(world.encoder.init)(encoder_key, video)['params']
-  params = {
-    'encoder': encoder,
-    'predictor': init_predictor(world, predictor_key),
-    # A frozen teacher was trained elsewhere.
-    'target': world.params['target'] if world.targets == 'frozen' else encoder,
-  }
+  params = jax.jit(init_models, static_argnums=(1, 2))(
+    jax.random.key(seed), world.encoder, world.predictor
+  )
+  # A frozen teacher was trained elsewhere.
+  frozen = world.targets == 'frozen'
+  params['target'] = world.params['target'] if frozen else params['encoder']
   return world._replace(params=params)
 
 
