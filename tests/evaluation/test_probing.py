@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.data.clip import ClipOptions, load_clips
 from vjepa_jax.data.sources import open_source
 from vjepa_jax.evaluation import probing
 
@@ -37,10 +37,10 @@ def test_probes_learn_what_is_there_and_nothing_else():
 def test_labelled_clips_are_a_fair_subset(toy_videos):
   options = ClipOptions(frames=4, resolution=32, frame_step=2)
   source = open_source(str(toy_videos))
-  clips = probing.load_labelled_clips(source, options, limit=12)
+  clips = load_clips(source, options, limit=12, labelled=True)
   assert clips.videos.shape == (12, 4, 32, 32, 3)
   # Labels take turns; an even stride would see half of them.
   assert len(set(clips.labels.tolist())) == 4
   folder = open_source(str(toy_videos.parent))
   with pytest.raises(ValueError, match='has no label'):
-    probing.load_labelled_clips(folder, options)
+    load_clips(folder, options, labelled=True)

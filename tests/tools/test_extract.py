@@ -12,7 +12,7 @@ import pytest
 
 import vjepa_jax
 from vjepa_jax.data import sources
-from vjepa_jax.data.clip import ClipOptions, read_clips
+from vjepa_jax.data.clip import ClipOptions, load_clips, read_clips
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.evaluation import batching, extraction, probing
 from vjepa_jax.interop.layout import Weights
@@ -123,7 +123,7 @@ def test_probes_score_cached_features_as_they_score_videos(
     batch_size=8,
   )
   cached, labels = probing.load_features(str(tmp_path))
-  clips = probing.load_labelled_clips(source, OPTIONS)
+  clips = load_clips(source, OPTIONS, labelled=True)
   extract = batching.make_extract(
     batching.apply_encoder(model.encoder), make_mesh(), 8, 'batch size'
   )

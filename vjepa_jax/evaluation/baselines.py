@@ -5,8 +5,8 @@ import statistics
 
 import numpy as np
 
+from vjepa_jax.data.clip import Clips
 from vjepa_jax.evaluation import probing
-from vjepa_jax.evaluation.probing import LabelledClips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import make_sincos_table
 from vjepa_jax.models.tubelets import compute_grid, patchify
@@ -63,8 +63,8 @@ def score_features(
 
 
 def score_pixels(
-  train: LabelledClips,
-  test: LabelledClips,
+  train: Clips,
+  test: Clips,
   encoder: Encoder,
   few: int,
   **options: int,
@@ -92,9 +92,7 @@ def score_pixels(
   return _score((train.labels, test.labels), few, vectors, tokens, **options)
 
 
-def score_differences(
-  train: LabelledClips, test: LabelledClips, few: int
-) -> Scores:
+def score_differences(train: Clips, test: Clips, few: int) -> Scores:
   """Scores differences of consecutive frames, which show motion directly."""
   vectors = [
     np.diff(_shrink(x.videos), axis=1).reshape(len(x.videos), -1)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from vjepa_jax.data.clip import Clips
 from vjepa_jax.evaluation import batching, probing
-from vjepa_jax.evaluation.probing import LabelledClips
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.training.state import TrainState
 
@@ -14,8 +14,8 @@ from vjepa_jax.training.state import TrainState
 def make_online_probe(
   encoder: Encoder,
   mesh: Mesh,
-  train: LabelledClips,
-  test: LabelledClips,
+  train: Clips,
+  test: Clips,
   *,
   batch_size: int,
   attentive_labels: int | None,

@@ -1,6 +1,6 @@
 """What do frozen features know? kNN, linear and attentive probes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -8,9 +8,7 @@ import jax
 import numpy as np
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
-from vjepa_jax.data.clip import ClipOptions, Clips, load_clips
 from vjepa_jax.data.features import FeatureSource
-from vjepa_jax.data.records import Record
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.parallel.mesh import make_mesh
@@ -20,22 +18,6 @@ from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.step import TrainStep
 
 _OPTIMIZER = make_optimizer()
-
-
-LabelledClips = Clips
-
-
-def load_labelled_clips(
-  source: Sequence[Record],
-  options: ClipOptions,
-  *,
-  limit: int | None = None,
-  num_threads: int = 2,
-) -> Clips:
-  """Decodes the centre clip of each labelled video, see `load_clips`."""
-  return load_clips(
-    source, options, limit=limit, num_threads=num_threads, labelled=True
-  )
 
 
 def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:

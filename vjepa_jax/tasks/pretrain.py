@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.evaluation import probing
+from vjepa_jax.data.clip import Clips, load_clips
 from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.interop.load import describe
 from vjepa_jax.masks.fixed_size import build_mask_sampler
@@ -135,11 +135,11 @@ def make_evaluate(
 
 def load_probe_clips(
   config: config_dict.ConfigDict, limit: int
-) -> tuple[probing.LabelledClips, probing.LabelledClips]:
+) -> tuple[Clips, Clips]:
   """Decodes labelled clips to train probes on, and to test them."""
   options = pipeline.ClipOptions(**config.clip)
   return tuple(
-    probing.load_labelled_clips(sources.open_source(path), options, limit=limit)
+    load_clips(sources.open_source(path), options, limit=limit, labelled=True)
     for path in (config.probe.train, config.probe.test)
   )
 
