@@ -140,7 +140,7 @@ def get_config() -> config_dict.ConfigDict:
     # stage; with the workdir of one its features, the second. The teacher may
     # be of any size, on the same tubelets.
     salt=dict(teacher=''),
-    # On the features of visible tokens.
+    # On the features of visible tokens; goes with the options of vjepa alone.
     regularized=dict(
       feature_variance_weight=0.0,  # VICReg (arXiv 2105.04906)
       covariance_weight=0.0,  # VICReg

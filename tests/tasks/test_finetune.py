@@ -106,7 +106,7 @@ def test_the_result_is_a_backbone_and_a_classifier(run, config):
   'changes,message',
   [
     ({'data.train': ''}, 'config.data.train is empty: give a manifest'),
-    ({'data.batch_size': 12}, 'batch size 12 is not divisible by 8 data sha'),
+    ({'data.batch_size': 12}, 'a batch of 12 clips is not divisible by 8 d'),
     ({'evaluation.batch_size': 9}, 'evaluation.batch_size 9 is not divisible'),
     ({'num_classes': 3}, 'has label 3, training needs one from 0 to 2'),
     ({'clip.frames': None}, 'backbone does not say: set config.clip.frames'),

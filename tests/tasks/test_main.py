@@ -60,7 +60,7 @@ def test_profile_is_a_trace_of_the_steps(launcher, tmp_path):
     (['--config=configs/vjepa1.py:x99'], "variant 'x99' is not one of ['l16'"),
     (
       ['--config.data.batch_size=9', '--config.clip.num_clips=2'],
-      'batch size 9 is not divisible by',
+      'a batch of 9 clips is not divisible by',
     ),
     (['--config.data.sources.toy.path=/no/such/folder'], '/no/such/folder'),
   ],

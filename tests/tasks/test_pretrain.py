@@ -118,7 +118,7 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
   [
     (
       {'data.batch_size': 12},
-      'batch size 12 is not divisible by 8 data shards',
+      'a batch of 12 clips is not divisible by 8 data',
     ),
     (
       {'probe.train': 'TOY', 'probe.test': 'TOY', 'probe.batch_size': 9},

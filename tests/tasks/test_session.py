@@ -34,7 +34,9 @@ def _read(workdir):
   [
     ({'total_steps': 0}, 'is at step 1, past the 0 of this config'),
     ({'predictor.width': 96}, 'is of another model'),
-    ({'data.batch_size': 9}, 'batch size 9 is not divisible by 8 data shards'),
+    ({'data.batch_size': 9}, 'a batch of 9 clips is not divisible by 8 data'),
+    ({'clip.num_clips': 3}, 'is not divisible by 1 hosts x 3 clips a video'),
+    ({'optimizer.kind': 'muon'}, 'is of another model or optimizer'),
   ],
 )
 def test_a_refused_command_leaves_the_config(run, changes, message):
@@ -60,6 +62,15 @@ def test_a_resumed_run_says_what_changed(run, caplog):
     'config.log_every_steps is 7 from step 1 on, was 1',
   ]
   assert _read(workdir)['checkpoint']['keep'] == 5
+
+
+def test_a_config_that_was_cut_off_is_written_anew(run):
+  config, workdir = run
+  path = workdir / 'config.json'
+  before = path.read_text()
+  path.write_text(before[:40])
+  assert pretrain(config, workdir) is not None
+  assert _read(workdir)['total_steps'] == 1
 
 
 def test_a_shrunk_quickstart_is_its_pretraining(tmp_path):

@@ -231,7 +231,7 @@ def test_a_decoder_is_of_one_backbone(backbone, decoder):
   'changes,message',
   [
     ({'backbone': ''}, 'config.backbone is empty: give a workdir'),
-    ({'data.batch_size': 12}, 'batch size 12 is not divisible by 8 data'),
+    ({'data.batch_size': 12}, 'a batch of 12 clips is not divisible by 8'),
     ({'decoder.num_heads': 3}, 'decoder width 32 is not divisible by its 3'),
     ({'loss_exp': 3.0}, 'config.loss_exp is 1 or 2, not 3'),
     ({'clip.resolution': 20}, 'config.clip: height of the clip, 20, is not'),

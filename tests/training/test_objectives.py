@@ -148,7 +148,7 @@ def test_context_loss_rises_with_the_steps_and_trains_its_own_head(initial):
 @pytest.mark.parametrize('term', ['feature_variance', 'covariance', 'sigreg'])
 def test_terms_on_features_reach_the_encoder_alone(initial, term):
   batch, kind = small.make_batch(6), 'regularized'
-  plain, without, base = _differentiate(initial, batch, 3, kind=kind)
+  plain, without, base = _differentiate(initial, batch, 3)
   weight = {f'{term}_weight': 2.0}
   loss, metrics, grads = _differentiate(initial, batch, 3, kind=kind, **weight)
   assert f'loss_{term}' not in without

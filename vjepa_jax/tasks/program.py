@@ -204,9 +204,13 @@ def check_batch(
   """Raises ValueError if a batch does not split evenly over the devices."""
   shards, parts = mesh.devices.size, config.get('microbatches', 1)
   if clips_per_step % (shards * parts):
+    pieces, remedy = f'{shards} data shards', 'change config.data.batch_size'
+    if 'microbatches' in config:
+      pieces += f' x {parts} microbatches'
+      remedy += ' or config.microbatches'
     raise ValueError(
-      f'batch size {clips_per_step} is not divisible by {shards} data shards x '
-      f'{parts} microbatches: change config.data.batch_size'
+      f'a batch of {clips_per_step} clips is not divisible by {pieces}: '
+      f'{remedy}'
     )
 
 

@@ -136,6 +136,7 @@ class Session:
     with contextlib.ExitStack() as stack:
       stack.callback(self._checkpoints.close)
       self._check_steps(start_step)
+      batches = self.make_batches(loader, self._position)
       write_config(self.workdir, config, start_step)
       logging.info(
         'steps %d to %d of %d clips, %.1f epochs',
@@ -145,7 +146,7 @@ class Session:
         self.total_steps / self.steps_per_epoch,
       )
       feed = Feed(
-        self.make_batches(loader, self._position),
+        batches,
         sharding.shard_batch(self.mesh),
         Quarantine(self.workdir),
         position=self._position,
@@ -239,16 +240,26 @@ def write_config(
   path = workdir / 'config.json'
   text = json.dumps(config.to_dict(), indent=2, default=str)
   if start_step and path.exists():
-    before, after = (
-      dict(_flatten(json.loads(x))) for x in (path.read_text(), text)
-    )
+    before, after = (dict(_flatten(x)) for x in (_read(path), json.loads(text)))
     for name in sorted(before | after):
       old, new = before.get(name, 'absent'), after.get(name, 'absent')
       if old != new:
         logging.info(
           'config%s is %s from step %d on, was %s', name, new, start_step, old
         )
-  path.write_text(text + '\n')
+  # Whole or not at all: a resume reads it.
+  partial = path.with_name('config.json.tmp')
+  partial.write_text(text + '\n')
+  partial.replace(path)
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+  """Reads a config; one that was cut off is said and taken for empty."""
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    logging.warning('%s is damaged and written anew: %s', path, error)
+    return {}
 
 
 def _flatten(values: Any, name: str = '') -> Iterator[tuple[str, Any]]:

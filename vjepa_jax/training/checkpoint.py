@@ -45,7 +45,8 @@ def _check_model(
   for name in sorted(have | want):
     if have.get(name) != want.get(name):
       raise CheckpointError(
-        f'{checkpointer.directory}/{step} is of another model: {item}/{name} '
+        f'{checkpointer.directory}/{step} is of another model'
+        f'{" or optimizer" * (item == "opt_state")}: {item}/{name} '
         f'has shape {have.get(name, "(absent)")}, this config needs '
         f'{want.get(name, "(absent)")}; use the config it was made with or '
         'another --workdir'
@@ -60,7 +61,8 @@ def _load(
 ) -> dict[str, Any]:
   """Loads all items of a step."""
   wanted = _abstract(abstract, shardings)
-  _check_model(checkpointer, step, 'params', wanted.params)
+  for item in ('params', 'opt_state'):
+    _check_model(checkpointer, step, item, getattr(wanted, item))
   return checkpointer.load_checkpointables(
     step, {**_get_trees(wanted), 'position': {'samples': 0}}
   )

@@ -152,6 +152,11 @@ def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
       f'{path} holds no decoder: train one by python main.py '
       '--config=configs/decoder.py --config.backbone=... --workdir=...'
     )
+  if isinstance(models['fingerprint'], int):
+    raise CheckpointError(
+      f'the decoder in {path} was written before fingerprints were sha256, and '
+      'cannot be told to fit: train it again by --config=configs/decoder.py'
+    )
   if models['fingerprint'] != compute_fingerprint(world):
     raise CheckpointError(
       f'the decoder in {path} is of the features of {models["backbone"]}, and '

@@ -31,6 +31,19 @@ class Regularized(vjepa.VJepa):
   sigreg_weight: float = 0.0
   seed: int = 0
 
+  def __post_init__(self):
+    """Raises ValueError where nothing would be regularised."""
+    weights = (
+      self.feature_variance_weight,
+      self.covariance_weight,
+      self.sigreg_weight,
+    )
+    if not any(weights):
+      raise ValueError(
+        'objective.kind regularized has no weight that is not 0: set one of '
+        'objective.regularized, or objective.kind=vjepa'
+      )
+
   @property
   def whole_batch(self) -> str | None:
     """See `Objective`."""
