@@ -60,7 +60,7 @@ def test_profile_is_a_trace_of_the_steps(launcher, tmp_path):
     (['--config=configs/vjepa1.py:x99'], "variant 'x99' is not one of ['l16'"),
     (
       ['--config.data.batch_size=9', '--config.clip.num_clips=2'],
-      'a batch of 9 clips is not divisible by',
+      'batch size 9 is not divisible by',
     ),
     (['--config.data.sources.toy.path=/no/such/folder'], '/no/such/folder'),
   ],
@@ -76,7 +76,7 @@ def test_where_a_mistake_was_found_is_shown_on_demand(launcher, tmp_path):
   flags = '--config.data.batch_size=9', '--verbosity=1'
   output = finish(launcher.start(tmp_path, *flags, devices=2), code=2)
   assert 'Traceback' in output
-  assert 'ValueError: batch size 9' in output
+  assert 'ValueError: a batch of 9 clips' in output
 
 
 def test_an_error_in_training_is_no_mistake_of_the_user(launcher, tmp_path):
