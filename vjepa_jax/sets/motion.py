@@ -11,10 +11,9 @@ distributions for all classes, and every class must stay inside the same
 circle around its middle. Training and test clips come from different videos.
 """
 
-import collections
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import functools
+import itertools
 import math
 import pathlib
 
@@ -22,7 +21,6 @@ import av
 import cv2
 import numpy as np
 
-from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
@@ -30,14 +28,8 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 # Where the picture goes, clockwise on a screen from the right.
 CLASSES = (
-  'right',
-  'down right',
-  'down',
-  'down left',
-  'left',
-  'up left',
-  'up',
-  'up right',
+  *('right', 'down right', 'down', 'down left'),
+  *('left', 'up left', 'up', 'up right'),
 )
 
 # A change of these numbers changes the set: raise the version with them.
@@ -59,16 +51,6 @@ _MIN_TEXTURE = 30.0
 _MAX_DRAWS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-  """Where and how a clip looks at a picture."""
-
-  picture: np.ndarray  # uint8 [H, W, 3]
-  centre: np.ndarray  # [2] x, y in pixels of the picture
-  base: np.ndarray  # [2, 2] from window pixels to those of the picture
-  gain: np.ndarray  # [3] of the colours
-
-
 def write_motion_set(
   folder: pathlib.Path | str,
   videos: Sequence[pathlib.Path | str],
@@ -85,23 +67,31 @@ def write_motion_set(
   is finished and, when the options agree, is left alone.
 
   Args:
-    folder: where to write; made if missing.
-    videos: at least two video files; test clips are cut from a third of them,
+    folder: Where to write.
+    videos: At least two video files; test clips are cut from a third of them,
       drawn by the seed, and training clips from the others.
-    num_train: training clips.
-    num_test: test clips.
-    seed: the same seed, videos and options give the same clips.
-    workers: threads; by default one a processor.
+    num_train: Training clips.
+    num_test: Test clips.
+    seed: The same seed, videos and options give the same clips.
+    workers: Threads; by default one a processor.
 
   Returns:
     `folder`.
 
   Raises:
-    ValueError: if there are too few videos, one cannot be used, or `folder`
-      holds a finished set with other options.
+    ValueError: There are too few videos, one cannot be used, or `folder` holds
+      a finished set with other options.
   """
   folder = pathlib.Path(folder)
-  train_videos, test_videos = _split(videos, seed)
+  videos = sorted({pathlib.Path(v).resolve() for v in videos})
+  if len(videos) < 2:
+    raise ValueError(
+      f'a motion set needs at least 2 videos, got {len(videos)}: one to train '
+      'and one to test'
+    )
+  order = np.random.default_rng(seed).permutation(len(videos))
+  test = sorted(videos[i] for i in order[: max(1, len(videos) // 3)])
+  train = [v for v in videos if v not in test]
   options = {
     'version': _VERSION,
     'classes': list(CLASSES),
@@ -114,45 +104,25 @@ def write_motion_set(
     'num_train': num_train,
     'num_test': num_test,
     'videos': {
-      'train': [video.name for video in train_videos],
-      'test': [video.name for video in test_videos],
+      'train': [video.name for video in train],
+      'test': [video.name for video in test],
     },
-    'video_bytes': sum(v.stat().st_size for v in (*train_videos, *test_videos)),
+    'video_bytes': sum(video.stat().st_size for video in videos),
   }
 
   def write():
-    splits = ('train', num_train, train_videos), ('test', num_test, test_videos)
     total = num_train + num_test
     with writing.open_pool(total, 'clip', workers) as (pool, count):
-      for number, (split, num_clips, sources) in enumerate(splits):
-        key = (seed, number)
-        _write_split(folder, split, num_clips, sources, key, pool, count)
+      _write_split(folder, 'train', num_train, train, (seed, 0), pool, count)
+      _write_split(folder, 'test', num_test, test, (seed, 1), pool, count)
 
   writing.write_once(folder / 'motion.json', options, write)
   return folder
 
 
-def _split(videos, seed):
-  """Sorted training and test videos, without a common file."""
-  videos = sorted({pathlib.Path(v).resolve() for v in videos})
-  if len(videos) < 2:
-    raise ValueError(
-      f'a motion set needs at least 2 videos, got {len(videos)}: one to train '
-      'and one to test'
-    )
-  order = np.random.default_rng(seed).permutation(len(videos))
-  test = sorted(videos[i] for i in order[: max(1, len(videos) // 3)])
-  return [v for v in videos if v not in test], test
-
-
 def _write_split(folder, split, num_clips, videos, seed, pool, count):
   """Writes the clips of one split, video by video, and its manifest."""
   writing.clear_split(folder, split)
-  clips = collections.defaultdict(list)
-  for i in range(num_clips):
-    # All classes of one video, then all classes of the next: label and source
-    # are independent.
-    clips[videos[i // len(CLASSES) % len(videos)]].append(i)
   names = [f'{split}/{i:05d}.mp4' for i in range(num_clips)]
   labels = [i % len(CLASSES) for i in range(num_clips)]
 
@@ -165,17 +135,20 @@ def _write_split(folder, split, num_clips, videos, seed, pool, count):
     write_video(folder / names[i], clip, _FPS)
     count()
 
-  # The next video is read while this one's clips are written, no earlier:
-  # two videos in memory.
-  used = [v for v in videos if clips[v]]
-  reading = pool.submit(_read_frames, used[0]) if used else None
-  for n, video in enumerate(used):
-    frames = reading.result()
-    if n + 1 < len(used):
-      reading = pool.submit(_read_frames, used[n + 1])
-    list(pool.map(functools.partial(write, frames, video), clips[video]))
-  lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
-  storage.replace(folder / f'{split}.csv', ''.join(lines))
+  written = ()
+  for n, video in enumerate(videos):
+    # All classes of one video, then all classes of the next: label and source
+    # are independent.
+    clips = [
+      i for i in range(num_clips) if i // len(CLASSES) % len(videos) == n
+    ]
+    if clips:
+      # While those of the video before are written: two videos in memory.
+      frames = _read_frames(video)
+      list(written)
+      written = pool.map(functools.partial(write, frames, video), clips)
+  list(written)
+  writing.write_manifest(folder / f'{split}.csv', names, labels)
 
 
 def _read_frames(path: pathlib.Path) -> list[np.ndarray]:
@@ -187,13 +160,11 @@ def _read_frames(path: pathlib.Path) -> list[np.ndarray]:
       stream.thread_count = 1
       scale = min(1, _SHORT_SIDE / min(stream.width, stream.height))
       size = (round(stream.width * scale), round(stream.height * scale))
-      for frame in container.decode(stream):
+      for frame in itertools.islice(container.decode(stream), _MAX_FRAMES):
         image = frame.to_ndarray(format='rgb24')
         if scale < 1:
           image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         frames.append(image)
-        if len(frames) == _MAX_FRAMES:
-          break
   except (av.FFmpegError, IndexError) as error:
     raise ValueError(f'{path}: cannot be read as a video: {error}') from error
   if not frames:
@@ -208,30 +179,33 @@ def render_clip(
 
   Args:
     frames: uint8 RGB [H, W, 3] each.
-    label: index of the motion in `CLASSES`.
-    rng: draws the window first and the motion after it, so that the same
+    label: Index of the motion in `CLASSES`.
+    rng: Draws the window first and the motion after it, so that the same
       generator gives all classes the same window.
 
   Returns:
     uint8 [16, 36, 36, 3].
 
   Raises:
-    ValueError: no frame has texture.
+    ValueError: No frame has texture.
   """
-  window = _draw_window(frames, rng)
+  look = _draw_window(frames, rng)
   angle = 2 * math.pi * label / len(CLASSES)
   drift = rng.uniform(*_DRIFT) * np.array([math.cos(angle), math.sin(angle)])
   times = np.arange(_FRAMES) - (_FRAMES - 1) / 2
   path = times[:, None] * drift + _TREMBLE * rng.standard_normal((_FRAMES, 2))
-  return np.stack([_look(window, shift) for shift in path])
+  return np.stack([look(shift) for shift in path])
 
 
 def _draw_window(
   frames: Sequence[np.ndarray], rng: np.random.Generator
-) -> _Window:
+) -> Callable[[np.ndarray], np.ndarray]:
   """Draws windows until one has texture in both directions.
 
   The label has no part in this: windows of all classes are alike.
+
+  Returns:
+    What the window shows, see `_look`, as a function of the shift.
   """
   height, width = frames[0].shape[:2]
   for _ in range(_MAX_DRAWS):
@@ -241,17 +215,20 @@ def _draw_window(
     margin = scale * _REACH
     x = rng.uniform(margin, max(margin, width - margin))
     y = rng.uniform(margin, max(margin, height - margin))
-    base = scale * _turn(rng.uniform(0, 2 * math.pi))
-    base[:, 0] *= rng.choice((-1, 1))
+    angle = rng.uniform(0, 2 * math.pi)
+    c, s = math.cos(angle), math.sin(angle)
+    turn = scale * np.array([[c, -s], [s, c]])
+    turn[:, 0] *= rng.choice((-1, 1))
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
-    centre = np.array([x, y])
-    window = _Window(picture, centre, base, gain.astype(np.float32))
-    if _texture(_look(window, np.zeros(2))) >= _MIN_TEXTURE:
-      return window
+    look = functools.partial(
+      _look, picture, np.array([x, y]), turn, gain.astype(np.float32)
+    )
+    if _measure_texture(look(np.zeros(2))) >= _MIN_TEXTURE:
+      return look
   raise ValueError(f'no textured window in {_MAX_DRAWS} draws')
 
 
-def _texture(image: np.ndarray) -> float:
+def _measure_texture(image: np.ndarray) -> float:
   """How well motion can be seen, in squared levels a pixel.
 
   The smaller eigenvalue of the structure tensor: large only where brightness
@@ -266,30 +243,37 @@ def _texture(image: np.ndarray) -> float:
   return float(np.linalg.eigvalsh(tensor)[0])
 
 
-def _turn(angle: float) -> np.ndarray:
-  """Rotation by `angle` radians, clockwise on a screen (y points down)."""
-  c, s = math.cos(angle), math.sin(angle)
-  return np.array([[c, -s], [s, c]])
-
-
-def _look(window: _Window, shift: np.ndarray) -> np.ndarray:
-  """The view of a picture shifted by [2] window pixels, uint8 [H, W, 3].
+def _look(
+  picture: np.ndarray,
+  centre: np.ndarray,
+  base: np.ndarray,
+  gain: np.ndarray,
+  shift: np.ndarray,
+) -> np.ndarray:
+  """The view of a shifted picture, uint8 [36, 36, 3].
 
   Drawn at twice the size and averaged, as windows may be up to three source
   pixels a pixel and would alias.
+
+  Args:
+    picture: uint8 [H, W, 3].
+    centre: [2] x, y of the window's in pixels of the picture.
+    base: [2, 2] from window pixels to those of the picture.
+    gain: [3] of the colours.
+    shift: [2] of the picture, in window pixels.
   """
   # From pixels of the double picture to centred window pixels, and from there,
   # against the motion, to the source.
   centred = np.array([[0.5, 0, 0.25], [0, 0.5, 0.25]])
   centred[:, 2] -= _SIZE / 2 + shift
-  to_source = window.base @ centred
-  to_source[:, 2] += window.centre - 0.5
+  to_source = base @ centred
+  to_source[:, 2] += centre - 0.5
   view = cv2.warpAffine(
-    window.picture,
+    picture,
     to_source,
     (2 * _SIZE, 2 * _SIZE),
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REFLECT_101,
   )
   view = cv2.resize(view, (_SIZE, _SIZE), interpolation=cv2.INTER_AREA)
-  return np.clip(view * window.gain, 0, 255).astype(np.uint8)
+  return np.clip(view * gain, 0, 255).astype(np.uint8)

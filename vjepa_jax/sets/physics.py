@@ -14,9 +14,9 @@ two films of a pair, (a-a, a-b) and (b-b, b-a), are the same until the switch
 shows.
 """
 
-import csv
-import dataclasses
+import itertools
 import pathlib
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -43,19 +43,14 @@ _SLANT = 0.4  # pixels a frame across it, at most
 _MOMENT = (13, 19)  # the switch comes before one of these frames
 _HUES = np.array(
   [
-    [225, 45, 40],
-    [245, 150, 20],
-    [235, 225, 50],
-    [45, 190, 60],
-    [40, 110, 235],
-    [170, 60, 215],
+    *([225, 45, 40], [245, 150, 20], [235, 225, 50]),
+    *([45, 190, 60], [40, 110, 235], [170, 60, 215]),
   ],
   np.float32,
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
   """What may not change without a reason."""
 
   present: bool  # there is an object
@@ -65,8 +60,7 @@ class _State:
   speed: float  # pixels a frame to the right
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scene:
+class _Scene(NamedTuple):
   """What the films of a set share."""
 
   background: np.ndarray  # float32 [SIZE, SIZE, 3], 0..255
@@ -95,18 +89,18 @@ def write_physics_set(
   finished and, when the options agree, is left alone.
 
   Args:
-    folder: where to write; made if missing.
-    num_train: training films.
-    num_sets: sets of four films for each property, with a screen and without.
-    seed: the same seed and options give the same films.
-    workers: threads; by default one a processor.
+    folder: Where to write.
+    num_train: Training films.
+    num_sets: Sets of four films for each property, with a screen and without.
+    seed: The same seed and options give the same films.
+    workers: Threads; by default one a processor.
 
   Returns:
     `folder`.
 
   Raises:
-    ValueError: if a number is not positive, or `folder` holds a finished set
-      with other options.
+    ValueError: A number is not positive, or `folder` holds a finished set with
+      other options.
   """
   if min(num_train, num_sets) < 1:
     raise ValueError(
@@ -154,21 +148,25 @@ def _write_films(folder, num_train, num_sets, seed, workers):
 
     def write_set(i):
       """Writes the films of a set; returns their rows of the manifest."""
-      rng = np.random.default_rng((seed, 1, i))
-      films = render_set(*kinds[i % len(kinds)], rng)
-      rows = _describe(i, *kinds[i % len(kinds)], films)
-      for row, film in zip(rows, films, strict=True):
-        write_film(row['file'], film)
+      name, screen = kinds[i % len(kinds)]
+      films = render_set(name, screen, np.random.default_rng((seed, 1, i)))
+      rows = []
+      for k, film in enumerate(films):
+        file, pair, possible = f'test/{4 * i + k:05d}.mp4', k // 2, k % 2 == 0
+        twin = films[k + 1 if possible else k - 1]
+        frame = (film != twin).any(axis=(1, 2, 3)).argmax()
+        rows.append(
+          (file, 2 * i + pair, i, name, int(screen), int(possible), frame)
+        )
+        write_film(file, film)
       return rows
 
     names = list(pool.map(write_train, range(num_train)))
     sets = list(pool.map(write_set, range(num_sets * len(kinds))))
-  lines = ''.join(f'{name}\n' for name in names)
-  storage.replace(folder / 'train.csv', lines)
-  with (folder / 'test.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(row for rows in sets for row in rows)
+  storage.replace(folder / 'train.csv', ''.join(f'{n}\n' for n in names))
+  rows = [COLUMNS, *itertools.chain(*sets)]
+  lines = [','.join(map(str, row)) + '\n' for row in rows]
+  storage.replace(folder / 'test.csv', ''.join(lines))
 
 
 def render_set(
@@ -177,9 +175,9 @@ def render_set(
   """Renders the four films of a set: a-a, a-b, b-b, b-a.
 
   Args:
-    property_name: one of `PROPERTIES`.
-    screen: whether the switch happens behind a screen.
-    rng: draws the scene and the two states.
+    property_name: One of `PROPERTIES`.
+    screen: Whether the switch happens behind a screen.
+    rng: Draws the scene and the two states.
 
   Returns:
     Four times uint8 `[FRAMES, SIZE, SIZE, 3]`.
@@ -191,27 +189,6 @@ def render_set(
     switched = [before[: scene.moment], after[scene.moment :]]
     films += [before, np.concatenate(switched)]
   return films
-
-
-def _describe(
-  number: int, property_name: str, screen: bool, films: list[np.ndarray]
-) -> list[dict[str, object]]:
-  """Returns the rows of the manifest for the four films of a set."""
-  rows = []
-  for i in range(len(films)):
-    possible, impossible = films[i - i % 2 : i - i % 2 + 2]
-    differs = (possible != impossible).any(axis=(1, 2, 3))
-    values = (
-      f'test/{4 * number + i:05d}.mp4',
-      2 * number + i // 2,
-      number,
-      property_name,
-      int(screen),
-      int(i % 2 == 0),
-      int(differs.argmax()),
-    )
-    rows.append(dict(zip(COLUMNS, values, strict=True)))
-  return rows
 
 
 def _draw(
@@ -250,7 +227,7 @@ def _draw(
     'position': {'row': float(rows[1])},
     'direction': {'speed': -float(speed)},
   }[property_name]
-  b = dataclasses.replace(a, **change)
+  b = a._replace(**change)
   return (scene, a, b) if rng.random() < 0.5 else (scene, b, a)
 
 

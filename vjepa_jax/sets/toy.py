@@ -7,28 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
 from vjepa_jax.sets import writing
 
 _FPS = 10
 # Pixels a frame, (down, right), by label.
 _DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0))
-
-
-def _render_texture(
-  rng: np.random.Generator, height: int, width: int
-) -> np.ndarray:
-  """Draws overlapping rectangles of all sizes: uint8 `[height, width, 3]`."""
-  image = np.full((height, width, 3), 128, np.uint8)
-  for side in np.geomspace(max(height, width) / 2, 4, 60).astype(int):
-    for _ in range(4):
-      top, left = rng.integers(-side, height), rng.integers(-side, width)
-      h, w = rng.integers(side // 2, side + 1, size=2)
-      rows = slice(max(top, 0), max(top + h, 0))
-      columns = slice(max(left, 0), max(left + w, 0))
-      image[rows, columns] = rng.integers(0, 256, 3)
-  return image
 
 
 def write_toy_videos(
@@ -62,8 +46,7 @@ def write_toy_videos(
     for i, (name, label) in enumerate(zip(names, labels, strict=True)):
       clip = _render(np.random.default_rng((seed, i)), label, frames, *size)
       write_video(folder / name, clip, _FPS)
-    lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
-    storage.replace(folder / 'manifest.csv', ''.join(lines))
+    writing.write_manifest(folder / 'manifest.csv', names, labels)
 
   options = {'videos': num_videos, 'seed': seed, 'frames': frames, 'size': size}
   writing.write_once(folder / 'toy.json', options, write)
@@ -77,10 +60,24 @@ def _render(
   texture = _render_texture(rng, height + 2 * frames, width + 2 * frames)
   down, right = _DIRECTIONS[label]
   clip = []
-  for t in range(frames):
-    # Centred in time, so that the place in the texture tells nothing.
-    shift = t - frames // 2
+  # Centred in time, so that the place in the texture tells nothing.
+  for shift in range(-(frames // 2), frames - frames // 2):
     # What moves right shows ever more of the texture's left.
     top, left = frames - down * shift, frames - right * shift
     clip.append(texture[top : top + height, left : left + width])
   return np.stack(clip)
+
+
+def _render_texture(
+  rng: np.random.Generator, height: int, width: int
+) -> np.ndarray:
+  """Draws overlapping rectangles of all sizes: uint8 `[height, width, 3]`."""
+  image = np.full((height, width, 3), 128, np.uint8)
+  for side in np.geomspace(max(height, width) / 2, 4, 60).astype(int):
+    for _ in range(4):
+      top, left = rng.integers(-side, height), rng.integers(-side, width)
+      h, w = rng.integers(side // 2, side + 1, size=2)
+      rows = slice(max(top, 0), max(top + h, 0))
+      columns = slice(max(left, 0), max(left + w, 0))
+      image[rows, columns] = rng.integers(0, 256, 3)
+  return image

@@ -1,6 +1,6 @@
 """How a made set is written: once, in threads, finished when its marker is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import json
@@ -50,6 +50,14 @@ def clear_split(folder: pathlib.Path, split: str) -> None:
   storage.make_folder(folder / split)
   for leftover in (folder / split).glob('[0-9]*.mp4'):
     leftover.unlink()
+
+
+def write_manifest(
+  path: pathlib.Path, names: Sequence[str], labels: Sequence[int]
+) -> None:
+  """Writes the lines `name label` of a manifest."""
+  lines = [f'{a} {b}\n' for a, b in zip(names, labels, strict=True)]
+  storage.replace(path, ''.join(lines))
 
 
 @contextlib.contextmanager
