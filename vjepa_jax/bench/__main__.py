@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
       '--quick', action='store_true', help='toy sizes: does it run at all?'
     )
     benchmark = importlib.import_module(f'vjepa_jax.bench.{module}')
-    benchmark.add_options(options)
+    for name, option in benchmark.OPTIONS.items():
+      options.add_argument(f'--{name}', **option)
     options.set_defaults(run=benchmark.run)
   arguments = parser.parse_args(argv)
 

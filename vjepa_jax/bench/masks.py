@@ -5,14 +5,15 @@ from functools import partial
 import time
 from typing import Any
 
+from ml_collections import config_dict
 import numpy as np
 
 from configs import vjepa1, vjepa2
 from vjepa_jax.bench import measure
 from vjepa_jax.bench.data import draw_clips
 from vjepa_jax.bench.decoders import read_ours
-from vjepa_jax.bench.recipes import build_samplers
-from vjepa_jax.bench.videos import add_options, find_cases  # noqa: F401
+from vjepa_jax.bench.videos import OPTIONS, find_cases  # noqa: F401
+from vjepa_jax.data import storage
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler
 from vjepa_jax.tasks.program import get_grid
 
@@ -20,6 +21,16 @@ _AIM = 0.02
 # Masks that are drawn in one timed run: one alone is shorter than a clock's
 # noise.
 _DRAWS = 20
+
+
+def build_samplers(config: config_dict.ConfigDict) -> dict[str, MaskSampler]:
+  """Builds the mask samplers of a recipe, by name."""
+  samplers = {}
+  for name in config.mask_names:
+    options = config.masks[name].to_dict()
+    kind = options.pop('kind')
+    samplers[name] = build_mask_sampler(get_grid(config), kind, options)
+  return samplers
 
 
 def collect_samplers(quick: bool) -> dict[str, tuple[MaskSampler, int]]:
@@ -51,11 +62,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   """Times masks and the decoding of one clip in turn."""
   samplers = collect_samplers(arguments.quick)
   # The cheapest to decode, so that the share is the largest.
-  (paths,) = find_cases(arguments, 1).values()
+  (pattern,) = find_cases(arguments, 1).values()
   rounds = arguments.rounds or (2 if arguments.quick else 20)
-  clips = draw_clips(
-    (paths * rounds)[:rounds], frames=16, step=4, resolution=224
-  )
+  clips = draw_clips(sorted(storage.match(pattern)), rounds)
 
   def draw(sampler, i):
     for k in range(_DRAWS):
@@ -69,13 +78,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     runs, rounds, clock=time.process_time, label='masks'
   )
   decode = times.pop('decode')
-  cases = {}
+  cases, shares = {}, {}
   for name, (_, frames) in samplers.items():
     # A clip of 64 frames at 256 px costs more to decode than the one that is
     # timed: only frames of the same size count, so the share is an upper bound.
     seconds = [t / _DRAWS for t in times[name]]
     scaled = [frames / 16 * t for t in decode]
-    cases[name] = measure.compare({measure.OURS: seconds, 'decode': scaled})
+    case = measure.compare({measure.OURS: seconds, 'decode': scaled})
+    cases[name] = case
+    # A clip needs one of each mask of its recipe.
+    recipe, mask = name.split()
+    if mask in ('short', 'long'):
+      shares[recipe] = shares.get(recipe, 0.0) + case['ratio']['decode']
   print('masks of one clip, and their share of the time to decode it')
   measure.print_table(
     ['', 'masks/s', 'us a mask', 'of decoding'],
@@ -89,12 +103,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
       for name, case in cases.items()
     ],
   )
-  # A clip needs one of each mask of its recipe.
-  shares = {}
-  for name, case in cases.items():
-    recipe, mask = name.split()
-    if mask in ('short', 'long'):
-      shares[recipe] = shares.get(recipe, 0.0) + case['ratio']['decode']
   worst = max(shares, key=shares.get)
   print(
     f'all masks of a clip: at most {shares[worst]:.2%} of its decoding '
@@ -102,9 +110,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   )
   return {
     'unit': 'CPU s',
+    **measure.join(cases),
     'ratio': {'decode': shares[worst]},
-    'ours': {name: case['ours'] for name, case in cases.items()},
     'peer': {'decode': measure.summarize(decode)},
-    'cases': cases,
     'shares': shares,
   }

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 
 Times = dict[str, list[float]]
@@ -86,27 +85,22 @@ def compare(times: Times) -> dict[str, Any]:
   }
 
 
-def join_ratios(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Takes the geometric mean over cases of each peer's ratio."""
-  peers = {peer for case in cases for peer in case['ratio']}
+def join(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Joins the comparisons of several cases.
+
+  Returns:
+    'ratio': for each peer the geometric mean over its cases; 'ours' and 'peer'
+    of each case, by name; 'cases', as they are.
+  """
+  ratios = {}
+  for case in cases.values():
+    for peer, ratio in case['ratio'].items():
+      ratios.setdefault(peer, []).append(ratio)
   return {
-    peer: statistics.geometric_mean(
-      case['ratio'][peer] for case in cases if peer in case['ratio']
-    )
-    for peer in sorted(peers)
-  }
-
-
-def describe_machine() -> dict[str, Any]:
-  """Returns what a number depends on: cores, load, versions."""
-  import jax  # noqa: PLC0415 - decoding workers import this package too
-
-  return {
-    'cores': len(os.sched_getaffinity(0)),
-    'load': round(os.getloadavg()[0], 2),
-    'machine': platform.machine(),
-    'python': platform.python_version(),
-    'jax': jax.__version__,
+    'ratio': {k: statistics.geometric_mean(v) for k, v in ratios.items()},
+    'ours': {name: case['ours'] for name, case in cases.items()},
+    'peer': {name: case['peer'] for name, case in cases.items()},
+    'cases': cases,
   }
 
 
@@ -123,17 +117,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def write_result(path: str | None, result: Mapping[str, Any]) -> None:
-  """Writes a result with the facts of the machine as JSON, if asked to."""
+  """Writes a result with what numbers depend on as JSON, if asked to."""
+  import jax  # noqa: PLC0415 - decoding workers import this package too
+
+  machine = {
+    'cores': len(os.sched_getaffinity(0)),
+    'load': round(os.getloadavg()[0], 2),
+    'machine': platform.machine(),
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+  }
   if path:
-    text = json.dumps({**result, 'machine': describe_machine()}, indent=2)
+    text = json.dumps({**result, 'machine': machine}, indent=2)
     Path(path).write_text(text + '\n')
-
-
-def check_extra(module: str, extra: str) -> None:
-  """Raises UserError, naming the extra, unless a module can be imported."""
-  try:
-    __import__(module)
-  except ImportError as error:
-    raise UserError(
-      f"{module} is missing: pip install -e '.[{extra}]'"
-    ) from error

@@ -1,6 +1,7 @@
 """`bench step`: our training step on the CPU against the same one in torch."""
 
 import argparse
+from collections.abc import Callable
 import time
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from configs import base, vjepa1
 from vjepa_jax.bench import measure
-from vjepa_jax.bench.recipes import build_samplers
+from vjepa_jax.bench.masks import build_samplers
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop import layout, names
 from vjepa_jax.parallel.mesh import make_mesh
-from vjepa_jax.tasks.program import Program, build_program, get_grid
+from vjepa_jax.tasks.program import build_program, get_grid
+from vjepa_jax.training.objectives.base import Batch
 
 _AIM = 0.8
 # Near the published shares of context and target of 8 x 7 x 7 tubelets.
@@ -22,16 +24,13 @@ _SHORT, _LONG = (96, 192), (24, 288)
 _CONSTANTS = {'learning_rate': 1e-4, 'weight_decay': 0.04, 'ema': 0.998}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the options of this sub-command."""
-  parser.add_argument(
-    '--batch_size', type=int, default=4, help='clips a step (4)'
-  )
-  parser.add_argument(
-    '--cpu_time',
-    action='store_true',
-    help='count CPU seconds: on a busy machine, pinned to one core (taskset)',
-  )
+OPTIONS = {
+  'batch_size': {'type': int, 'default': 4, 'help': 'clips a step (4)'},
+  'cpu_time': {
+    'action': 'store_true',
+    'help': 'count CPU seconds; on a busy machine, pin to one core (taskset)',
+  },
+}
 
 
 def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
@@ -53,7 +52,7 @@ def make_config(batch_size: int, quick: bool) -> config_dict.ConfigDict:
   return config
 
 
-def make_batch(config: config_dict.ConfigDict) -> dict[str, Any]:
+def make_batch(config: config_dict.ConfigDict) -> Batch:
   """Makes a batch of noise with masks of the config, as numpy arrays."""
   rng = np.random.default_rng(0)
   clip, size = config.clip, config.data.batch_size
@@ -67,40 +66,42 @@ def make_batch(config: config_dict.ConfigDict) -> dict[str, Any]:
   return {'video': {'pixels': video, 'masks': tuple(masks)}}
 
 
-class JaxStep:
-  """Our program with its state, advanced by one step a call."""
+def build_steps(
+  config: config_dict.ConfigDict,
+) -> dict[str, Callable[[Batch], float]]:
+  """Builds our step and torch's, with the same weights, on one CPU device.
 
-  def __init__(self, config: config_dict.ConfigDict):
-    """Builds and initialises the program on one CPU device."""
-    self.mesh = make_mesh(devices=jax.devices('cpu')[:1])
-    self.program: Program = build_program(config, self.mesh, 1000, 100)
-    init = jax.jit(self.program.init, out_shardings=self.program.shardings)
-    self.state = init(jax.random.key(0))
+  Each takes a step on a batch and returns its loss, when all of it is done.
+  """
+  try:
+    from vjepa_jax.bench.torch_step import TorchStep  # noqa: PLC0415
+  except ImportError as error:
+    raise UserError(f"{error}: pip install -e '.[parity]'") from error
 
-  def __call__(self, batch: dict[str, Any]) -> float:
-    """Takes one step; returns its loss, when all of the step is done."""
-    with jax.set_mesh(self.mesh):
-      batch = jax.device_put(batch, self.program.batch_sharding)
-      self.state, metrics = self.program.train_step(self.state, batch)
-      jax.block_until_ready(self.state)
-    return float(metrics['loss'])
-
-
-def build_steps(config: config_dict.ConfigDict) -> tuple[Any, Any]:
-  """Builds our step and torch's, with the same weights."""
-  measure.check_extra('torch', 'parity')
-  from vjepa_jax.bench.torch_step import TorchStep  # noqa: PLC0415
-
-  ours = JaxStep(config)
-  encoder = ours.program.objective.encoder
-  predictor = ours.program.objective.predictor
-  params, tubelet = ours.state.params, encoder.tubelet
+  mesh = make_mesh(devices=jax.devices('cpu')[:1])
+  program = build_program(config, mesh, 1000, 100)
+  init = jax.jit(program.init, out_shardings=program.shardings)
+  state = init(jax.random.key(0))
+  encoder, predictor = program.objective.encoder, program.objective.predictor
+  params, tubelet = state.params, encoder.tubelet
   weights = {
     'encoder': layout.export(names.ENCODER, params['encoder'], tubelet=tubelet),
     'predictor': layout.export(names.PREDICTOR, params['predictor']),
   }
-  grid = get_grid(config)
-  return ours, TorchStep(encoder, predictor, grid, weights, _CONSTANTS)
+  theirs = TorchStep(encoder, predictor, get_grid(config), weights, _CONSTANTS)
+
+  def take_ours(batch):
+    nonlocal state
+    with jax.set_mesh(mesh):
+      batch = jax.device_put(batch, program.batch_sharding)
+      state, metrics = program.train_step(state, batch)
+      jax.block_until_ready(state)
+    return float(metrics['loss'])
+
+  return {
+    measure.OURS: take_ours,
+    'torch': lambda batch: theirs(batch['video']),
+  }
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -108,16 +109,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   if arguments.batch_size < 1:
     raise UserError(f'--batch_size={arguments.batch_size} is too few')
   config = make_config(arguments.batch_size, arguments.quick)
-  ours, theirs = build_steps(config)
   batch = make_batch(config)
-  losses = {measure.OURS: [], 'torch': []}
+  losses, runs = {}, {}
+  for name, step in build_steps(config).items():
+    found = losses[name] = []
+    runs[name] = lambda _, step=step, found=found: found.append(step(batch))
   times = measure.alternate(
-    {
-      measure.OURS: lambda _: losses[measure.OURS].append(ours(batch)),
-      'torch': lambda _: losses['torch'].append(
-        theirs(batch['video']['pixels'], batch['video']['masks'])
-      ),
-    },
+    runs,
     arguments.rounds or (2 if arguments.quick else 10),
     clock=time.process_time if arguments.cpu_time else time.perf_counter,
     label='step',
@@ -128,17 +126,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   result.update(
     unit='s', losses=losses, largest_relative_loss_difference=float(drift)
   )
-  clip = config.clip
+  clip, clips = config.clip, config.data.batch_size
   print(
     f'training step, ViT-{config.encoder.size}, float32, {clip.frames} x '
-    f'{clip.resolution} px, batch {arguments.batch_size}; losses agree to '
+    f'{clip.resolution} px, batch {clips}; losses agree to '
     f'{drift:.1e}'
   )
-  both = {measure.OURS: result['ours'], **result['peer']}
-  size = config.data.batch_size
   rows = [
-    [name, 1e3 * s['median'], 1e3 * s['min'], size / s['median']]
-    for name, s in both.items()
+    [name, 1e3 * np.median(t), 1e3 * min(t), clips / np.median(t)]
+    for name, t in times.items()
   ]
   measure.print_table(['', 'median ms', 'min ms', 'clips/s'], rows)
   print(f'ours / torch: {result["ratio"]["torch"]:.2f} (aim: {_AIM} or less)')

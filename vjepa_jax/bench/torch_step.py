@@ -5,7 +5,7 @@ tubelets gathered before they are embedded. Parameters have the names and shapes
 of the published checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,16 +34,19 @@ def _norm(params: _Params, name: str, x: torch.Tensor) -> torch.Tensor:
   return functional.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-6)
 
 
-def _apply_block(
-  params: _Params, name: str, num_heads: int, x: torch.Tensor
+def _apply_blocks(
+  model: Any, params: _Params, prefix: str, x: torch.Tensor
 ) -> torch.Tensor:
-  """Applies a pre-norm block to `x` `[B, N, D]`."""
-  y = _linear(params, f'{name}.attn.qkv', _norm(params, f'{name}.norm1', x))
-  q, k, v = y.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-  y = functional.scaled_dot_product_attention(q, k, v)
-  x = x + _linear(params, f'{name}.attn.proj', y.transpose(1, 2).flatten(2))
-  y = _linear(params, f'{name}.mlp.fc1', _norm(params, f'{name}.norm2', x))
-  return x + _linear(params, f'{name}.mlp.fc2', functional.gelu(y))
+  """Applies the pre-norm blocks of a model to `x` `[B, N, D]`."""
+  for i in range(model.depth):
+    name = f'{prefix}.{i}'
+    y = _linear(params, f'{name}.attn.qkv', _norm(params, f'{name}.norm1', x))
+    y = y.unflatten(-1, (3, model.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    y = functional.scaled_dot_product_attention(*y)
+    x = x + _linear(params, f'{name}.attn.proj', y.transpose(1, 2).flatten(2))
+    y = _linear(params, f'{name}.mlp.fc1', _norm(params, f'{name}.norm2', x))
+    x = x + _linear(params, f'{name}.mlp.fc2', functional.gelu(y))
+  return x
 
 
 def _cut_tubelets(
@@ -79,21 +82,22 @@ class TorchStep:
       weights: 'encoder' and 'predictor' in the published layout.
       schedules: 'learning_rate', 'weight_decay' and 'ema', held constant.
     """
-    self._models = {'encoder': encoder, 'predictor': predictor}
-    self._positions = {
-      name: torch.from_numpy(make_sincos_table(grid, model.width))
-      for name, model in self._models.items()
-    }
-    self._params = {
-      model: {k: torch.tensor(v, requires_grad=True) for k, v in state.items()}
-      for model, state in weights.items()
-    }
-    self._target = {
-      name: x.detach().clone() for name, x in self._params['encoder'].items()
-    }
+    self._encoder, self._predictor = encoder, predictor
+    self._positions, self._predictor_positions = (
+      torch.from_numpy(make_sincos_table(grid, model.width))
+      for model in (encoder, predictor)
+    )
+    self._params, self._predictor_params = (
+      {
+        name: torch.tensor(x, requires_grad=True)
+        for name, x in weights[model].items()
+      }
+      for model in ('encoder', 'predictor')
+    )
+    self._target = {k: x.detach().clone() for k, x in self._params.items()}
     self._momentum = schedules['ema']
     groups = [], []
-    for params in self._params.values():
+    for params in (self._params, self._predictor_params):
       for name, x in params.items():
         groups[x.ndim > 1 and 'bias' not in name].append(x)
     self._optimizer = torch.optim.AdamW(
@@ -105,20 +109,18 @@ class TorchStep:
       fused=True,
     )
 
-  def __call__(
-    self, video: np.ndarray, masks: Sequence[Mapping[str, np.ndarray]]
-  ) -> float:
-    """Takes one step on a batch of ours; returns its loss."""
-    tubelet = self._models['encoder'].tubelet
-    tubelets = _cut_tubelets(torch.from_numpy(video), tubelet)
+  def __call__(self, stream: Mapping[str, Any]) -> float:
+    """Takes one step on a stream of our batches; returns its loss."""
+    video, masks = torch.from_numpy(stream['pixels']), stream['masks']
+    tubelets = _cut_tubelets(video, self._encoder.tubelet)
     with torch.no_grad():
-      features = self._encode(self._target, tubelets)
+      features = self._encode(self._target, tubelets, slice(None))
       features = functional.layer_norm(features, features.shape[-1:])
     loss = 0.0
     for i, mask in enumerate(masks):
       ids = {k: torch.from_numpy(v).long() for k, v in mask.items()}
       context = _take(tubelets, ids['context'])
-      context = self._encode(self._params['encoder'], context, ids['context'])
+      context = self._encode(self._params, context, ids['context'])
       predicted = self._predict(context, ids, i)
       target = _take(features, ids['target'])
       loss = loss + functional.l1_loss(predicted, target)
@@ -129,43 +131,29 @@ class TorchStep:
     with torch.no_grad():
       torch._foreach_lerp_(
         list(self._target.values()),
-        list(self._params['encoder'].values()),
+        list(self._params.values()),
         1 - self._momentum,
       )
     return loss.item()
 
-  def _apply_blocks(
-    self, name: str, params: _Params, prefix: str, x: torch.Tensor
-  ) -> torch.Tensor:
-    model = self._models[name]
-    for i in range(model.depth):
-      x = _apply_block(params, f'{prefix}.{i}', model.num_heads, x)
-    return x
-
   def _encode(
-    self,
-    params: _Params,
-    tubelets: torch.Tensor,
-    ids: torch.Tensor | None = None,
+    self, params: _Params, tubelets: torch.Tensor, ids: torch.Tensor | slice
   ) -> torch.Tensor:
-    """Maps tubelets `[B, K, P]` at `ids`, or all, to features `[B, K, D]`."""
-    positions = self._positions['encoder']
-    positions = positions if ids is None else positions[ids]
-    x = _linear(params, 'patch_embed.proj', tubelets) + positions
-    return _norm(
-      params, 'norm', self._apply_blocks('encoder', params, 'blocks', x)
-    )
+    """Maps tubelets `[B, K, P]` at `ids` to features `[B, K, D]`."""
+    x = _linear(params, 'patch_embed.proj', tubelets) + self._positions[ids]
+    x = _apply_blocks(self._encoder, params, 'blocks', x)
+    return _norm(params, 'norm', x)
 
   def _predict(
     self, context: torch.Tensor, ids: Mapping[str, torch.Tensor], index: int
   ) -> torch.Tensor:
     """Predicts the features `[B, Kt, D]` of the target ids."""
-    params = self._params['predictor']
-    index %= self._models['predictor'].num_mask_tokens
+    params = self._predictor_params
+    index %= self._predictor.num_mask_tokens
     tokens = params[f'mask_tokens.{index}'].expand(*ids['target'].shape, -1)
     x = torch.cat([_linear(params, 'predictor_embed', context), tokens], dim=1)
     ids = torch.cat([ids['context'], ids['target']], dim=1)
-    x = x + self._positions['predictor'][ids]
-    x = self._apply_blocks('predictor', params, 'predictor_blocks', x)
+    x = x + self._predictor_positions[ids]
+    x = _apply_blocks(self._predictor, params, 'predictor_blocks', x)
     x = _norm(params, 'predictor_norm', x[:, context.shape[1] :])
     return _linear(params, 'predictor_proj', x)

@@ -7,28 +7,23 @@ from typing import NamedTuple
 
 import av
 import cv2
+import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.encode import write_frames
 from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 from vjepa_jax.sets.package_videos import fetch_package_videos
 from vjepa_jax.sets.toy import write_toy_videos
 
-_FPS = 30
-
 
 class Encoding(NamedTuple):
-  """How the footage of a case is encoded.
-
-  Attributes:
-    width: Pixels.
-    height: Pixels.
-    gop: Largest distance of keyframes, frames.
-  """
+  """How the footage of a case is encoded."""
 
   width: int
   height: int
-  gop: int
+  gop: int  # largest distance of keyframes, frames
 
   def __str__(self) -> str:
     return f'{self.width}x{self.height} GOP {self.gop}'
@@ -40,64 +35,40 @@ ENCODINGS = tuple(
   for gop in (12, 250)
 )
 TOY_ENCODINGS = (Encoding(96, 64, 12), Encoding(96, 64, 250))
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that say where videos come from."""
-  parser.add_argument(
-    '--videos', metavar='GLOB', help='your files; else encoded from footage'
-  )
-  parser.add_argument(
-    '--folder', default='data/bench', help='where files are encoded to'
-  )
+# Where videos come from.
+OPTIONS = {
+  'videos': {'metavar': 'GLOB', 'help': 'your files; else of footage'},
+  'folder': {'default': 'data/bench', 'help': 'where files are encoded to'},
+}
 
 
 def find_cases(
   arguments: argparse.Namespace, count: int | None = None
-) -> dict[str, list[str]]:
-  """Returns the files of each case, or the first few; encodes them if need be.
+) -> dict[str, str]:
+  """Returns a glob of files for each case, or for the first few.
+
+  Files of one's own are one case. Else footage is encoded in each way, real
+  footage, which is downloaded, or with --quick rendered textures; what is there
+  already is kept.
 
   Raises:
-    UserError: There are none.
+    UserError: There are no files.
   """
   if arguments.videos:
-    paths = sorted(glob.glob(arguments.videos, recursive=True))
-    if not paths:
+    if not storage.match(arguments.videos):
       raise UserError(f'--videos={arguments.videos} matches no file')
-    return {arguments.videos: paths}
-  folder = Path(arguments.folder)
-  return encode_cases(folder, quick=arguments.quick, count=count)
-
-
-def encode_cases(
-  folder: Path, *, quick: bool, count: int | None = None
-) -> dict[str, list[str]]:
-  """Encodes real footage in each way; what is there already is kept.
-
-  Args:
-    folder: Where the footage and the files go.
-    quick: Take rendered textures instead of real footage, which is downloaded,
-      and less of it.
-    count: How many cases; None for all.
-
-  Returns:
-    The files of each case, by its name.
-  """
-  encodings = (TOY_ENCODINGS if quick else ENCODINGS)[:count]
-  frames = 72 if quick else 300  # footage that is shorter goes back and forth
-  folder.mkdir(parents=True, exist_ok=True)
-  cases = {str(encoding): [] for encoding in encodings}
-  missing = []
-  for source in _get_footage(folder, quick):
-    for encoding in encodings:
-      path = folder / f'{source.stem}_{encoding.height}_g{encoding.gop}.mp4'
-      cases[str(encoding)].append(str(path))
+    return {arguments.videos: arguments.videos}
+  folder, quick = Path(arguments.folder), arguments.quick
+  footage = _get_footage(folder, quick)
+  frames = 72 if quick else 300
+  cases = {}
+  for encoding in (TOY_ENCODINGS if quick else ENCODINGS)[:count]:
+    end = f'_{encoding.height}_g{encoding.gop}.mp4'
+    cases[str(encoding)] = f'{glob.escape(str(folder))}/*{end}'
+    for source in make_bar(footage, desc=f'encoding {encoding}', leave=False):
+      path = folder / f'{source.stem}{end}'
       if not path.exists():
-        missing.append((source, encoding, path))
-  for source, encoding, path in make_bar(
-    missing, desc='encoding', disable=not missing, leave=False
-  ):
-    _encode(source, encoding, frames, path)
+        _encode(source, encoding, frames, path)
   return cases
 
 
@@ -118,22 +89,16 @@ def _encode(source: Path, encoding: Encoding, frames: int, path: Path) -> None:
   """Encodes one file as most videos of the web are: x264's medium preset."""
   size = encoding.height, encoding.width
   with open_video(str(source)) as video:
-    times = video.times[:frames]
-    footage = [
+    images = [
       cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-      for image in video.play(times)
+      for image in video.play(video.times[:frames])
     ]
-  period = 2 * len(footage) - 2  # back and forth, no end is shown twice
-  partial = path.with_suffix('.tmp')
-  with av.open(str(partial), 'w', format='mp4') as container:
-    options = {'crf': '23', 'g': str(encoding.gop), 'bf': '3'}
-    stream = container.add_stream('libx264', rate=_FPS, options=options)
-    stream.height, stream.width = size
-    stream.pix_fmt = 'yuv420p'
-    for i in range(frames):
-      k = i % max(period, 1)
-      image = footage[min(k, period - k)]
-      frame = av.VideoFrame.from_ndarray(image, format='rgb24')
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
-  partial.rename(path)
+  # Footage that is shorter goes back and forth.
+  order = np.pad(range(len(images)), (0, frames - len(images)), 'reflect')
+  options = {'crf': '23', 'g': str(encoding.gop), 'bf': '3'}
+  storage.make_folder(path.parent)
+  with (
+    storage.replacing(path) as partial,
+    av.open(partial, 'w', format='mp4') as container,
+  ):
+    write_frames(container, (images[i] for i in order), size, 30, options)
