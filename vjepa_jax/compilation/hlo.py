@@ -22,36 +22,21 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
 
 _COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-  'send',
-  'recv',
+  *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
+  *('collective-permute', 'send', 'recv'),
 )
 
 
 class Instruction(NamedTuple):
-  """One line of a computation.
-
-  Attributes:
-    name: Its name.
-    opcode: What it does, such as 'fusion' or 'all-reduce-start'.
-    shape: Text of its result's type.
-    scope: Path of named scopes it comes from; empty where XLA lost it.
-    cycles: XLA's estimate, 0 where it has none.
-    trips: How often a step runs it.
-    fused: Whether it is part of a fusion, whose cycles cover it.
-  """
+  """One line of a computation."""
 
   name: str
-  opcode: str
-  shape: str
-  scope: str
-  cycles: int
-  trips: int
-  fused: bool
+  opcode: str  # such as 'fusion' or 'all-reduce-start'
+  shape: str  # text of its result's type
+  scope: str  # path of named scopes it comes from; empty where XLA lost it
+  cycles: int  # XLA's estimate, 0 where it has none
+  trips: int  # how often a step runs it
+  fused: bool  # part of a fusion, whose cycles cover it
 
 
 def walk(text: str) -> Iterator[Instruction]:
@@ -166,12 +151,8 @@ def _count_bytes(dtype: str, dims: str) -> int:
 
 # Innermost first: the first that a scope holds decides.
 _PARTS = (
-  'target_encoder',
-  'context_encoder',
-  'predictor',
-  'optimizer',
-  'ema',
-  'loss',
+  *('target_encoder', 'context_encoder', 'predictor'),
+  *('optimizer', 'ema', 'loss'),
 )
 
 

@@ -17,12 +17,8 @@ _GIB = 2**30
 _KERNEL_EFFICIENCY = 0.65
 # What only a finished program tells.
 _UNKNOWN = (
-  'scatters',
-  'collectives',
-  'parts',
-  'estimated_mcycles',
-  'estimated_seconds',
-  'estimated_mfu',
+  *('scatters', 'collectives', 'parts'),
+  *('estimated_mcycles', 'estimated_seconds', 'estimated_mfu'),
 )
 
 
@@ -138,53 +134,23 @@ def _estimate(plan, chip, kernels: float, minimum: float) -> dict[str, Any]:
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-  """Formats a plan, with its topology, mesh and batch, as a table."""
-  mesh, clips, parts = plan['mesh'], plan['batch_size'], plan['microbatches']
-  rows = {
-    'devices': (
-      f'{plan["devices"]} x {plan["topology"].partition(":")[0]}, mesh data '
-      f'{mesh["data"]} x fsdp {mesh["fsdp"]}, remat {plan["remat"]}, attention '
-      f'{plan["attention"]}'
-    ),
-    'batch': f'{clips} clips, {clips / plan["devices"]:g} a device in {parts} '
-    'parts',
-    'memory': f'{plan["hbm_gib"]:.2f} of {plan["hbm_limit_gib"]:.2f} GiB a '
-    f'device: {"fits" if plan["fits"] else "DOES NOT FIT"}',
-  }
-  rows |= {f'  {k}': f'{v:.2f} GiB' for k, v in plan['state_gib'].items()}
-  if plan['fits']:
-    rows |= {
-      '  activations, gradients': f'{plan["activations_gib"]:.2f} GiB',
-      '  program': f'{plan["program_gib"]:.2f} GiB',
-      '  donated': f'{plan["donated_gib"]:.2f} GiB of the state',
-    }
-  all_flops, kernels, least = (
-    plan[f'{kind}flops_per_clip'] / 1e9 for kind in ('', 'kernel_', 'minimum_')
-  )
-  rows |= {
-    'compilation': f'{plan["compile_seconds"]:.0f} s',
-    'matmuls': f'{all_flops:.0f} GFLOP a clip, {kernels:.0f} of them in '
-    f'kernels; the least is {least:.0f}',
-  }
-  if plan['fits']:
-    rows['scatters'] = str(plan['scatters'])
-    for kind, collective in plan['collectives'].items():
-      count, mib = collective['count'], collective['mib']
-      rows[f'  {kind}'] = f'{count} of {mib:.1f} MiB in all'
-  if plan['estimated_mcycles']:
-    rows['estimated Mcycles'] = (
-      f'{plan["estimated_mcycles"]:.0f} without kernels'
-    )
-    rows |= {f'  {name}': f'{n:.1f}' for name, n in plan['parts'].items()}
-    seconds = plan['estimated_seconds']
-    rows |= {
-      'estimated step': f'{seconds["total"]:.3f} s: XLA {seconds["xla"]:.3f}, '
-      f'kernels {seconds["kernels"]:.3f}, communication '
-      f'{seconds["communication"]:.3f} if none of it overlaps',
-      'estimated MFU': f'{plan["estimated_mfu"]:.0%} (an estimate that ranks '
-      'variants, not a measurement)',
-    }
-  return '\n'.join(f'{name:<26}{text}' for name, text in rows.items())
+  """Formats a plan: whether it fits, and a line for all that is known."""
+  fits = 'fits' if plan['fits'] else 'DOES NOT FIT'
+  lines = [
+    f'{plan["hbm_gib"]:.2f} of {plan["hbm_limit_gib"]:.2f} GiB a device: {fits}'
+  ]
+
+  def add(values, indent):
+    for name, value in values.items():
+      if isinstance(value, dict):
+        lines.append(f'{indent}{name}')
+        add(value, f'{indent}  ')
+      elif value is not None:
+        text = f'{value:.4g}' if isinstance(value, float) else value
+        lines.append(f'{indent + name:<28}{text}')
+
+  add(plan, '')
+  return '\n'.join([*lines, 'Estimates rank variants, nothing was measured.'])
 
 
 def choose_plan(plans: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -11,19 +11,12 @@ from vjepa_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """What is known of one device of a kind.
+  """What is known of one device of a kind."""
 
-  Attributes:
-    hbm: Memory that XLA may use, GiB.
-    flops: Peak of bfloat16 matmuls, FLOP/s.
-    clock: Of the cycles that XLA estimates, Hz; None where it has none.
-    bandwidth: Between chips of a slice, bytes/s.
-  """
-
-  hbm: float
-  flops: float
-  clock: float | None
-  bandwidth: float
+  hbm: float  # memory that XLA may use, GiB
+  flops: float  # peak of bfloat16 matmuls, FLOP/s
+  clock: float | None  # of the cycles that XLA estimates, Hz
+  bandwidth: float  # between chips of a slice, bytes/s
 
 
 # Memory of a TPU: what the compiler says when it runs out. Peaks: the vendors'
