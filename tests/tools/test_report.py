@@ -72,6 +72,8 @@ class Page(parser.HTMLParser):
   def decode(self, section):
     pictures = []
     for uri in self.images[section]:
+      if 'svg' in uri[:20]:
+        continue
       content = base64.b64decode(uri.partition(',')[2])
       with Image.open(io.BytesIO(content)) as image:
         pictures.append(np.asarray(image.convert('RGB')))
@@ -292,7 +294,7 @@ frame.onload = () => {
     broken: [...page.images].filter((i) => !i.naturalWidth).length,
     images: page.images.length,
     before, hovered: legend(),
-    drawn: plot.querySelector('svg').getBoundingClientRect().width,
+    drawn: plot.querySelector('img').getBoundingClientRect().width,
   };
   document.body.textContent = JSON.stringify(answer);
 };

@@ -1,35 +1,31 @@
-"""Curves as SVG that takes its colours from the page."""
+"""Curves as pictures, whose values the page shows under a pointer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import io
 import math
-import re
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import figure
 
+from vjepa_jax.plots.report import embed
 from vjepa_jax.plots.training import CURVES, find_curves
 
-# Colours that stand for those of the page, which differ by day and night.
-_INK, _FAINT = '#010101', '#020202'
-_SERIES = ('#030303', '#040404', '#050505')
-_PALETTE = {_INK: '--muted', _FAINT: '--line'} | {
-  colour: f'--series-{i}' for i, colour in enumerate(_SERIES)
-}
+# Those of report.html, which inverts pictures in the dark.
+_SERIES = ('#1f6fb4', '#d9660a', '#2b8a3e')
+_INK, _LINE = '#57606a', '#d5dae0'
 _STYLE = {
   'font.size': 8,
+  'axes.prop_cycle': matplotlib.cycler(color=_SERIES),
   'axes.spines.top': False,
   'axes.spines.right': False,
   'svg.fonttype': 'none',
-  **dict.fromkeys(('text.color', 'axes.labelcolor'), _INK),
   **dict.fromkeys(('xtick.labelcolor', 'ytick.labelcolor'), _INK),
-  **dict.fromkeys(('axes.edgecolor', 'grid.color'), _FAINT),
-  **dict.fromkeys(('xtick.color', 'ytick.color'), _FAINT),
+  **dict.fromkeys(('axes.edgecolor', 'grid.color'), _LINE),
+  **dict.fromkeys(('xtick.color', 'ytick.color'), _LINE),
 }
 # Points of a curve whose values can be read off; the curve itself has all.
 _READABLE_POINTS = 400
-_MAX_CHARTS = 12
 # Beyond this ratio of largest to smallest a chart is logarithmic.
 _LOG_RATIO = 1000.0
 # Part of the picture that the axes fill: left, bottom, width, height.
@@ -41,69 +37,20 @@ Group = tuple[str, Mapping[str, str]]  # title, labels of metrics
 
 
 class Chart(NamedTuple):
-  """A chart for the page.
-
-  Attributes:
-    title: What it shows.
-    svg: The picture, to be put into HTML as it is.
-    legend: Label and last value of each curve.
-    readout: For the script that shows the values under a pointer: limits of
-      the steps, where the axes begin and end as shares of the width, and the
-      points of each curve.
-  """
+  """A chart for the page."""
 
   title: str
-  svg: str
-  legend: list[tuple[str, str]]
+  uri: str  # of the picture, with its content
+  legend: list[tuple[str, str]]  # label and last value of each curve
+  # For the script that shows the values under a pointer: limits of the steps,
+  # where the axes begin and end as shares of the width, points of each curve.
   readout: dict[str, Any]
 
 
-def draw_charts(metrics: Metrics) -> list[Chart]:
-  """Draws the curves that pretraining is watched by, those that there are."""
-  return list(_draw(metrics, CURVES))
-
-
-def draw_other_charts(metrics: Metrics) -> list[Chart]:
-  """Draws every other metric that changes, a chart each."""
-  drawn = [name for _, group in CURVES for name in group]
-  return list(_draw(metrics, _group_rest(metrics, drawn)))
-
-
-def draw_all_charts(metrics: Metrics, owner: str) -> list[Chart]:
-  """Draws the first metrics that change of any task, a chart each.
-
-  Args:
-    metrics: Lines with a 'step'.
-    owner: Whose they are: of a page's charts only one can have a name.
-  """
-  groups = _group_rest(metrics, [])[:_MAX_CHARTS]
-  return list(_draw(metrics, groups, owner))
-
-
-def _group_rest(metrics: Metrics, drawn: Sequence[str]) -> list[Group]:
-  """Groups what is not drawn and no copy of it, a metric a chart."""
-  others = {
-    name
-    for line in metrics
-    for name, value in line.items()
-    if isinstance(value, int | float)
-  }
-  labels = {
-    name: name.replace('_', ' ')
-    for name in sorted(others.difference(drawn, ['step']))
-  }
-  # Those that are drawn come first: what is a copy of them is not found.
-  curves = find_curves(metrics, {x: f'drawn {x}' for x in drawn} | labels)
-  return [
-    (label, {name: label})
-    for name, label in labels.items()
-    if len({value for _, value in curves.get(label, ())}) > 1
-  ]
-
-
-def _draw(
-  metrics: Metrics, groups: Sequence[Group], owner: str = ''
+def draw_charts(
+  metrics: Metrics, groups: Iterable[Group] = CURVES
 ) -> Iterator[Chart]:
+  """Draws the curves that there are, by default those of pretraining."""
   last_step = max((line['step'] for line in metrics), default=0)
   for title, names in groups:
     # Infinities have no place in a chart.
@@ -113,25 +60,38 @@ def _draw(
       if (finite := [(s, v) for s, v in points if math.isfinite(v)])
     }
     if curves:
-      yield _draw_chart(title, curves, max(last_step, 1), f'{owner} {title}')
+      yield _draw_chart(title, curves, max(last_step, 1))
+
+
+def group_rest(metrics: Metrics, drawn: Iterable[Group] = ()) -> list[Group]:
+  """Groups metrics that change and are no copy of `drawn` ones, one a chart."""
+  drawn = {name: f'drawn {name}' for _, group in drawn for name in group}
+  others = {
+    name: name.replace('_', ' ')
+    for name in sorted(set().union(*metrics) - {'step', *drawn})
+    if any(isinstance(line.get(name), int | float) for line in metrics)
+  }
+  # Those that are drawn come first: what is a copy of them is not found.
+  curves = find_curves(metrics, drawn | others)
+  return [
+    (label, {name: label})
+    for name, label in others.items()
+    if len({value for _, value in curves.get(label, ())}) > 1
+  ]
 
 
 def _draw_chart(
-  title: str, curves: Mapping[str, Points], last_step: float, name: str
+  title: str, curves: Mapping[str, Points], last_step: float
 ) -> Chart:
-  """Draws curves by label over steps 0 to `last_step`; `name` is unique."""
-  with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
+  """Draws curves by label over steps 0 to `last_step`."""
+  with matplotlib.rc_context(_STYLE):
     fig = figure.Figure(figsize=(4.2, 2.5))
     axis = fig.add_axes(_AREA)
-    for i, points in enumerate(curves.values()):
-      axis.plot(
-        *zip(*points, strict=True),
-        color=_SERIES[i % len(_SERIES)],
-        linewidth=1.4,
-        # A curve of few points is seen to be one.
-        marker='o' if len(points) < 8 else None,
-        markersize=3,
-      )
+    for points in curves.values():
+      # A curve of few points is seen to be one.
+      marker = 'o' if len(points) < 8 else None
+      steps, values = zip(*points, strict=True)
+      axis.plot(steps, values, linewidth=1.4, marker=marker, markersize=3)
     values = [v for points in curves.values() for _, v in points]
     if min(values) > 0 and max(values) > _LOG_RATIO * min(values):
       axis.set_yscale('log')
@@ -139,11 +99,11 @@ def _draw_chart(
       axis.ticklabel_format(scilimits=(-2, 4))
     axis.set_xlim(-0.02 * last_step, 1.02 * last_step)
     axis.grid(linewidth=0.6)
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     fig.savefig(buffer, format='svg', transparent=True)
   return Chart(
     title,
-    _embed(buffer.getvalue(), name),
+    embed(buffer.getvalue(), 'chart.svg', title).uri,
     [(label, f'{points[-1][1]:.4g}') for label, points in curves.items()],
     {
       'limits': axis.get_xlim(),
@@ -156,20 +116,5 @@ def _draw_chart(
 def _thin_out(points: Points) -> Points:
   """Keeps a few hundred points at even distances, and the last one."""
   stride = math.ceil(len(points) / _READABLE_POINTS)
-  kept = points[::stride]
-  if kept[-1] != points[-1]:
-    kept.append(points[-1])
+  kept = points[:-1:stride] + points[-1:]
   return [(step, float(f'{value:.4g}')) for step, value in kept]
-
-
-def _embed(svg: str, name: str) -> str:
-  """Makes an SVG file part of a page that has others, of other names."""
-  svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  # The page sets the size; ids are unique in it.
-  svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
-  prefix = 'chart' + re.sub(r'\W+', '-', f' {name}')
-  svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
-  for colour, variable in _PALETTE.items():
-    svg = svg.replace(colour, f'var({variable})')
-  return svg.replace('<svg', '<svg role="img" aria-hidden="true"', 1)

@@ -6,21 +6,15 @@ What fills it is gathered by `vjepa_jax.tools.report`.
 import base64
 from collections.abc import Iterator, Mapping
 import io
+import mimetypes
 from typing import Any, NamedTuple
 
-import cv2
 import jinja2
 import numpy as np
 from PIL import Image
 
-MEDIA_TYPES = {
-  '.png': 'image/png',
-  '.gif': 'image/gif',
-  '.jpg': 'image/jpeg',
-  '.svg': 'image/svg+xml',
-  '.webp': 'image/webp',
-  '.mp4': 'video/mp4',
-}
+from vjepa_jax.plots.figures import choose_steps
+
 # Beyond these a page gets too long to read.
 _MAX_ROWS = 40
 _LONG_TEXT = 60
@@ -68,20 +62,27 @@ def render(content: Mapping[str, Any]) -> str:
   return template.render(content, format=format_value)
 
 
-def embed(content: bytes, suffix: str, caption: str) -> Picture:
+def is_picture(file: str) -> bool:
+  """Says whether a file of that name is one that `embed` takes."""
+  return file.lower().endswith(
+    ('.png', '.gif', '.jpg', '.svg', '.webp', '.mp4')
+  )
+
+
+def embed(content: bytes, file: str, caption: str) -> Picture:
   """Makes a picture of the content of a file.
 
   Args:
     content: The file, whole.
-    suffix: What it is, '.png' for example.
+    file: Its name, which says what it is.
     caption: What it shows.
 
   Raises:
     OSError: It is no picture, or not all of it.
   """
-  media_type = MEDIA_TYPES[suffix]
+  media_type, _ = mimetypes.guess_type(file, strict=False)
   kind, size = media_type.partition('/')[0], None
-  if kind == 'image' and suffix != '.svg':
+  if kind == 'image' and media_type != 'image/svg+xml':
     with Image.open(io.BytesIO(content)) as image:
       image.load()
       size = image.size
@@ -100,22 +101,19 @@ def make_strip(
     num_steps: Steps of the clip, of which some are shown.
     resolution: Height and width of the clip.
   """
-  shown = np.linspace(0, num_steps - 1, min(num_steps, _MAX_FRAMES)).round()
+  shown = choose_steps(num_steps, _MAX_FRAMES) * len(frames) // num_steps
   # Whole multiples keep pixels square.
   side = min(resolution, _TILE) * max(1, round(_TILE / resolution))
-  row = []
-  for frame in frames[(shown * len(frames) / num_steps).astype(int)]:
-    shrinks = side < len(frame)
-    tile = cv2.resize(
-      np.clip(255 * frame, 0, 255).astype(np.uint8),
-      (side, side),
-      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST,
-    )
-    tile = cv2.cvtColor(tile, cv2.COLOR_RGB2BGRA)
-    # Transparent: the page may be light or dark.
-    row += [tile, np.zeros((side, _GAP, 4), np.uint8)]
-  _, content = cv2.imencode('.png', np.concatenate(row[:-1], axis=1))
-  return embed(content.tobytes(), '.png', caption)
+  # Transparent in between: the page may be light or dark.
+  width = len(shown) * (side + _GAP) - _GAP
+  strip = Image.new('RGBA', (width, side))
+  for i, frame in enumerate(np.clip(255 * frames[shown], 0, 255)):
+    tile = Image.fromarray(frame.astype(np.uint8))
+    tile = tile.resize((side, side), Image.Resampling.BOX)
+    strip.paste(tile, (i * (side + _GAP), 0))
+  buffer = io.BytesIO()
+  strip.save(buffer, 'png')
+  return embed(buffer.getvalue(), 'strip.png', caption)
 
 
 def name(text: str) -> str:
@@ -156,31 +154,31 @@ def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
   """
   plain = {k: v for k, v in results.items() if _is_plain(v) and not _is_long(v)}
   if plain:
-    yield _make_table(title, (), {k: (v,) for k, v in plain.items()})
+    yield _make_table(title, {k: {'': v} for k, v in plain.items()})
   maps = {k: v for k, v in results.items() if isinstance(v, dict) and v}
   flat = {k: all(map(_is_plain, v.values())) for k, v in maps.items()}
   while maps:
     first = max(maps, key=lambda key: flat[key] * len(maps[key]))
-    columns = maps[first]
-    group = [
-      k
+    columns = maps[first].keys()
+    rows = {
+      k: maps[k]
       for k in maps
-      if k == first or (flat[first] and set(maps[k]) <= set(columns))
-    ]
-    rows = {k: [maps[k].get(c) for c in columns] for k in group}
-    maps = {k: v for k, v in maps.items() if k not in group}
-    if len(group) > 1:
-      yield _make_table(title, columns, rows, bars=True)
+      if k == first or (flat[first] and maps[k].keys() <= columns)
+    }
+    maps = {k: v for k, v in maps.items() if k not in rows}
+    if len(rows) > 1:
+      yield _make_table(title, rows, columns, bars=True)
     else:
-      yield from tabulate(columns, f'{title} / {name(first)}'.strip(' /'))
+      yield from tabulate(rows[first], _join(title, first))
   for key, value in results.items():
     if isinstance(value, list) and value and isinstance(value[0], dict):
       columns = [k for k, v in value[0].items() if _is_plain(v)]
-      rows = {
-        str(i): [entry.get(k) for k in columns]
-        for i, entry in enumerate(value, start=1)
-      }
-      yield _make_table(f'{title} / {name(key)}'.strip(' /'), columns, rows)
+      rows = {str(i): entry for i, entry in enumerate(value, start=1)}
+      yield _make_table(_join(title, key), rows, columns)
+
+
+def _join(title: str, key: str) -> str:
+  return f'{title} / {name(key)}'.strip(' /')
 
 
 def _is_plain(value: Any) -> bool:
@@ -194,20 +192,21 @@ def _is_long(value: Any) -> bool:
   return isinstance(value, str) and len(value) > _LONG_TEXT
 
 
-def _make_table(title, columns, rows, bars=False) -> Table:
+def _make_table(title, rows, columns=('',), bars=False) -> Table:
   """Makes a table; with bars if all of it are numbers from 0 to 1."""
-  values = [v for row in rows.values() for v in row if v is not None]
-  bars = bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
+  values = {k: [row.get(c) for c in columns] for k, row in rows.items()}
+  known = [v for row in values.values() for v in row if v is not None]
+  bars = bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in known)
 
   def make_cell(value):
     if bars and value is not None:
       return Cell(f'{value:.3f}', value)
     return Cell(format_value(value), None)
 
-  shown = list(rows.items())[:_MAX_ROWS]
+  shown = list(values.items())[:_MAX_ROWS]
   return Table(
     title,
-    list(map(name, columns)),
+    [name(column) for column in columns if column],
     [(name(key), list(map(make_cell, row))) for key, row in shown],
     len(rows) - len(shown),
   )

@@ -9,13 +9,12 @@ left in folders of the run. The run may be going on. Works on the CPU: an
 accelerator that a run is using is left alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import datetime
 import json
 from types import SimpleNamespace
 from typing import Any
 
-from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 import jax
@@ -27,12 +26,13 @@ from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import load, make_abstract
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.plots import charts, report
-from vjepa_jax.plots.training import paint_mask, project_features
+from vjepa_jax.plots.training import CURVES, paint_mask, project_features
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.pretrain import make_loader
 from vjepa_jax.tasks.program import build_objective, get_grid
 from vjepa_jax.tools import command
 from vjepa_jax.tools import report_folders as folders
+from vjepa_jax.tools.report_folders import try_to
 from vjepa_jax.training import health
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -40,7 +40,6 @@ from vjepa_jax.training.telemetry import read_metrics
 _OVERVIEWS = ('health.png', 'report.png')
 # Tasks whose metrics the health rules are made for.
 _PRETRAINING = ('pretrain', 'quickstart')
-_MAX_OPEN_DEPARTURES = 12
 _SHOWN_CLIPS = 2
 # Clips whose features the components are of.
 _ENCODED_CLIPS = 4
@@ -74,48 +73,39 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
   config = samples = features = None
   if values and pretraining:
     config = ConfigDict(_freeze(values))
-    samples = _try_to('masks and features', _load_clips, config)
+    samples = try_to('masks and features', _load_clips, config)
   if samples and encode:
-    features = _try_to('features', _draw_features, workdir, config, samples)
+    features = try_to('features', _draw_features, workdir, config, samples)
   sentences = [
-    config and _try_to('the model', _describe_model, config),
-    config and _try_to('the data', _describe_data, config),
-    metrics and _try_to('progress', _describe_progress, config, metrics),
+    config and try_to('the model', _describe_model, config),
+    config and try_to('the data', _describe_data, config),
+    metrics and try_to('progress', _describe_progress, config, metrics),
   ]
-  departures = config and _find_departures(values)
-  without = _OVERVIEWS if features else _OVERVIEWS[:1]
+  now = datetime.datetime.now()
+  written = metrics and (workdir / 'metrics.jsonl').stat().mtime
+  others = charts.group_rest(metrics, CURVES)
   return report.render(
     {
       'name': workdir.absolute().name,
       'workdir': str(workdir),
-      'written': metrics and _read_time(workdir / 'metrics.jsonl'),
-      'made': _format_time(datetime.datetime.now()),
+      'written': written and _format_time(now.fromtimestamp(written)),
+      'made': _format_time(now),
       'health': _judge(metrics) if metrics and pretraining else None,
       'waiting': config is not None and not metrics,
       'sentences': list(filter(None, sentences)),
-      'charts': charts.draw_charts(metrics),
-      'other_charts': charts.draw_other_charts(metrics),
+      'charts': list(charts.draw_charts(metrics)),
+      'other_charts': list(charts.draw_charts(metrics, others)),
       'masks': samples and _draw_masks(config, samples),
       'features': features,
-      'results': folders.read_section(workdir, 'Results', without),
-      'sections': folders.read_sections(workdir),
+      'results': folders.read_section(
+        workdir, 'Results', _OVERVIEWS if features else _OVERVIEWS[:1]
+      ),
+      'sections': list(folders.read_sections(workdir)),
       'quarantine': folders.read_quarantine(workdir),
-      'departures': departures,
-      'departures_open': len(departures or ()) <= _MAX_OPEN_DEPARTURES,
+      'departures': config and _find_departures(values),
       'config': json.dumps(values, indent=2) if values else None,
     }
   )
-
-
-def _try_to(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function; None, and a line in the log, where it is not possible."""
-  try:
-    return function(*arguments)
-  # Another version of the program, or another machine, may lack anything.
-  except Exception as error:
-    text = ' '.join(str(error).split())
-    logging.info('left out %s: %s: %s', what, type(error).__name__, text)
-    return None
 
 
 def _freeze(value: Any) -> Any:
@@ -149,14 +139,9 @@ def _judge(metrics: health.Metrics) -> dict[str, Any]:
   findings = health.find(metrics)
   # Early on, a rule that finds nothing has seen nothing.
   rules = () if findings[0].state == 'too early' else health.RULES
-  return {
-    'verdict': health.judge(findings),
-    'severity': findings[0].severity,
-    'findings': findings,
-    'passed': [
-      rule.__doc__.splitlines()[0] for rule in rules if rule(metrics) is None
-    ],
-  }
+  passed = [r.__doc__.splitlines()[0] for r in rules if r(metrics) is None]
+  verdict = health.judge(findings)
+  return {'verdict': verdict, 'findings': findings, 'passed': passed}
 
 
 def _describe_model(config: ConfigDict) -> str:
@@ -218,10 +203,9 @@ def _describe_progress(
 def _load_clips(config: ConfigDict) -> list[dict[str, Any]]:
   """Loads clips with their masks, as training does: cropped at random."""
   loader = make_loader(config)
-  length = len(loader.sources[0])
-  order = np.random.default_rng(config.seed).permutation(length)
+  order = np.random.default_rng(config.seed).permutation(len(loader.sources[0]))
   return [
-    loader(position, (0, int(index)))
+    loader(position, (0, int(index)))['video']
     for position, index in enumerate(order[:_ENCODED_CLIPS])
   ]
 
@@ -238,14 +222,13 @@ def _draw_masks(
   config: ConfigDict, samples: Sequence[dict[str, Any]]
 ) -> list[list[report.Picture]]:
   """Draws the first clips, each as it is and under each mask."""
-  grid, clips = get_grid(config), []
+  clips = []
   for sample in samples[:_SHOWN_CLIPS]:
-    stream = sample['video']
-    video = stream['pixels'][0]
+    video = sample['pixels'][0]
     rows = {'clip': video / 255.0}
-    for name, mask in zip(config.mask_names, stream['masks'], strict=True):
+    for name, mask in zip(config.mask_names, sample['masks'], strict=True):
       ids = mask['context'][0], mask['target'][0]
-      rows[f'mask {name}'] = paint_mask(video, *ids, grid)
+      rows[f'mask {name}'] = paint_mask(video, *ids, get_grid(config))
     clips.append(_make_strips(config, rows))
   return clips
 
@@ -264,35 +247,26 @@ def _draw_features(
   if np.prod(grid) > _MAX_TOKENS:
     raise ValueError(f'{np.prod(grid)} tokens are many for a CPU')
   loaded = load(workdir, resize=False)
-  videos = np.concatenate([sample['video']['pixels'][:1] for sample in samples])
+  videos = np.concatenate([sample['pixels'][:1] for sample in samples])
   key = jax.random.split(jax.random.key(config.seed))[0]
   untrained = jax.jit(loaded.encoder.init)(key, videos[:1])['params']
   apply = jax.jit(lambda p, v: loaded.encoder.apply({'params': p}, v))
-  painted = {}
-  for name, params in (
-    ('before training', untrained),
-    ('trained', loaded.params),
-  ):
+  models = {'before training': untrained, 'trained': loaded.params}
+  painted = {'clip': videos / 255.0}
+  for name, params in models.items():
     features = [
       np.asarray(apply(params, video[None]))
       for video in make_bar(videos, desc=f'features {name}', leave=False)
     ]
     painted[name] = project_features(np.concatenate(features), grid)
   return [
-    _make_strips(
-      config,
-      {'clip': video / 255.0} | {name: x[i] for name, x in painted.items()},
-    )
-    for i, video in enumerate(videos[:_SHOWN_CLIPS])
+    _make_strips(config, {name: x[i] for name, x in painted.items()})
+    for i in range(min(len(videos), _SHOWN_CLIPS))
   ]
 
 
 def _format_time(time: datetime.datetime) -> str:
   return time.strftime('%Y-%m-%d %H:%M')
-
-
-def _read_time(path: epath.Path) -> str:
-  return _format_time(datetime.datetime.fromtimestamp(path.stat().mtime))
 
 
 def define_flags(define: SimpleNamespace) -> None:

@@ -5,7 +5,7 @@ tool has to be known.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import json
 import re
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
-from vjepa_jax.plots import report
-from vjepa_jax.plots.charts import Chart, draw_all_charts
+from vjepa_jax.plots import charts, report
 from vjepa_jax.training.telemetry import read_metrics
 
 # Folders of a run that hold no results, and many files.
@@ -27,6 +26,7 @@ _SKIPPED = (
 )
 _DEPTH = 2
 # Beyond these a page gets too large to send; what is left out is named.
+_MAX_CHARTS = 12
 _MAX_PICTURES = 24
 _MAX_BYTES = 8 * 2**20
 _MAX_FAILURES = 20
@@ -40,59 +40,49 @@ class Section(NamedTuple):
   tables: list[report.Table]  # the other results
   pictures: list[report.Picture]
   left_out: list[str]  # names of pictures that were too many or too large
-  charts: list[Chart]  # of its `metrics.jsonl`
+  charts: Sequence[charts.Chart]  # of its `metrics.jsonl`
 
 
-def read_sections(workdir: epath.Path) -> list[Section]:
+def try_to(what: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function; None, and a line in the log, where it is not possible."""
+  try:
+    return function(*arguments)
+  # A file may be half written; another version of the program, or another
+  # machine, may lack anything.
+  except Exception as error:
+    text = ' '.join(str(error).split())
+    logging.warning('left out %s: %s: %s', what, type(error).__name__, text)
+    return None
+
+
+def read_json(path: epath.Path) -> Any:
+  """Reads a JSON file; None if it is missing, or only half written."""
+  return try_to(path, json.loads, path.read_text()) if path.exists() else None
+
+
+def read_sections(workdir: epath.Path) -> Iterator[Section]:
   """Reads the sections of all folders below a run, in the order of names."""
-  sections = []
   for path in _find_folders(workdir, _DEPTH):
     title = report.name(' / '.join(path.relative_to(workdir).parts))
-    title = title[:1].upper() + title[1:]
-    section = read_section(path, title, charts=_draw_curves(path, title))
+    curves = try_to(f'{path}/metrics.jsonl', _draw_curves, path)
+    section = read_section(path, title[:1].upper() + title[1:], (), curves)
     if section is not None:
-      sections.append(section)
-  return sections
+      yield section
 
 
 def read_section(
   path: epath.Path,
   title: str,
   without: Sequence[str] = (),
-  charts: Sequence[Chart] = (),
+  curves: Sequence[charts.Chart] | None = None,
 ) -> Section | None:
-  """Reads results and pictures of one folder.
-
-  Args:
-    path: The folder.
-    title: Title of the section.
-    without: Names of pictures to leave alone.
-    charts: Curves that belong to it.
-
-  Returns:
-    The section; None if there is nothing in it.
-  """
+  """Reads a folder, but for pictures `without`; None if it holds nothing."""
   results = read_json(path / 'results.json')
   results = results if isinstance(results, dict) else {}
-  section = Section(
-    title,
-    report.find_texts(results),
-    list(report.tabulate(results)),
-    *_read_pictures(path, without),
-    list(charts),
-  )
+  texts, tables = report.find_texts(results), report.tabulate(results)
+  pictures = _read_pictures(path, without)
+  section = Section(title, texts, list(tables), *pictures, curves or ())
   return section if any(section[1:]) else None
-
-
-def read_json(path: epath.Path) -> Any:
-  """Reads a JSON file; None if it is missing, or only half written."""
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError) as error:
-    logging.warning('left out %s: %s', path, error)
-    return None
 
 
 def _find_folders(path: epath.Path, depth: int) -> Iterator[epath.Path]:
@@ -103,13 +93,11 @@ def _find_folders(path: epath.Path, depth: int) -> Iterator[epath.Path]:
       yield from _find_folders(child, depth - 1)
 
 
-def _draw_curves(path: epath.Path, title: str) -> list[Chart]:
+def _draw_curves(path: epath.Path) -> list[charts.Chart]:
   """Draws what a task that trains something logged into the folder."""
-  try:
-    return draw_all_charts(read_metrics(path), title)
-  except (KeyError, TypeError, ValueError) as error:
-    logging.warning('left out %s/metrics.jsonl: %s', path, error)
-    return []
+  metrics = read_metrics(path)
+  groups = charts.group_rest(metrics)[:_MAX_CHARTS]
+  return list(charts.draw_charts(metrics, groups))
 
 
 def _read_pictures(
@@ -118,40 +106,33 @@ def _read_pictures(
   found = sorted(
     child
     for child in path.iterdir()
-    if child.suffix.lower() in report.MEDIA_TYPES and child.name not in without
+    if report.is_picture(child.name) and child.name not in without
   )
   # A film that is there as GIF and MP4 is shown once.
   stems = {child.stem for child in found if child.suffix == '.gif'}
   found = [c for c in found if c.suffix != '.mp4' or c.stem not in stems]
-  pictures, left_out = [], []
-  for child in found:
-    if len(pictures) == _MAX_PICTURES or child.stat().length > _MAX_BYTES:
-      left_out.append(child.name)
-      continue
-    content, caption = child.read_bytes(), report.name(child.stem)
-    try:
-      pictures.append(report.embed(content, child.suffix.lower(), caption))
-    except OSError as error:
-      # Half of it, maybe: a tool is writing.
-      logging.warning('left out %s: %s', child, error)
-  return pictures, left_out
+  small = [c for c in found if c.stat().length <= _MAX_BYTES][:_MAX_PICTURES]
+  pictures = [
+    try_to(c, report.embed, c.read_bytes(), c.name, report.name(c.stem))
+    for c in small
+  ]
+  left_out = [child.name for child in found if child not in small]
+  return list(filter(None, pictures)), left_out
 
 
 def read_quarantine(workdir: epath.Path) -> dict[str, Any] | None:
   """Reads which videos were replaced, on all hosts: counts and first lines."""
-  failures = []
-  for path in sorted(workdir.glob('quarantine*.jsonl')):
-    for line in path.read_text().splitlines():
-      try:
-        failures.append(json.loads(line))
-      except ValueError:
-        continue  # half written
+  failures = [
+    failure
+    for path in sorted(workdir.glob('quarantine*.jsonl'))
+    for line in path.read_text().splitlines()
+    if (failure := try_to(path, json.loads, line))
+  ]
   if not failures:
     return None
+  # With its numbers nearly every reason would be the only one of its kind.
   reasons = collections.Counter(
-    # With its numbers nearly every reason would be the only one of its kind.
-    re.sub(r'[\d.]*\d', '…', failure['reason'])
-    for failure in failures
+    re.sub(r'[\d.]*\d', '…', failure['reason']) for failure in failures
   )
   return {
     'count': len(failures),
