@@ -117,11 +117,11 @@ def test_resumes_to_identical_bytes(folder, tmp_path, monkeypatch):
   _run(folder, whole)
   convert, calls = prepare.convert, []
 
-  def stop_at_the_eighth(*args):
+  def stop_at_the_eighth(*args, **options):
     calls.append(args)
     if len(calls) == 8:
       raise KeyboardInterrupt
-    return convert(*args)
+    return convert(*args, **options)
 
   monkeypatch.setattr(prepare, 'convert', stop_at_the_eighth)
   with pytest.raises(KeyboardInterrupt):

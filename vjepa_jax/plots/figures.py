@@ -16,23 +16,25 @@ def save(fig: figure.Figure, path: epath.PathLike, dpi: int = 90) -> None:
 
 def show_rows(
   fig: figure.FigureBase,
-  rows: Iterable[tuple[str, Sequence[np.ndarray | None], Sequence[str]]],
+  rows: Iterable[tuple[str, Sequence[np.ndarray | None]]],
+  titles: Sequence[Sequence[str]] = (),
 ) -> np.ndarray:
   """Fills a figure, or a part of one, with rows of images.
 
   Args:
     fig: Where they go.
-    rows: For each its label, its images `[h, w]` or `[h, w, 3]`, and the titles
-      of the first of them. uint8, and floats with values above 1, are 0..255;
-      other floats are 0..1. None leaves a place empty.
+    rows: For each its label and its images, `[h, w]` or `[h, w, 3]`. uint8, and
+      floats with values above 1, are 0..255; other floats are 0..1. None leaves
+      a place empty.
+    titles: Of the images of the first rows.
 
   Returns:
     The axes, `[rows, columns]`.
   """
   rows = list(rows)
-  columns = max(len(images) for _, images, _ in rows)
+  columns = max(len(images) for _, images in rows)
   axes = fig.subplots(len(rows), columns, squeeze=False)
-  for row, (label, images, titles) in zip(axes, rows, strict=True):
+  for row, (label, images) in zip(axes, rows, strict=True):
     for axis, image in zip(row, images, strict=True):
       if image is None:
         axis.set_axis_off()
@@ -40,11 +42,11 @@ def show_rows(
       if image.ndim == 3 and image.max() > 1:
         image = np.clip(image / 255.0, 0.0, 1.0)
       axis.imshow(image, interpolation='nearest', cmap='gray')
-      axis.set_xticks([])
-      axis.set_yticks([])
-    for axis, title in zip(row, titles, strict=False):
-      axis.set_title(title, fontsize=8)
+      axis.set(xticks=[], yticks=[])
     row[0].set_ylabel(label, fontsize=8)
+  for row, texts in zip(axes, titles, strict=False):
+    for axis, title in zip(row, texts, strict=True):
+      axis.set_title(title, fontsize=8)
   return axes
 
 

@@ -24,7 +24,7 @@ def draw_reconstructions(
     stride: Every so many frames are shown.
   """
   rows = [
-    (name, clip[::stride], ())
+    (name, clip[::stride])
     for pair in list(zip(videos, decoded, strict=True))[:6]
     for name, clip in zip(('clip', 'decoded'), pair, strict=True)
   ]
@@ -55,31 +55,21 @@ def draw_prediction(
   """
   steps = choose_steps(len(errors), 8)
   stride = len(video) // len(errors)
-  shown = video[steps * stride + stride // 2]
-  visible = np.isnan(errors[steps])[..., None]
-  for axis in (1, 2):
-    visible = visible.repeat(video.shape[axis] // errors.shape[axis], axis)
+  middle = steps * stride + stride // 2
+  sides = video.shape[1] // errors.shape[1], video.shape[2] // errors.shape[2]
+  hidden = np.kron(~np.isnan(errors[steps]), np.ones((1, *sides)))[..., None]
+  shown = video[middle]
   rows = {
     'clip': shown,
-    'visible': np.where(visible, shown, 128),
+    'visible': np.where(hidden, 128, shown),
     'error': shown.mean(axis=-1),
     **{name: x[steps] for name, x in colours.items()},
-    **{
-      name: np.asarray(x)[steps * stride + stride // 2]
-      for name, x in frames.items()
-    },
+    **{name: np.asarray(x)[middle] for name, x in frames.items()},
   }
-  titles = [f'frame {i * stride + stride // 2}' for i in steps]
   size = 2.4 + 1.5 * len(steps), 0.7 + 1.6 * len(rows)
   fig = figure.Figure(figsize=size, layout='constrained')
   fig.suptitle(title, fontsize=9)
-  axes = show_rows(
-    fig,
-    (
-      (name, images, titles if name == 'clip' else ())
-      for name, images in rows.items()
-    ),
-  )
+  axes = show_rows(fig, rows.items(), [[f'frame {i}' for i in middle]])
   for axis, step in zip(axes[2], steps, strict=True):
     heat = show_heat(axis, errors[step], np.nanmax(errors))
   fig.colorbar(heat, ax=list(axes[2]), shrink=0.8, label='mean |error|')
@@ -102,18 +92,17 @@ def draw_neighbours(
     found: By what was looked for: frames `[S, k, h, w, 3]`, and their
       similarities `[S, k]`.
   """
-  rows = []
-  for i, name in enumerate(names):
-    images, titles = [actual[i]], ['' if i else 'actual']
-    for kind, (frames, similarities) in found.items():
+  rows = [(name, [image]) for name, image in zip(names, actual, strict=True)]
+  titles = [[''] for _ in names]
+  titles[0] = ['actual']
+  for kind, (frames, similarities) in found.items():
+    for i, (_, images) in enumerate(rows):
       images += list(frames[i])
       values = [f'{x:.2f}' for x in similarities[i]]
-      values[0] = values[0] if i else f'{kind}\n{values[0]}'
-      titles += values
-    rows.append((name, images, titles))
+      titles[i] += values if i else [f'{kind}\n{values[0]}', *values[1:]]
   size = 1.2 * len(rows[0][1]), 1.5 * len(rows) + 0.6
   fig = figure.Figure(figsize=size, layout='constrained')
-  show_rows(fig, rows)
+  show_rows(fig, rows, titles)
   fig.suptitle('nearest real frames in feature space, by cosine', fontsize=9)
   save(fig, path)
 
@@ -125,17 +114,11 @@ def draw_strip(
   steps = choose_steps(max(map(len, clips.values())), most)
   size = 1 + 1.0 * len(steps), 1.1 * len(clips) + 0.3
   fig = figure.Figure(figsize=size, layout='constrained')
-  show_rows(
-    fig,
-    (
-      (
-        name,
-        [clip[i] if i < len(clip) else None for i in steps],
-        () if k else list(map(str, steps)),
-      )
-      for k, (name, clip) in enumerate(clips.items())
-    ),
+  rows = (
+    (name, [clip[i] if i < len(clip) else None for i in steps])
+    for name, clip in clips.items()
   )
+  show_rows(fig, rows, [steps])
   save(fig, path)
 
 
@@ -154,22 +137,18 @@ def write_side_by_side(
   # Both even, as video wants it, and large enough for a caption.
   scale = -(-192 // max(height, width))
   size = 2 * -(-width * scale // 2), 2 * -(-height * scale // 2)
-  film = []
-  for t in range(length):
-    panels = []
-    for name, clip in clips.items():
-      panel = np.full((size[1] + 24, size[0] + 8, 3), 255, np.uint8)
-      view = np.full((height, width, 3), 128, np.uint8)
-      if t < len(clip):
-        view = np.clip(np.round(clip[t]), 0, 255).astype(np.uint8)
+  shape = length, size[1] + 24, len(clips) * (size[0] + 8), 3
+  film = np.full(shape, 255, np.uint8)
+  for i, (name, clip) in enumerate(clips.items()):
+    left = i * (size[0] + 8) + 4
+    views = np.full((length, height, width, 3), 128, np.uint8)
+    views[: len(clip)] = np.clip(np.round(clip), 0, 255)
+    for panel, view in zip(film, views, strict=True):
       view = cv2.resize(view, size, interpolation=cv2.INTER_NEAREST)
-      panel[24:, 4:-4] = view
+      panel[24:, left : left + size[0]] = view
       cv2.putText(
-        panel, name, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, 16
+        panel, name, (left, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, 16
       )
-      panels.append(panel)
-    film.append(np.concatenate(panels, axis=1))
-  film = np.stack(film)
   write_video(f'{path}.mp4', film, max(1, round(fps)))
   images = [Image.fromarray(frame) for frame in film]
   images[0].save(

@@ -1,6 +1,6 @@
 """Pictures of masks, features and curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import textwrap
 from typing import Any
 
@@ -27,13 +27,9 @@ def paint_mask(
   Returns:
     float `[frames, height, width, 3]`, 0..1.
   """
-  role = np.zeros(int(np.prod(grid)))
-  role[context], role[target] = 1, 2
-  role = role.reshape(grid)
-  for axis, (side, tokens) in enumerate(
-    zip(video.shape[:3], grid, strict=True)
-  ):
-    role = role.repeat(side // tokens, axis=axis)
+  role = np.zeros(grid)
+  role.flat[context], role.flat[target] = 1, 2
+  role = np.kron(role, np.ones(np.floor_divide(video.shape[:3], grid)))
   pixels = video / 255.0
   orange = 0.25 * pixels + 0.75 * np.array([0.95, 0.55, 0.15])
   role = role[..., None]
@@ -79,17 +75,6 @@ def find_curves(
   return curves
 
 
-def _plot(
-  axis, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]
-) -> None:
-  for label, points in find_curves(lines, names).items():
-    axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
-  axis.set_xlabel('step')
-  axis.grid(alpha=0.3)
-  if axis.lines:
-    axis.legend(fontsize=8)
-
-
 # Titles of charts, and the labels of the metrics in each.
 CURVES = (
   ('loss', {'loss': 'loss', 'loss_prediction': 'its prediction term'}),
@@ -129,15 +114,27 @@ CURVES = (
 )
 
 
+def _plot_all(
+  axes: Iterable[Any], metrics: Sequence[Mapping[str, Any]]
+) -> None:
+  """Plots the first of `CURVES`, one a place."""
+  for axis, (title, names) in zip(axes, CURVES, strict=False):
+    axis.set_title(title, fontsize=10)
+    for label, points in find_curves(metrics, names).items():
+      axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3)
+    if axis.lines:
+      axis.legend(fontsize=8)
+
+
 def draw_curves(
   path: epath.PathLike, metrics: Sequence[Mapping[str, Any]], title: str
 ) -> None:
   """Draws the curves of a run to a PNG, under a title."""
   fig = figure.Figure(figsize=(14, 6.4), layout='constrained')
   fig.suptitle('\n'.join(textwrap.wrap(title, 150)), fontsize=10)
-  for axis, (name, names) in zip(fig.subplots(2, 4).flat, CURVES, strict=True):
-    axis.set_title(name, fontsize=10)
-    _plot(axis, metrics, names)
+  _plot_all(fig.subplots(2, 4).flat, metrics)
   save(fig, path)
 
 
@@ -161,13 +158,14 @@ def draw_report(
     grid: Tubelet grid (T, H, W).
     metrics: Lines of metrics.jsonl.
   """
+  rows = {'clip': videos / 255.0}
+  for name, ids in masks.items():
+    rows[f'mask {name}'] = np.stack([paint_mask(v, *ids, grid) for v in videos])
+  # One frame a time step; of features there are no more.
   stride = videos.shape[1] // grid[0]
-  rows = [('clip', videos[:, ::stride] / 255.0)]
-  for name, (context, target) in masks.items():
-    painted = [paint_mask(video, context, target, grid) for video in videos]
-    rows.append((f'mask {name}', np.stack(painted)[:, ::stride]))
+  rows = {name: clips[:, ::stride] for name, clips in rows.items()}
   for name, values in features.items():
-    rows.append((f'PCA {name}', project_features(values, grid)[: len(videos)]))
+    rows[f'PCA {name}'] = project_features(values, grid)[: len(videos)]
 
   height = 1.4 * len(rows) + 0.4
   fig = figure.Figure(figsize=(14, height + 3.4), layout='constrained')
@@ -177,15 +175,8 @@ def draw_report(
     'components of the features as colours',
     fontsize=10,
   )
-  show_rows(
-    top,
-    ((title, clips.reshape(-1, *clips.shape[2:]), ()) for title, clips in rows),
-  )
-  for axis, (title, names) in zip(
-    bottom.subplots(1, 4), CURVES[:4], strict=True
-  ):
-    axis.set_title(title, fontsize=10)
-    _plot(axis, metrics, names)
+  show_rows(top, ((k, np.concatenate(x)) for k, x in rows.items()))
+  _plot_all(bottom.subplots(1, 4), metrics)
   save(fig, path)
 
 
@@ -210,11 +201,8 @@ def draw_confusion(
   left, right = fig.subplots(1, 2, width_ratios=(1.15, 1))
   image = left.imshow(shares, cmap='magma', vmin=0, vmax=1)
   fig.colorbar(image, ax=left, label='share of a class')
-  left.set_xlabel('predicted class')
-  left.set_ylabel('class')
-  ticks = np.arange(0, num_classes, max(1, num_classes // 16))
-  left.set_xticks(ticks, ticks, fontsize=8)
-  left.set_yticks(ticks, ticks, fontsize=8)
+  ticks = choose_steps(num_classes, 16)
+  left.set(xlabel='predicted class', ylabel='class', xticks=ticks, yticks=ticks)
   if num_classes <= 12:
     for (row, column), share in np.ndenumerate(shares):
       colour = 'black' if share > 0.6 else 'white'
@@ -229,7 +217,7 @@ def draw_confusion(
   right.axhline(accuracy.mean(), color='black', linewidth=1)
   right.set_title(f'accuracy by class, mean {accuracy.mean():.3f}', fontsize=10)
   right.set_ylim(0, 1)
-  ticks = np.arange(0, len(order), max(1, len(order) // 24))
+  ticks = choose_steps(len(order), 24)
   right.set_xticks(ticks, present[order][ticks], fontsize=8)
   right.set_xlabel('class, worst first')
   right.grid(alpha=0.3, axis='y')
@@ -256,14 +244,8 @@ def draw_attention(
   frames = shown * stride + stride // 2
   size = 1 + 1.4 * len(shown), 1.5 * count
   fig = figure.Figure(figsize=size, layout='constrained')
-  names = [f'frame {frame}' for frame in frames]
-  axes = show_rows(
-    fig,
-    (
-      (title, video[frames], () if i else names)
-      for i, (title, video) in enumerate(zip(titles, videos, strict=True))
-    ),
-  )
+  rows = zip(titles, videos[:, frames], strict=True)
+  axes = show_rows(fig, rows, [[f'frame {frame}' for frame in frames]])
   for (i, k), axis in np.ndenumerate(axes):
     show_heat(axis, attention[i, shown[k]], attention[i].max())
   save(fig, path)

@@ -23,23 +23,17 @@ from vjepa_jax.tools import command
 
 def write_workdir(folder: Path, weights: Weights) -> None:
   """Writes a checkpoint at step 0, without optimizer state and probes."""
-  models = {'encoder': weights.encoder, 'predictor': weights.predictor}
-  params = {
-    'encoder': weights.encoder_params,
-    'predictor': weights.predictor_params,
-  }
-  present = [name for name, model in models.items() if model is not None]
+  params = {'encoder': weights.encoder_params}
+  model = {'encoder': describe(weights.encoder)}
+  if weights.predictor is not None:
+    params['predictor'] = weights.predictor_params
+    model['predictor'] = describe(weights.predictor)
   directory = folder.absolute() / 'checkpoints'
   with ocp.training.Checkpointer(directory) as checkpointer:
     checkpointer.save_checkpointables(
       0,
-      {
-        'params': {name: params[name] for name in present},
-        'target': weights.encoder_params,
-      },
-      custom_metadata={
-        'model': {name: describe(models[name]) for name in present}
-      },
+      {'params': params, 'target': weights.encoder_params},
+      custom_metadata={'model': model},
     )
   clip = {'resolution': weights.resolution, 'frames': weights.frames}
   text = json.dumps({'clip': clip}, indent=2)

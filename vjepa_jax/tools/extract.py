@@ -122,17 +122,7 @@ def main(options: SimpleNamespace) -> None:
     dtype=jnp.dtype(options.compute_dtype),
   )
   clip = choose_options(options, model)
-  rate = f'a step of {clip.frame_step}'
-  if clip.fps:
-    rate = f'{clip.fps:g} frames a second'
-  logging.info(
-    '%d videos; of each %d clips of %d frames, %s, %d pixels',
-    len(source),
-    clip.num_clips,
-    clip.frames,
-    rate,
-    clip.resolution,
-  )
+  logging.info('%d videos, clips: %s', len(source), clip)
   num_videos, num_bad = extract(
     source,
     options.output,

@@ -22,14 +22,7 @@ from vjepa_jax.training.telemetry import read_metrics
 
 
 def report(workdir: epath.Path, as_json: bool) -> bool:
-  """Prints the findings of one run and draws its curves.
-
-  Returns:
-    Whether it is healthy.
-
-  Raises:
-    UserError: The folder holds no metrics.
-  """
+  """Prints findings of a run, draws curves, says whether it is healthy."""
   metrics = read_metrics(workdir)
   if not metrics:
     raise UserError(

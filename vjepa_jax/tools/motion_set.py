@@ -6,11 +6,13 @@ python -m vjepa_jax.tools.motion_set --output=data/motion --preview=motion.png
 from pathlib import Path
 from types import SimpleNamespace
 
-from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource, ManifestSource
 from vjepa_jax.plots.prediction import draw_strip
 from vjepa_jax.sets import motion, package_videos
+from vjepa_jax.sets.pairs import read_film
 from vjepa_jax.tools import command
+
+_PIXELS = 36  # sides of a preview, those of the clips
 
 
 def draw_preview(folder: Path, path: str) -> None:
@@ -19,9 +21,7 @@ def draw_preview(folder: Path, path: str) -> None:
   for label, name in enumerate(motion.CLASSES):
     for split in ('train', 'test'):
       record = ManifestSource(str(folder / f'{split}.csv'))[label]
-      with open_video(record.video) as video:
-        box = (0, 0, video.height, video.width)
-        clips[f'{name}\n{split}'] = video.read(range(0, 16, 2), box, box[2:])
+      clips[f'{name}\n{split}'] = read_film(record.video, _PIXELS, 2)
   draw_strip(path, clips)
 
 

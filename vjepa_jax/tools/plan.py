@@ -56,7 +56,14 @@ def make_plan(
   program = build_program(
     config, mesh, get_steps(config, 'total', _STEPS_PER_EPOCH), _STEPS_PER_EPOCH
   )
-  plan = {
+  batch = make_abstract_batch(config)
+  # The least is without recomputation and padding.
+  least = config_dict.ConfigDict(config.to_dict())
+  least.update(remat='none', attention='xla')
+  step = functools.partial(differentiate, build_objective(least, mesh))
+  traced = jax.jit(step).trace(program.abstract, batch)
+  minimum = sum(flops.count_flops(traced.jaxpr))
+  return {
     'topology': name,
     'slices': num_slices,
     'devices': len(devices),
@@ -65,18 +72,8 @@ def make_plan(
     'attention': program.objective.encoder.attention,
     'microbatches': config.microbatches,
     'batch_size': config.data.batch_size,
+    **plan_step(program, batch, minimum, mesh, chip),
   }
-  batch = make_abstract_batch(config)
-  minimum = _count_minimum(config, mesh, program.abstract, batch)
-  return plan | plan_step(program, batch, minimum, mesh, chip)
-
-
-def _count_minimum(config, mesh, state, batch) -> float:
-  """Counts the matmul FLOPs of a step without recomputation and padding."""
-  config = config_dict.ConfigDict(config.to_dict())
-  config.update(remat='none', attention='xla')
-  step = functools.partial(differentiate, build_objective(config, mesh))
-  return sum(flops.count_flops(jax.jit(step).trace(state, batch).jaxpr))
 
 
 def advise(plan: dict[str, Any]) -> str:

@@ -51,7 +51,9 @@ def define_flags(define: SimpleNamespace) -> None:
   define.string(
     'decode', None, 'Workdir of configs/decoder.py: imagine pixels.'
   )
-  define.integer('roll', 0, 'Windows to go on for, from what was imagined.')
+  define.integer(
+    'roll', 0, 'Windows to go on for, from what was imagined.', lower_bound=0
+  )
   define.enum(
     'roll_through',
     None,

@@ -73,25 +73,12 @@ def run(options: SimpleNamespace, source: str) -> None:
 
 
 class Session:
-  """One model, one way of hiding, and what predictions are compared with.
-
-  Attributes:
-    options: The flags of `vjepa_jax.tools.predict`.
-    source: Where the model is from.
-    world: The model.
-    clip: How clips are cut.
-    gallery: Clips to compare with, and to take statistics from.
-    gallery_name: Where they are from.
-    predictor: Predicts what is hidden.
-    through: What a rollout feeds back.
-    render: Draws features, None without a decoder.
-    scorer: Scores predictions and baselines.
-  """
+  """One model, one way of hiding, and real clips to compare with."""
 
   def __init__(self, options: SimpleNamespace, source: str):
-    """Loads everything."""
+    """Loads everything that the flags of `vjepa_jax.tools.predict` name."""
     self.options, self.source = options, source
-    world = self.world = load_world_model(
+    self.world = world = load_world_model(
       source,
       positions=options.positions,
       predictor_heads=options.predictor_heads,
@@ -108,73 +95,61 @@ class Session:
     masks = _choose_masks(options, grid, world.tubelet[0])
     loaded = load_decoder(options.decode, world) if options.decode else None
     if loaded and loaded.grid != grid:
-      raise ValueError(
+      raise UserError(
         f'{options.decode} decodes grids of {loaded.grid} tubelets, these '
         f'clips have {grid}: change --frames or --resolution'
       )
-    self.gallery, self.gallery_name = self._load_gallery()
-    self.predictor = MaskedPredictor(
-      world,
-      loaded.space if loaded else self._measure_space(),
-      grid,
-      masks,
-      self._choose_token(),
-    )
+    self.clips, self.clips_path = self._load_clips()
+    many = len(self.clips.videos) >= _FEWEST_CLIPS
+    space = loaded.space if loaded else self._measure_space(many)
+    token = self._choose_token()
+    self.predictor = MaskedPredictor(world, space, grid, masks, token)
     self.through = options.roll_through or ('pixels' if loaded else 'features')
-    if options.roll < 0:
-      raise ValueError(f'--roll={options.roll} must not be negative')
     if options.roll:
       check_rollout(self.predictor, self.through, loaded is not None)
     self.render = make_render(self.predictor, loaded) if loaded else None
-    self.scorer = Scorer(
-      self.predictor,
-      self.render,
-      average=bool(loaded) or self._has_many_clips(),
-    )
-
-  def _has_many_clips(self) -> bool:
-    """Says whether statistics of the gallery are of more than a few clips."""
-    return len(self.gallery.videos) >= _FEWEST_CLIPS
+    average = bool(loaded) or many
+    self.scorer = Scorer(self.predictor, self.render, average=average)
 
   def _choose_token(self) -> int:
     token, count = self.options.mask_token, self.world.predictor.num_mask_tokens
     if token is None:
       return choose_mask_token(self.world, self.options.hide)
     if not 0 <= token < count:
-      raise ValueError(
+      raise UserError(
         f'--mask_token={token}: the predictor has {count} of them, counted '
         'from 0'
       )
     return token
 
-  def _load_gallery(self) -> tuple[Clips, str]:
+  def _load_clips(self) -> tuple[Clips, str]:
     """Reads clips to compare with: as told, of training, or what there is."""
     options = self.options
     trained = [source['path'] for source in self.world.sources]
     path = options.gallery or next(
       filter(glob.glob, trained), options.video or options.evaluate
     )
-    try:
-      if os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS:
+    if os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS:
+      try:
         return read_windows(path, self.clip, options.gallery_clips), path
-    except decode.DecodeError as error:
-      raise ValueError(f'{path}: {error}') from None
+      except decode.DecodeError as error:
+        raise UserError(f'{path}: {error}') from None
     source = sources.open_source(path)
     return load_clips(source, self.clip, limit=options.gallery_clips), path
 
-  def _measure_space(self):
-    """Measures the space of targets on the clips of the gallery."""
-    videos, size = self.gallery.videos, self.options.batch_size
-    if self.world.norm == 'position' and not self._has_many_clips():
-      raise ValueError(
+  def _measure_space(self, many: bool):
+    """Measures the space of targets on the clips, which are `many` or few."""
+    videos, size = self.clips.videos, self.options.batch_size
+    if self.world.norm == 'position' and not many:
+      raise UserError(
         f'targets of {self.source} are normalised over clips, and '
-        f'{self.gallery_name} has {len(videos)}: give --gallery with '
+        f'{self.clips_path} has {len(videos)}: give --gallery with '
         f'{_FEWEST_CLIPS} or more, or --decode, which knows the statistics'
       )
     space = measure_space(
       self.world, (videos[i : i + size] for i in range(0, len(videos), size))
     )
-    if not self._has_many_clips():
+    if not many:
       # Of so few, the mean at a position would be the very clip.
       mean = np.broadcast_to(space.average.mean(axis=0), space.average.shape)
       space = space._replace(average=mean)
@@ -182,20 +157,17 @@ class Session:
 
   def _describe(self) -> dict[str, Any]:
     """Says what was asked for, for `results.json`."""
-    predictor = self.predictor
+    predictor, clip = self.predictor, dataclasses.asdict(self.clip)
     return {
       'source': self.source,
       'hide': self.options.hide,
-      'frames': self.clip.frames,
-      'resolution': self.clip.resolution,
-      'frame_step': self.clip.frame_step,
-      'fps': self.clip.fps,
+      **{k: clip[k] for k in ('frames', 'resolution', 'frame_step', 'fps')},
       'visible_tokens': len(predictor.visible),
       'hidden_tokens': len(predictor.hidden),
       'mask_token': predictor.mask_token,
       'target_norm': predictor.space.norm,
-      'gallery': self.gallery_name,
-      'gallery_clips': len(self.gallery.videos),
+      'gallery': self.clips_path,
+      'gallery_clips': len(self.clips.videos),
       'decode': self.options.decode,
     }
 
@@ -211,13 +183,15 @@ class Session:
     try:
       clip, rate = read_from(path, self.clip, start)
     except decode.DecodeError as error:
-      raise ValueError(f'{path} from --start={start}: {error}') from None
+      raise UserError(f'{path} from --start={start}: {error}') from None
     scores = join_scores([self.scorer.score(clip[None])])
     rollout = list(
       roll_out(self.predictor, clip[None], windows, self.through, self.render)
     )
     output.mkdir(parents=True, exist_ok=True)
-    neighbours = self._draw(output, clip, rollout[0].prediction)
+    prediction = rollout[0].prediction
+    self._draw_prediction(output / 'prediction.png', clip, prediction)
+    neighbours = self._find_neighbours(output, clip, prediction)
     if self.render is not None:
       self._film(output, rate, clip, rollout)
     print(
@@ -225,7 +199,7 @@ class Session:
       f'{self._describe_hidden()}\n{format_scores(scores)}\n'
       'actual frames come out at place '
       f'{", ".join(map(str, neighbours["ranks"]))} of '
-      f'{neighbours["candidates"]} in {self.gallery_name}'
+      f'{neighbours["candidates"]} in {self.clips_path}'
     )
     for name in sorted(p.name for p in output.glob('*.*')):
       if name != 'results.json':
@@ -243,11 +217,10 @@ class Session:
       'roll_through': self.through if windows else None,
     }
 
-  def _draw(self, output, clip, prediction) -> dict[str, Any]:
-    """Draws `prediction.png` and `neighbours.png`."""
+  def _draw_prediction(self, path, clip, prediction) -> None:
+    """Draws errors and features over frames."""
     predictor, video = self.predictor, clip[None]
-    predicted = np.asarray(prediction.predicted)
-    truth = np.asarray(predictor.encode_hidden(video))
+    predicted, truth = prediction.predicted, predictor.encode_hidden(video)
     scores = score_features(predicted, truth)
     actual = np.asarray(predictor.encode(video))
     tokens = join_tokens(prediction.visible, predicted, predictor.masks)
@@ -260,7 +233,7 @@ class Session:
       for name, x in (('imagined', predicted), ('decoded truth', truth)):
         frames[name] = self.render(video, prediction.visible, x)[0]
     plots.draw_prediction(
-      output / 'prediction.png',
+      path,
       video=clip,
       errors=errors.reshape(predictor.grid),
       colours={'PCA actual': colours[0], 'PCA predicted': colours[1]},
@@ -270,26 +243,27 @@ class Session:
         f'error {scores["error"].mean():.3f}'
       ),
     )
-    retrieval = Retrieval(
-      predictor, self.gallery.videos, self.options.batch_size
-    )
+
+  def _find_neighbours(self, output, clip, prediction) -> dict[str, Any]:
+    """Finds and draws the nearest real frames."""
+    predictor, size = self.predictor, self.options.batch_size
+    retrieval = Retrieval(predictor, self.clips.videos, size)
+    truth = np.asarray(predictor.encode_hidden(clip[None]))[0]
     near, reference = (
-      retrieval.find(x[0], truth[0], predictor.hidden, _NEIGHBOURS)
-      for x in (predicted, truth)
+      retrieval.find(x, truth, predictor.hidden, _NEIGHBOURS)
+      for x in (np.asarray(prediction.predicted)[0], truth)
     )
     shown = choose_steps(len(near.steps), 4)
     stride = self.world.tubelet[0]
     middle = near.steps[shown] * stride + stride // 2
+    found = {'near the prediction': near, 'near the actual': reference}
     plots.draw_neighbours(
       output / 'neighbours.png',
       actual=clip[middle],
       names=[f'frame {i}' for i in middle],
       found={
-        name: (found.frames[shown], found.similarities[shown])
-        for name, found in (
-          ('near the prediction', near),
-          ('near the actual', reference),
-        )
+        name: (x.frames[shown], x.similarities[shown])
+        for name, x in found.items()
       },
     )
     return {
@@ -307,17 +281,16 @@ class Session:
     film = [window.render(self.render)[0] for window in rollout]
     context = count_frames(predictor, visible)
     imagined = np.concatenate([film[0], *(x[context:] for x in film[1:])])
-    truth = self._read_truth(len(imagined), clip)
     clips = {
       'input': unpatchify(tokens, predictor.grid, tubelet)[0],
       'imagined': imagined,
-      'truth': truth,
+      'truth': self._read_truth(len(imagined), clip),
     }
     plots.write_side_by_side(output / 'imagined', clips, rate)
     still = fill_pixels(clip[None], predictor.masks, tubelet, 'last')
     plots.draw_strip(
       output / 'imagined.png',
-      {'truth': truth, **clips, 'last frame': still[0]},
+      {'truth': clips['truth'], **clips, 'last frame': still[0]},
     )
 
   def _read_truth(self, length: int, clip: np.ndarray) -> np.ndarray:
@@ -331,13 +304,11 @@ class Session:
   def evaluate(self) -> dict[str, Any]:
     """Averages over held-out clips, and prints a table."""
     path, windows = self.options.evaluate, self.options.roll
-    predictor = self.predictor
-    stride = count_frames(predictor, predictor.hidden)
+    stride = count_frames(self.predictor, self.predictor.hidden)
+    frames = self.clip.frames + windows * stride
     clips = load_clips(
       sources.open_source(path),
-      dataclasses.replace(
-        self.clip, frames=self.clip.frames + windows * stride
-      ),
+      dataclasses.replace(self.clip, frames=frames),
       limit=self.options.max_clips,
       whole=windows > 0,
     )
@@ -358,8 +329,7 @@ class Session:
     )
     if windows:
       print(f'\nrolling on, {stride} frames a window, through {self.through}:')
-      results['roll_through'] = self.through
-      results['rolling'] = rollout
+      results |= {'roll_through': self.through, 'rolling': rollout}
       for k, window in enumerate(rollout):
         print(f'window {k}\n{format_scores(window)}')
     if clips.failures:
@@ -371,21 +341,19 @@ def _choose_masks(
   options: SimpleNamespace, grid: tuple[int, int, int], tubelet_frames: int
 ) -> Masks:
   """Chooses the visible and the hidden tokens."""
-  frames = options.context_frames
-  if frames is None:
-    steps = 0 if options.hide == 'region' else max(1, grid[0] // 2)
-  else:
-    steps, rest = divmod(frames, tubelet_frames)
-    if rest or frames < 0:
-      raise ValueError(
-        f'--context_frames={frames} is not a multiple of the '
+  steps = 0 if options.hide == 'region' else max(1, grid[0] // 2)
+  if options.context_frames is not None:
+    steps, rest = divmod(options.context_frames, tubelet_frames)
+    if rest:
+      raise UserError(
+        f'--context_frames={options.context_frames} is not a multiple of the '
         f'{tubelet_frames} frames of a tubelet'
       )
   try:
     top, left, height, width = map(float, options.box)
   except ValueError:
-    raise ValueError(
-      f'--box={",".join(map(str, options.box))} is not top,left,height,width '
-      'in shares of the frame, for example 0.25,0.25,0.5,0.5'
+    raise UserError(
+      f'--box={",".join(options.box)} is not top,left,height,width in shares '
+      'of the frame, for example 0.25,0.25,0.5,0.5'
     ) from None
   return choose_hidden(grid, options.hide, steps, (top, left, height, width))

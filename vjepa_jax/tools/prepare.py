@@ -39,12 +39,9 @@ from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command
 
-_DEFAULT_GOP = 8
 _CRF = 23
 # Timestamps of videos that keep their own frame times.
 _TICKS_PER_SECOND = 90_000
-_OPTIONS_FILE = 'prepare.json'
-_BAD_FILES = 'bad_files.jsonl'
 
 
 class Encoding(NamedTuple):
@@ -82,7 +79,7 @@ def prepare(
     'shard_size': shard_size,
     'encoding': encoding._asdict() if encoding else 'as is',
   }
-  shards.check_options(os.path.join(output, _OPTIONS_FILE), options)
+  shards.check_options(os.path.join(output, 'prepare.json'), options)
   items = range(len(source))
   ranges = [items[i : i + shard_size] for i in items[::shard_size]]
   paths = shards.name_shards(output, 'videos', len(ranges))
@@ -92,10 +89,19 @@ def prepare(
     results = _convert_all(records, encoding, num_workers)
     return (itertools.islice(results, len(r)) for r in missing)
 
-  bad_files = os.path.join(output, _BAD_FILES)
+  bad_files = os.path.join(output, 'bad_files.jsonl')
   own = range(len(ranges))
   shards.write_shards(paths, ranges, own, convert_shards, bad_files)
-  _report(output, len(source), paths)
+  num_bad = len(storage.read(bad_files).splitlines())
+  logging.info(
+    'Wrote %d videos to %d shards in %s, %.1f MB in all.',
+    len(source) - num_bad,
+    len(paths),
+    output,
+    sum(map(os.path.getsize, paths)) / 1e6,
+  )
+  if num_bad:
+    logging.warning('Left out %d files, see %s.', num_bad, bad_files)
 
 
 def _convert_all(
@@ -104,9 +110,9 @@ def _convert_all(
   num_workers: int,
 ) -> Iterator[bytes | BadFile]:
   """Yields what `convert` makes of each record, in order."""
+  function = functools.partial(convert, encoding=encoding)
   if not num_workers:
-    for record in records:
-      yield convert(record, encoding)
+    yield from map(function, records)
     return
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(
@@ -119,12 +125,8 @@ def _convert_all(
       return record
 
     try:
-      yield from shards.map_ahead(
-        pool,
-        functools.partial(convert, encoding=encoding),
-        map(note, records),
-        2 * num_workers,
-      )
+      noted = map(note, records)
+      yield from shards.map_ahead(pool, function, noted, 2 * num_workers)
     except concurrent.futures.process.BrokenProcessPool as e:
       raise RuntimeError(
         'a worker died (out of memory, or one of the next files crashes '
@@ -143,23 +145,15 @@ def _end_with_parent() -> None:
 
 
 def convert(record: Record, encoding: Encoding | None) -> bytes | BadFile:
-  """Turns a record into its bytes in a shard.
-
-  Args:
-    record: a video as a path or bytes.
-    encoding: how to re-encode, or None to copy.
-
-  Returns:
-    The packed record, or why there is none.
-  """
+  """Packs a video as it is in a shard, or says why there is none."""
   try:
     with decode.open_video(record.video) as video:
-      if encoding is None:
-        content = record.video
-        if isinstance(content, str):
-          content = storage.read(content)
-      else:
+      if encoding is not None:
         content = transcode(video, encoding)
+      elif isinstance(record.video, str):
+        content = storage.read(record.video)
+      else:
+        content = record.video
   except (decode.DecodeError, av.FFmpegError, OSError) as e:
     return BadFile(record.name, ' '.join(str(e).split()))
   return pack(record._replace(video=content))
@@ -167,10 +161,6 @@ def convert(record: Record, encoding: Encoding | None) -> bytes | BadFile:
 
 def transcode(video: decode.Video, encoding: Encoding) -> bytes:
   """Re-encodes a video as an MP4 file of 8-bit 4:2:0 H.264.
-
-  Args:
-    video: the open video.
-    encoding: short side, frame rate and keyframe interval.
 
   Returns:
     The bytes of the file. They depend on nothing but the arguments.
@@ -222,26 +212,6 @@ def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:
   return tuple(max(2 * round(n * scale / 2), 2) for n in (height, width))
 
 
-def _report(output: str, num_videos: int, paths: list[str]) -> None:
-  """Logs how many videos there are now, and how many were left out."""
-  bad_files = os.path.join(output, _BAD_FILES)
-  num_bad = len(storage.read(bad_files).splitlines())
-  size = sum(map(os.path.getsize, paths))
-  logging.info(
-    'Wrote %d videos to %d shards in %s, %.1f MB in all.',
-    num_videos - num_bad,
-    len(paths),
-    output,
-    size / 1e6,
-  )
-  if num_bad:
-    logging.warning(
-      'Left out %d bad files, listed with the reason in %s.',
-      num_bad,
-      bad_files,
-    )
-
-
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
   define.string(
@@ -265,15 +235,12 @@ def define_flags(define: SimpleNamespace) -> None:
 
 def main(options: SimpleNamespace) -> None:
   """Runs `prepare` as the flags say."""
-  encoding = None
-  if (options.short_side, options.fps, options.gop) != (None, None, None):
-    encoding = Encoding(
-      options.short_side, options.fps, options.gop or _DEFAULT_GOP
-    )
+  encoding = Encoding(options.short_side, options.fps, options.gop or 8)
+  reencodes = {options.short_side, options.fps, options.gop} != {None}
   prepare(
     sources.open_source(options.input),
     options.output,
-    encoding,
+    encoding if reencodes else None,
     shard_size=options.shard_size,
     num_workers=options.num_workers,
   )

@@ -23,7 +23,6 @@ import numpy as np
 from vjepa_jax.data import sources
 from vjepa_jax.data.decode import DecodeError
 from vjepa_jax.errors import UserError
-from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.plots.surprise import Panel, draw_surprise
 from vjepa_jax.progress import make_bar
@@ -42,7 +41,7 @@ def read_films(
   paths: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Reads films by path; leaves out, and names, those that cannot be used."""
-  films, failed = {}, 0
+  films = {}
   bar = make_bar(paths, desc='reading films', unit='film', leave=False)
   for path in bar:
     try:
@@ -50,12 +49,12 @@ def read_films(
       windows.place(len(film))
       films[path] = film
     except (DecodeError, ValueError) as error:
-      failed += 1
       logging.warning('left out %s: %s', path, error)
+  failed = len(set(paths)) - len(films)
   if failed:
     print(f'{failed} of {len(paths)} films were left out, see the warnings')
   if not films:
-    raise ValueError(
+    raise UserError(
       f'none of {len(paths)} films could be used, the first is {paths[0]}'
     )
   return films
@@ -70,39 +69,33 @@ def read_reference(
   """
   if world.norm != 'position':
     return []
-  path = options.reference
-  if path is None and options.video is None:
-    path = str(epath.Path(options.input) / 'train.csv')
-  if path is None:
-    path = world.sources[0]['path']
+  path = options.reference or (
+    world.sources[0]['path'] if options.video else f'{options.input}/train.csv'
+  )
   try:
     source = sources.open_source(path)
   except FileNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f'{error}; the run normalised its targets over clips, so give possible '
       'films as --reference'
     ) from None
   order = np.random.default_rng(0).permutation(len(source))
   paths = [source[int(i)].video for i in sorted(order[: options.num_reference])]
-  films = read_films(options, world, windows, paths)
-  return list(films.values())
+  return list(read_films(options, world, windows, paths).values())
 
 
-def run_set(
+def score_films(
   options: SimpleNamespace,
   world: WorldModel,
   windows: Windows,
   pairs: Sequence[Pair],
-  folder: epath.Path,
-) -> None:
-  """Scores a physics set and draws some of its pairs."""
+) -> tuple[dict[str, Any], list[Panel]]:
+  """Scores a physics set; returns numbers and some of its pairs to draw."""
   paths = [path for p in pairs for path in (p.possible, p.impossible)]
   films = read_films(options, world, windows, paths)
   pairs = [p for p in pairs if p.possible in films and p.impossible in films]
   if not pairs:
-    raise ValueError(
-      f'{options.input} has no pair of which both films are good'
-    )
+    raise UserError(f'{options.input} has no pair of which both films are good')
   clips = list(films.values())
   reference = read_reference(options, world, windows)
   untrained = make_untrained(world, options.seed)
@@ -111,13 +104,10 @@ def run_set(
     'random_init': measure_surprise(untrained, windows, clips, reference),
     'pixels': measure_pixels(clips, windows),
   }
-  curves = {
-    name: dict(zip(films, values, strict=True))
-    for name, values in curves.items()
-  }
-  results = {name: score_set(pairs, curves[name]) for name in MODELS}
-  print(format_table(results))
-  settings = {
+  curves = {k: dict(zip(films, x, strict=True)) for k, x in curves.items()}
+  scores = {name: score_set(pairs, curves[name]) for name in MODELS}
+  print(format_table(scores))
+  results = {
     'input': options.input,
     'window': windows.frames,
     'context_frames': windows.context_frames,
@@ -125,38 +115,30 @@ def run_set(
     'frame_step': options.frame_step,
     'target_norm': world.norm,
     'left_out': len(set(paths)) - len(films),
+    **scores,
   }
   # The first pair of each property, behind a screen where there is one.
   shown = {}
   for pair in sorted(pairs, key=lambda p: not p.screen):
     shown.setdefault(pair.property, pair)
-  trained = curves['pretrained']
-  panels = [
-    Panel(
-      pair.property,
-      {
-        'possible': (films[pair.possible], trained[pair.possible]),
-        'impossible': (films[pair.impossible], trained[pair.impossible]),
-      },
-      None if pair.frame is None else pair.frame / options.frame_step,
-    )
-    for pair in shown.values()
-  ]
-  _write(folder, settings | results, panels, windows)
+  panels = []
+  for pair in shown.values():
+    both = {'possible': pair.possible, 'impossible': pair.impossible}
+    drawn = {k: (films[p], curves['pretrained'][p]) for k, p in both.items()}
+    frame = None if pair.frame is None else pair.frame / options.frame_step
+    panels.append(Panel(pair.property, drawn, frame))
+  return results, panels
 
 
-def run_video(
-  options: SimpleNamespace,
-  world: WorldModel,
-  windows: Windows,
-  folder: epath.Path,
-) -> None:
-  """Draws the surprise of one film over time."""
+def follow_film(
+  options: SimpleNamespace, world: WorldModel, windows: Windows
+) -> tuple[dict[str, Any], list[Panel]]:
+  """Measures one film; returns numbers and what to draw."""
   video = options.video
   try:
     film = read_film(video, world.resolution, options.frame_step)
   except DecodeError as error:
-    raise ValueError(f'{video}: {error}') from None
+    raise UserError(f'{video}: {error}') from None
   centre = options.frame_step * windows.centre(len(film))
   reference = read_reference(options, world, windows)
   curve = measure_surprise(world, windows, [film], reference)[0]
@@ -165,26 +147,9 @@ def run_video(
     f'{curve.max():.4f} at most, in what is around frame '
     f'{centre[curve.argmax()]:.0f}'
   )
-  results = {
-    'video': video,
-    'frame': centre.tolist(),
-    'surprise': curve.tolist(),
-  }
+  results = {'frame': centre.tolist(), 'surprise': curve.tolist()}
   panel = Panel(epath.Path(video).name, {'film': (film, curve)}, None)
-  _write(folder, results, [panel], windows)
-
-
-def _write(
-  folder: epath.Path,
-  results: dict[str, Any],
-  panels: Sequence[Panel],
-  windows: Windows,
-) -> None:
-  """Writes numbers and picture, and prints where they are."""
-  path, picture = folder / 'results.json', folder / 'surprise.png'
-  path.write_text(json.dumps(results, indent=2) + '\n')
-  draw_surprise(picture, panels, windows.centre)
-  print(f'results: {path}\npicture: {picture}')
+  return {'video': video, **results}, [panel]
 
 
 def define_flags(define: SimpleNamespace) -> None:
@@ -202,9 +167,7 @@ def define_flags(define: SimpleNamespace) -> None:
   )
   define.integer('stride', 2, 'Frames between windows.')
   define.integer(
-    'frame_step',
-    None,
-    'Frames of the film a frame of a window; as trained.',
+    'frame_step', None, 'Frames of the film a frame of a window; as trained.'
   )
   define.string(
     'reference',
@@ -224,7 +187,7 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   pairs = None if options.video else read_pairs(options.input)
   world = load_world_model(workdir)
   if world.resolution is None:
-    raise WeightsError(
+    raise UserError(
       f'{workdir} does not say what resolution it is for: convert it with '
       'python -m vjepa_jax.tools.convert --resolution=...'
     )
@@ -238,9 +201,13 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   folder = epath.Path(options.output or epath.Path(workdir) / 'surprise')
   folder.mkdir(parents=True, exist_ok=True)
   if options.video:
-    run_video(options, world, windows, folder)
+    results, panels = follow_film(options, world, windows)
   else:
-    run_set(options, world, windows, pairs, folder)
+    results, panels = score_films(options, world, windows, pairs)
+  path, picture = folder / 'results.json', folder / 'surprise.png'
+  path.write_text(json.dumps(results, indent=2) + '\n')
+  draw_surprise(picture, panels, windows.centre)
+  print(f'results: {path}\npicture: {picture}')
 
 
 if __name__ == '__main__':
