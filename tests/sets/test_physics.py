@@ -55,7 +55,7 @@ def test_films_are_decoded_alike_up_to_the_violation(folder):
 
 def test_the_set_is_a_function_of_the_seed(folder, tmp_path):
   again = physics.write_physics_set(
-    tmp_path / 'again', num_train=3, num_sets=1, seed=3, workers=1
+    tmp_path / 'again', num_train=3, num_sets=1, seed=3
   )
   names = sorted(p.relative_to(folder) for p in folder.rglob('*.*'))
   assert len(names) == 3 + 4 * 10 + 3
@@ -68,15 +68,13 @@ def test_the_set_is_a_function_of_the_seed(folder, tmp_path):
     assert (folder / name).read_bytes() != (other / name).read_bytes()
 
 
-def test_training_films_are_a_manifest_that_pretraining_reads(folder):
-  source = ManifestSource(str(folder / 'train.csv'))
-  assert [r.name for r in source] == [f'train/0000{i}.mp4' for i in range(3)]
-
-
 def test_a_finished_set_is_left_alone_and_another_is_refused(folder):
   before = (folder / 'train/00000.mp4').stat().st_mtime_ns
   physics.write_physics_set(folder, num_train=3, num_sets=1, seed=3)
   assert (folder / 'train/00000.mp4').stat().st_mtime_ns == before
+  # Training films are a manifest that pretraining reads.
+  source = ManifestSource(str(folder / 'train.csv'))
+  assert [r.name for r in source] == [f'train/0000{i}.mp4' for i in range(3)]
   with pytest.raises(ValueError, match='num_train=3, not 4'):
     physics.write_physics_set(folder, num_train=4, num_sets=1, seed=3)
   with pytest.raises(ValueError, match='must be positive'):

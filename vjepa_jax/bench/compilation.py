@@ -86,16 +86,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         time_first_step(arguments.config, folder / f'warm_{i}', cache)
       )
   result = {'unit': 's', 'config': arguments.config, **measure.compare(times)}
-  print(f'time to the first step, {arguments.config} as a smoke run')
-  measure.print_table(
-    ['cache', 'median s', 'min s'],
-    [
-      [name, times['median'], times['min']]
-      for name, times in (
-        ('cold', result['peer']['cold']),
-        ('warm', result['ours']),
-      )
-    ],
+  print(
+    f'time to the first step, {arguments.config} as a smoke run; ours: warm'
   )
+  measure.print_cases({'': result}, 'seconds', lambda t: t)
   print(f'warm / cold: {result["ratio"]["cold"]:.2f}')
   return result

@@ -117,20 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
       'files': len(paths),
       **measure.compare(times),
     }
-  peers = [name for name in readers if name != measure.OURS]
-  print('clips a second of one core, and ours / theirs in time')
-  measure.print_table(
-    ['', measure.OURS, *peers, *(f'ours/{peer}' for peer in peers)],
-    [
-      [
-        name,
-        1 / case['ours']['median'],
-        *(1 / case['peer'][peer]['median'] for peer in peers),
-        *(case['ratio'][peer] for peer in peers),
-      ]
-      for name, case in cases.items()
-    ],
-  )
+  measure.print_cases(cases, 'clips a second of one core', lambda t: 1 / t)
   result = measure.join(cases)
   for peer, value in result['ratio'].items():
     aim = f' (aim: {_AIM} or less)' if peer == 'decord' else ''

@@ -90,19 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe, mask = name.split()
     if mask in ('short', 'long'):
       shares[recipe] = shares.get(recipe, 0.0) + case['ratio']['decode']
-  print('masks of one clip, and their share of the time to decode it')
-  measure.print_table(
-    ['', 'masks/s', 'us a mask', 'of decoding'],
-    [
-      [
-        name,
-        f'{1 / case["ours"]["median"]:.0f}',
-        f'{1e6 * case["ours"]["median"]:.0f}',
-        f'{case["ratio"]["decode"]:.2%}',
-      ]
-      for name, case in cases.items()
-    ],
-  )
+  measure.print_cases(cases, 'masks or clips a second', lambda t: 1 / t)
   worst = max(shares, key=shares.get)
   print(
     f'all masks of a clip: at most {shares[worst]:.2%} of its decoding '

@@ -22,18 +22,17 @@ def alternate(
   runs: Mapping[str, Callable[[int], Any]],
   rounds: int,
   *,
-  warmup: int = 1,
   clock: Callable[[], float] = time.perf_counter,
   label: str = '',
 ) -> Times:
   """Times functions in turn, so that a busy machine slows all of them alike.
 
   Each round starts with another function: none always runs after the same one.
+  A first round is not counted.
 
   Args:
     runs: by name, functions of the round, which is the same for all.
     rounds: how often each is timed.
-    warmup: rounds before, untimed.
     clock: returns seconds.
     label: of the progress bar.
 
@@ -42,12 +41,12 @@ def alternate(
   """
   names = list(runs)
   times = {name: [] for name in names}
-  for i in make_bar(range(warmup + rounds), desc=label, leave=False):
+  for i in make_bar(range(rounds + 1), desc=label, leave=False):
     start = i % len(names)
     for name in names[start:] + names[:start]:
       begin = clock()
-      runs[name](max(i - warmup, 0))
-      if i >= warmup:
+      runs[name](max(i - 1, 0))
+      if i:
         times[name].append(clock() - begin)
   return times
 
@@ -114,6 +113,27 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     line = [row[0].ljust(widths[0])]
     line += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
     print('  '.join(line).rstrip())
+
+
+def print_cases(
+  cases: Mapping[str, Mapping[str, Any]],
+  title: str,
+  convert: Callable[[float], float],
+) -> None:
+  """Prints a line a case: ours, each peer, and the ratios of times.
+
+  Args:
+    cases: Comparisons, by name.
+    title: What is printed of the medians,
+    convert: and how seconds become that.
+  """
+  peers = sorted({peer for case in cases.values() for peer in case['peer']})
+  rows = []
+  for name, case in cases.items():
+    times = [case['ours'], *(case['peer'][peer] for peer in peers)]
+    values = [convert(t['median']) for t in times]
+    rows.append([name, *values, *(case['ratio'][peer] for peer in peers)])
+  print_table([title, OURS, *peers, *(f'ours/{peer}' for peer in peers)], rows)
 
 
 def write_result(path: str | None, result: Mapping[str, Any]) -> None:

@@ -132,10 +132,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     f'{clip.resolution} px, batch {clips}; losses agree to '
     f'{drift:.1e}'
   )
-  rows = [
-    [name, 1e3 * np.median(t), 1e3 * min(t), clips / np.median(t)]
-    for name, t in times.items()
-  ]
-  measure.print_table(['', 'median ms', 'min ms', 'clips/s'], rows)
+  measure.print_cases({'': result}, 'clips a second', lambda t: clips / t)
   print(f'ours / torch: {result["ratio"]["torch"]:.2f} (aim: {_AIM} or less)')
   return result

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 import pathlib
+import threading
 
 import av
 import cv2
@@ -58,7 +59,6 @@ def write_motion_set(
   num_train: int = 4000,
   num_test: int = 800,
   seed: int = 0,
-  workers: int | None = None,
 ) -> pathlib.Path:
   """Writes the labelled clips, their manifests and their description.
 
@@ -73,7 +73,6 @@ def write_motion_set(
     num_train: Training clips.
     num_test: Test clips.
     seed: The same seed, videos and options give the same clips.
-    workers: Threads; by default one a processor.
 
   Returns:
     `folder`.
@@ -111,43 +110,38 @@ def write_motion_set(
   }
 
   def write():
-    total = num_train + num_test
-    with writing.open_pool(total, 'clip', workers) as (pool, count):
-      _write_split(folder, 'train', num_train, train, (seed, 0), pool, count)
-      _write_split(folder, 'test', num_test, test, (seed, 1), pool, count)
+    _write_split(folder, 'train', num_train, train, (seed, 0))
+    _write_split(folder, 'test', num_test, test, (seed, 1))
 
   writing.write_once(folder / 'motion.json', options, write)
   return folder
 
 
-def _write_split(folder, split, num_clips, videos, seed, pool, count):
+def _write_split(folder, split, num_clips, videos, seed):
   """Writes the clips of one split, video by video, and its manifest."""
   writing.clear_split(folder, split)
   names = [f'{split}/{i:05d}.mp4' for i in range(num_clips)]
   labels = [i % len(CLASSES) for i in range(num_clips)]
+  lock, read_frames = threading.Lock(), functools.lru_cache(2)(_read_frames)
 
-  def write(frames, video, i):
-    rng = np.random.default_rng((*seed, i))
+  def find_video(i):
+    # All classes of one video, then all classes of the next: label and source
+    # are independent.
+    return videos[i // len(CLASSES) % len(videos)]
+
+  def write(i):
+    video = find_video(i)
+    with lock:
+      frames = read_frames(video)
     try:
-      clip = render_clip(frames, labels[i], rng)
+      clip = render_clip(frames, labels[i], np.random.default_rng((*seed, i)))
     except ValueError as error:
       raise ValueError(f'{video}: {error}; leave this video out') from error
     write_video(folder / names[i], clip, _FPS)
-    count()
 
-  written = ()
-  for n, video in enumerate(videos):
-    # All classes of one video, then all classes of the next: label and source
-    # are independent.
-    clips = [
-      i for i in range(num_clips) if i // len(CLASSES) % len(videos) == n
-    ]
-    if clips:
-      # While those of the video before are written: two videos in memory.
-      frames = _read_frames(video)
-      list(written)
-      written = pool.map(functools.partial(write, frames, video), clips)
-  list(written)
+  # Few videos at a time fit in memory.
+  order = sorted(range(num_clips), key=find_video)
+  writing.map_in_threads(write, order, unit=f'{split} clip')
   writing.write_manifest(folder / f'{split}.csv', names, labels)
 
 

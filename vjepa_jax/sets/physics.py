@@ -34,6 +34,8 @@ SIZE = 48
 FPS = 8
 COLUMNS = ('file', 'pair', 'set', 'property', 'screen', 'possible', 'frame')
 
+_KINDS = tuple(itertools.product(PROPERTIES, (False, True)))  # with a screen?
+
 # A change of these numbers changes the set: raise the version with them.
 _VERSION = 1
 _WALL = 3.0  # pixels from the edge, what the crop of evaluation takes away
@@ -78,7 +80,6 @@ def write_physics_set(
   num_train: int = 2000,
   num_sets: int = 16,
   seed: int = 0,
-  workers: int | None = None,
 ) -> pathlib.Path:
   """Writes the films, their manifests and their description.
 
@@ -93,7 +94,6 @@ def write_physics_set(
     num_train: Training films.
     num_sets: Sets of four films for each property, with a screen and without.
     seed: The same seed and options give the same films.
-    workers: Threads; by default one a processor.
 
   Returns:
     `folder`.
@@ -117,56 +117,61 @@ def write_physics_set(
     'num_train': num_train,
     'num_sets': num_sets,
   }
-  writing.write_once(
-    folder / 'physics.json',
-    options,
-    lambda: _write_films(folder, num_train, num_sets, seed, workers),
-  )
+
+  def write():
+    for split in ('train', 'test'):
+      writing.clear_split(folder, split)
+    _write_train(folder / 'train.csv', num_train, seed)
+    _write_test(folder / 'test.csv', num_sets, seed)
+
+  writing.write_once(folder / 'physics.json', options, write)
   return folder
 
 
-def _write_films(folder, num_train, num_sets, seed, workers):
-  """Writes all films and the two manifests."""
-  for split in ('train', 'test'):
-    writing.clear_split(folder, split)
-  kinds = [(p, screen) for p in PROPERTIES for screen in (False, True)]
-  total = num_train + 4 * num_sets * len(kinds)
-  with writing.open_pool(total, 'film', workers) as (pool, count):
+def _write_train(manifest, num_films, seed):
+  """Writes possible films, drawn as those of the sets are."""
 
-    def write_film(name, film):
-      # The codec may not tell of the future either.
-      write_video(folder / name, film, FPS, causal=True)
-      count()
+  def write(i):
+    rng = np.random.default_rng((seed, 0, i))
+    scene, *states = _draw(*_KINDS[i % len(_KINDS)], rng)
+    film = _render(scene, states[i // len(_KINDS) % 2])
+    return _write_film(manifest, i, film)
 
-    def write_train(i):
-      """Writes a possible film, drawn as those of the sets are."""
-      rng = np.random.default_rng((seed, 0, i))
-      scene, *states = _draw(*kinds[i % len(kinds)], rng)
-      name = f'train/{i:05d}.mp4'
-      write_film(name, _render(scene, states[i // len(kinds) % 2]))
-      return name
+  names = writing.map_in_threads(write, range(num_films), unit='training film')
+  storage.replace(manifest, ''.join(f'{name}\n' for name in names))
 
-    def write_set(i):
-      """Writes the films of a set; returns their rows of the manifest."""
-      name, screen = kinds[i % len(kinds)]
-      films = render_set(name, screen, np.random.default_rng((seed, 1, i)))
-      rows = []
-      for k, film in enumerate(films):
-        file, pair, possible = f'test/{4 * i + k:05d}.mp4', k // 2, k % 2 == 0
-        twin = films[k + 1 if possible else k - 1]
-        frame = (film != twin).any(axis=(1, 2, 3)).argmax()
-        rows.append(
-          (file, 2 * i + pair, i, name, int(screen), int(possible), frame)
-        )
-        write_film(file, film)
-      return rows
 
-    names = list(pool.map(write_train, range(num_train)))
-    sets = list(pool.map(write_set, range(num_sets * len(kinds))))
-  storage.replace(folder / 'train.csv', ''.join(f'{n}\n' for n in names))
+def _write_test(manifest, num_sets, seed):
+  """Writes the films of all sets, and what they are."""
+
+  def write(i):
+    property_name, screen = _KINDS[i % len(_KINDS)]
+    rng = np.random.default_rng((seed, 1, i))
+    films = render_set(property_name, screen, rng)
+    rows = []
+    for k, film in enumerate(films):
+      pair, possible = 2 * i + k // 2, k % 2 == 0
+      twin = films[k + 1 if possible else k - 1]
+      frame = (film != twin).any(axis=(1, 2, 3)).argmax()
+      name = _write_film(manifest, 4 * i + k, film)
+      kind = property_name, int(screen), int(possible)
+      rows.append((name, pair, i, *kind, frame))
+    return rows
+
+  sets = writing.map_in_threads(
+    write, range(num_sets * len(_KINDS)), unit='set'
+  )
   rows = [COLUMNS, *itertools.chain(*sets)]
   lines = [','.join(map(str, row)) + '\n' for row in rows]
-  storage.replace(folder / 'test.csv', ''.join(lines))
+  storage.replace(manifest, ''.join(lines))
+
+
+def _write_film(manifest, number, film):
+  """Writes a film into the folder of its split; returns its name."""
+  name = f'{manifest.stem}/{number:05d}.mp4'
+  # The codec may not tell of the future either.
+  write_video(manifest.parent / name, film, FPS, causal=True)
+  return name
 
 
 def render_set(

@@ -1,10 +1,8 @@
 """How a made set is written: once, in threads, finished when its marker is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
-import contextlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -60,13 +58,11 @@ def write_manifest(
   storage.replace(path, ''.join(lines))
 
 
-@contextlib.contextmanager
-def open_pool(
-  total: int, unit: str, workers: int | None
-) -> Iterator[tuple[concurrent.futures.Executor, Callable[[], Any]]]:
-  """Gives threads, one a processor by default, and what counts a done unit."""
-  with (
-    make_bar(total=total, desc=f'writing {unit}s', unit=unit) as bar,
-    concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-  ):
-    yield pool, bar.update
+def map_in_threads(
+  function: Callable[[Any], Any], items: Sequence[Any], unit: str
+) -> list[Any]:
+  """Calls a function on all items, in threads and in their order."""
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    results = pool.map(function, items)
+    bar = make_bar(results, total=len(items), desc=f'{unit}s', unit=unit)
+    return list(bar)
