@@ -15,6 +15,7 @@ from vjepa_jax.bench.decoders import read_ours
 from vjepa_jax.bench.videos import OPTIONS, find_cases  # noqa: F401
 from vjepa_jax.data import storage
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler
+from vjepa_jax.tasks.pretrain import make_loader
 from vjepa_jax.tasks.program import get_grid
 
 _AIM = 0.02
@@ -25,12 +26,10 @@ _DRAWS = 20
 
 def build_samplers(config: config_dict.ConfigDict) -> dict[str, MaskSampler]:
   """Builds the mask samplers of a recipe, by name."""
-  samplers = {}
-  for name in config.mask_names:
-    options = config.masks[name].to_dict()
-    kind = options.pop('kind')
-    samplers[name] = build_mask_sampler(get_grid(config), kind, options)
-  return samplers
+  config.data.sources = {}
+  return dict(
+    zip(config.mask_names, make_loader(config).mask_samplers, strict=True)
+  )
 
 
 def collect_samplers(quick: bool) -> dict[str, tuple[MaskSampler, int]]:

@@ -70,12 +70,9 @@ def plan_step(
 def _measure_state(program) -> dict[str, float]:
   """Sums the bytes of each part of the state on one device, in GiB."""
   sizes = {}
-  for name, field in (
-    ('parameters', 'params'),
-    ('moments', 'opt_state'),
-    ('target', 'target'),
-    ('frozen', 'frozen'),
-  ):
+  fields = {'parameters': 'params', 'moments': 'opt_state'}
+  fields |= {'target': 'target', 'frozen': 'frozen'}
+  for name, field in fields.items():
     leaves = jax.tree.leaves(getattr(program.abstract, field))
     shardings = jax.tree.leaves(getattr(program.shardings, field))
     if leaves:
