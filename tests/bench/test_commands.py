@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vjepa_jax.bench import compilation, decoders, videos
+from vjepa_jax.bench import compilation, data, videos
 from vjepa_jax.bench.__main__ import main
 from vjepa_jax.data import storage
 from vjepa_jax.data.decode import open_video
@@ -55,7 +55,7 @@ def test_data(tmp_path, folder, capsys):
   assert cases[0] in capsys.readouterr().out
   # What was encoded has the size and the keyframes that it is named after, and
   # all read the same frames of it.
-  readers = decoders.make_readers()
+  readers = data.make_readers()
   for encoding in videos.TOY_ENCODINGS:
     paths = storage.match(f'{folder}/*_g{encoding.gop}.mp4')
     assert len(paths) == 2
@@ -63,9 +63,7 @@ def test_data(tmp_path, folder, capsys):
       assert (video.height, video.width) == (64, 96)
       assert video.num_frames == 72
       assert len(video._index.key_pts) == -(-72 // encoding.gop)
-    clip = decoders.Clip(
-      paths[0], np.arange(5, 37, 2), (4, 6, 50, 60), (32, 32)
-    )
+    clip = data.Clip(paths[0], np.arange(5, 37, 2), (4, 6, 50, 60), (32, 32))
     ours = readers['ours'](clip).astype(float)
     assert ours.shape == (16, 32, 32, 3)
     others = readers['ours'](clip._replace(indices=clip.indices + 1))
@@ -80,8 +78,8 @@ def test_a_peer_that_cannot_be_loaded_is_named(capsys, monkeypatch):
       raise ImportError
     raise RuntimeError('Could not load libtorchcodec.\nFFmpeg version 7: ...')
 
-  monkeypatch.setattr(decoders, 'import_module', fail)
-  assert list(decoders.make_readers()) == ['ours']
+  monkeypatch.setattr(data, 'import_module', fail)
+  assert list(data.make_readers()) == ['ours']
   assert capsys.readouterr().err.splitlines() == [
     "decord is left out: pip install -e '.[bench]'",
     'torchcodec is left out: it finds no FFmpeg libraries '

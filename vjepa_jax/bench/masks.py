@@ -10,8 +10,7 @@ import numpy as np
 
 from configs import vjepa1, vjepa2
 from vjepa_jax.bench import measure
-from vjepa_jax.bench.data import draw_clips
-from vjepa_jax.bench.decoders import read_ours
+from vjepa_jax.bench.data import draw_clips, read_ours
 from vjepa_jax.bench.videos import OPTIONS, find_cases  # noqa: F401
 from vjepa_jax.data import storage
 from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler

@@ -53,12 +53,12 @@ def alternate(
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
   """Returns median, minimum and quartiles."""
-  first, median, third = np.percentile(seconds, [25, 50, 75])
+  first, median, third = np.percentile(seconds, [25, 50, 75]).tolist()
   return {
-    'median': float(median),
+    'median': median,
     'min': float(np.min(seconds)),
-    'quartile_1': float(first),
-    'quartile_3': float(third),
+    'quartile_1': first,
+    'quartile_3': third,
   }
 
 
@@ -72,14 +72,12 @@ def compare(times: Times) -> dict[str, Any]:
     'ratio': for each peer the median over rounds of ours / peer, under 1 is
     faster; 'ours': see `summarize`; 'peer': the same for each peer; 'rounds'.
   """
-  peers = {name: values for name, values in times.items() if name != OURS}
   ours = np.asarray(times[OURS])
+  peers = {name: values for name, values in times.items() if name != OURS}
   return {
-    'ratio': {
-      name: float(np.median(ours / values)) for name, values in peers.items()
-    },
+    'ratio': {name: float(np.median(ours / t)) for name, t in peers.items()},
     'ours': summarize(ours),
-    'peer': {name: summarize(values) for name, values in peers.items()},
+    'peer': {name: summarize(t) for name, t in peers.items()},
     'rounds': len(ours),
   }
 

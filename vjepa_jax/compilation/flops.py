@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+import jax
 from jax.interpreters import partial_eval
+import numpy as np
 
 # Multiply and add.
 _FLOPS = 2
@@ -29,53 +31,37 @@ def count_flops(jaxpr: Any) -> tuple[float, float]:
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   # Gradients that nobody asks for, of pixels, are traced but never compiled.
   needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _count(needed)
+  outside, inside = _count(needed)
+  return float(outside), float(inside)
 
 
-def _count(jaxpr) -> tuple[float, float]:
-  outside = inside = 0.0
+def _count(jaxpr) -> np.ndarray:
+  """Counts outside of kernels and in them, float64 [2]."""
+  total = np.zeros(2)
   for equation in jaxpr.eqns:
     name, parameters = equation.primitive.name, equation.params
     if name == 'dot_general':
-      outside += _count_dot(equation)
+      (contracted, _), _ = parameters['dimension_numbers']
+      left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+      size = math.prod(out) * math.prod(left[i] for i in contracted)
+      total[0] += _FLOPS * size
       continue
     if name in _CUDNN_PRODUCTS:
       q, k = (v.aval.shape for v in equation.invars[:2])  # [B, N, heads, d]
-      inside += _FLOPS * _CUDNN_PRODUCTS[name] * math.prod(q) * k[1]
+      total[1] += _FLOPS * _CUDNN_PRODUCTS[name] * math.prod(q) * k[1]
       continue
+    values = (getattr(x, 'jaxpr', x) for x in jax.tree.leaves(parameters))
+    counts = [_count(body) for body in values if hasattr(body, 'eqns')]
     if name == 'cond':
-      counts = [_count(branch.jaxpr) for branch in parameters['branches']]
-      dots, kernels = max(counts, key=sum)
+      count = max(counts, key=np.sum)
     else:
-      bodies = _find_jaxprs(parameters)
-      dots = sum(_count(body)[0] for body in bodies)
-      kernels = sum(_count(body)[1] for body in bodies)
+      count = sum(counts, np.zeros(2))
     if name == 'pallas_call':
       grid = math.prod(parameters['grid_mapping'].grid)
-      dots, kernels = 0.0, grid * (dots + kernels)
+      count = np.array([0.0, grid * count.sum()])
     elif name == 'scan':
-      dots, kernels = (parameters['length'] * n for n in (dots, kernels))
+      count *= parameters['length']
     elif name == 'shard_map':
-      size = math.prod(parameters['mesh'].shape.values())
-      dots, kernels = size * dots, size * kernels
-    outside, inside = outside + dots, inside + kernels
-  return outside, inside
-
-
-def _find_jaxprs(parameters):
-  """Finds the programs that an equation runs once each."""
-  found = []
-  for value in parameters.values():
-    values = value if isinstance(value, (tuple, list)) else [value]
-    for candidate in values:
-      candidate = getattr(candidate, 'jaxpr', candidate)
-      if hasattr(candidate, 'eqns'):
-        found.append(candidate)
-  return found
-
-
-def _count_dot(equation) -> float:
-  (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval.shape
-  out = equation.outvars[0].aval.shape
-  return float(_FLOPS * math.prod(out) * math.prod(left[i] for i in contracted))
+      count *= math.prod(parameters['mesh'].shape.values())
+    total += count
+  return total
