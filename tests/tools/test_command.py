@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 import sys
 
+from commands import run_command
 import pytest
 
 from vjepa_jax.errors import UserError
@@ -14,8 +15,8 @@ TOOLS = Path(command.__file__).parent
 
 
 def define_flags(define):
-  define.integer('number', 3, 'A number.', lower_bound=1)
-  define.string('needed', None, 'Without a default.', required=True)
+  define.integer('number', 'A number.', 3, least=1)
+  define.string('needed', 'Without a default.', required=True)
 
 
 def main(options, workdir):
@@ -73,6 +74,29 @@ def test_errors_are_one_line_and_a_code(function, code, line, capsys, caplog):
   assert error.startswith(line) and len(error.splitlines()) <= 1
   # A traceback is for who reads the log.
   assert ('Traceback' in caplog.text) == (code == 1)
+
+
+@pytest.mark.parametrize(
+  'name,arguments,message',
+  [
+    ('convert', '--from={0} --to={0}/new', 'is neither a workdir'),
+    ('health', '{0}', 'holds no metrics.jsonl'),
+    (
+      'plan',
+      '--config=configs/vjepa1.py --topology=v9:1',
+      "'v9:1' is not KIND",
+    ),
+    ('predict', '{0} --video=a.mp4', 'is neither a workdir'),
+    ('prepare', '--input=/nowhere --output={0}', '/nowhere does not exist'),
+    ('report', '{0}', 'is not the directory of a run'),
+  ],
+)
+def test_mistakes_are_one_line(name, arguments, message, tmp_path, capsys):
+  module = importlib.import_module(f'vjepa_jax.tools.{name}')
+  words = arguments.format(tmp_path).split()
+  assert command.guard(lambda: run_command(module, *words)) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ') and message in line
 
 
 def test_of_other_packages_warnings_are_logged(caplog):

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
+from commands import start_command
 import jax
 import numpy as np
 import pytest
@@ -51,14 +49,14 @@ def manifest(toy_videos, tmp_path_factory):
   return path
 
 
-def _extract(manifest, output, model, **options):
+def _extract(manifest, output, model, params=None, clip=OPTIONS, **options):
   defaults = dict(num_shards=3, batch_size=8, num_threads=2)
   return extraction.extract(
     sources.open_source(str(manifest)),
     str(output),
     model.encoder,
-    model.params,
-    OPTIONS,
+    params or model.params,
+    clip,
     **defaults | options,
   )
 
@@ -112,17 +110,10 @@ def test_pooled_features_are_the_mean(manifest, model, whole, tmp_path):
 def test_probes_score_cached_features_as_they_score_videos(
   toy_videos, model, tmp_path
 ):
-  source = sources.open_source(str(toy_videos))
-  extraction.extract(
-    source,
-    str(tmp_path),
-    model.encoder,
-    model.params,
-    dataclasses.replace(OPTIONS, num_clips=1),
-    dtype='float32',
-    batch_size=8,
-  )
+  clip = dataclasses.replace(OPTIONS, num_clips=1)
+  _extract(toy_videos, tmp_path, model, clip=clip, dtype='float32')
   cached, labels = probing.load_features(str(tmp_path))
+  source = sources.open_source(str(toy_videos))
   clips = load_clips(source, OPTIONS, labelled=True)
   extract = batching.make_extract(
     batching.apply_encoder(model.encoder), make_mesh(), 8, 'batch size'
@@ -147,15 +138,10 @@ def test_features_of_unlabelled_videos_make_no_probe(
   _extract(folder, tmp_path / 'out', model, num_shards=1)
   with pytest.raises(ValueError, match='a.mp4 has no label'):
     probing.load_features(str(tmp_path / 'out'))
+  source, shards = sources.open_source(str(folder)), str(tmp_path / 'shards')
+  prepare.prepare(source, shards, None, shard_size=1, num_workers=0)
   with pytest.raises(ValueError, match='hold videos, not features'):
-    prepare.prepare(
-      sources.open_source(str(folder)),
-      str(tmp_path / 'shards'),
-      None,
-      shard_size=1,
-      num_workers=0,
-    )
-    FeatureSource(str(tmp_path / 'shards'))
+    FeatureSource(shards)
 
 
 def test_an_interrupted_run_ends_with_the_same_files(
@@ -200,15 +186,7 @@ def test_two_hosts_write_what_one_writes(manifest, model, whole, tmp_path):
 def test_other_weights_or_options_are_refused(manifest, model, whole, tmp_path):
   changed = jax.tree.map(lambda x: x + 1e-3, model.params)
   with pytest.raises(ValueError, match='other options .*params_sha256 was'):
-    extraction.extract(
-      sources.open_source(str(manifest)),
-      str(whole),
-      model.encoder,
-      changed,
-      OPTIONS,
-      num_shards=3,
-      batch_size=8,
-    )
+    _extract(manifest, whole, model, changed)
   with pytest.raises(ValueError, match='dtype was float16 and is now float32'):
     _extract(manifest, whole, model, dtype='float32')
   with pytest.raises(ValueError, match='batch_size 9 is not divisible by 8'):
@@ -222,23 +200,7 @@ def test_other_weights_or_options_are_refused(manifest, model, whole, tmp_path):
 def test_features_that_are_not_finite_are_an_error(manifest, model, tmp_path):
   broken = jax.tree.map(lambda x: x * np.nan, model.params)
   with pytest.raises(ValueError, match='0000.mp4 are not finite in float16'):
-    extraction.extract(
-      sources.open_source(str(manifest)),
-      str(tmp_path),
-      model.encoder,
-      broken,
-      OPTIONS,
-      batch_size=8,
-    )
-
-
-def _run(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'vjepa_jax.tools.extract', *arguments],
-    capture_output=True,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-  )
+    _extract(manifest, tmp_path, model, broken)
 
 
 def test_command(manifest, model, workdir, whole, tmp_path):
@@ -249,7 +211,9 @@ def test_command(manifest, model, workdir, whole, tmp_path):
     '--segments=3',
     '--batch_size=8',
   ]
-  done = _run(*arguments, '--frame_step=2', '--compute_dtype=bfloat16')
+  done = start_command(
+    'extract', *arguments, '--frame_step=2', '--compute_dtype=bfloat16'
+  )
   assert done.returncode == 0, done.stderr
   assert 'features of 9 videos are in' in done.stdout
   assert 'left out 2, listed in' in done.stdout
@@ -259,7 +223,7 @@ def test_command(manifest, model, workdir, whole, tmp_path):
   error = np.abs(ours.astype(np.float32) - wanted)
   assert 1e-3 < error.max() < 0.2
   # A step of 4, the published, is another set of clips.
-  wrong = _run(*arguments, '--compute_dtype=bfloat16')
+  wrong = start_command('extract', *arguments, '--compute_dtype=bfloat16')
   assert wrong.returncode == 2
   assert wrong.stderr.strip().splitlines()[-1].startswith('error: ')
   assert 'frame_step was 2 and is now 4' in wrong.stderr

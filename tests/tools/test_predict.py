@@ -1,13 +1,10 @@
 """From a backbone to a decoder to pictures and numbers, by the commands."""
 
 import json
-import subprocess
-import sys
 
-from commands import run_command
+from commands import run_command, start_command
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 from PIL import Image
 import pytest
 
@@ -17,12 +14,12 @@ from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.sources import FolderSource
 from vjepa_jax.interop import huggingface
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import describe, read_weights
+from vjepa_jax.interop.load import read_weights
 from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.decoder import train_decoder
-from vjepa_jax.tools import predict
+from vjepa_jax.tools import convert, predict
 from vjepa_jax.training.checkpoint import CheckpointError
 from vjepa_jax.training.telemetry import read_metrics
 from vjepa_jax.world.decoding import load_decoder
@@ -291,28 +288,15 @@ def test_a_hugging_face_folder_is_a_world_model(toy_videos, tmp_path):
 
 def test_an_encoder_alone_predicts_nothing(backbone, tmp_path):
   weights = read_weights(backbone, with_predictor=False)
-  directory = tmp_path / 'checkpoints'
-  with ocp.training.Checkpointer(directory) as checkpointer:
-    checkpointer.save_checkpointables(
-      0,
-      {
-        'params': {'encoder': weights.encoder_params},
-        'target': weights.encoder_params,
-      },
-      custom_metadata={'model': {'encoder': describe(weights.encoder)}},
-    )
+  convert.write_workdir(tmp_path, weights)
   with pytest.raises(WeightsError, match='has no predictor: prediction needs'):
     load_world_model(tmp_path)
 
 
-def _run_command(*arguments):
-  command = [sys.executable, '-m', 'vjepa_jax.tools.predict', *arguments]
-  return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_flags_of_the_command_reach_it(backbone, toy_videos, tmp_path):
-  out = _run_command(
-    str(backbone),
+  out = start_command(
+    'predict',
+    backbone,
     f'--evaluate={toy_videos}',
     '--max_clips=2',
     '--hide=past',
@@ -327,10 +311,3 @@ def test_flags_of_the_command_reach_it(backbone, toy_videos, tmp_path):
   assert {'imagined', 'last frame repeated', 'untrained predictor'} <= set(
     table
   )
-
-
-def test_the_command_has_no_traceback(tmp_path):
-  out = _run_command(str(tmp_path), '--video=a.mp4')
-  assert out.returncode == 2 and 'Traceback' not in out.stderr
-  line = out.stderr.strip().splitlines()[-1]
-  assert line.startswith(f'error: {tmp_path} is neither a workdir')

@@ -9,6 +9,7 @@ import sys
 import time
 
 import av
+from commands import start_command
 import numpy as np
 import pytest
 
@@ -47,9 +48,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def _run(folder, output, encoding=_ENCODING, num_workers=0):
-  source = sources.open_source(str(folder))
+  source, output = sources.open_source(str(folder)), str(output)
   prepare.prepare(
-    source, str(output), encoding, shard_size=3, num_workers=num_workers
+    source, output, encoding, shard_size=3, num_workers=num_workers
   )
 
 
@@ -90,14 +91,13 @@ def test_copies_as_is_and_keeps_labels(folder, tmp_path):
   records = list(sources.open_source(str(tmp_path)))
   assert [(r.name, r.label) for r in records] == [('b.avi', 4), ('a.mp4', 2)]
   assert records[0].video == (folder / 'b.avi').read_bytes()
-  assert [bad[:2] for bad in _read_bad(tmp_path)][1] == (
-      'missing.mp4', 'file does not exist'
-  )  # fmt: skip
+  missing = _read_bad(tmp_path)[1]
+  assert missing[:2] == ('missing.mp4', 'file does not exist')
 
 
-@pytest.mark.parametrize('encoding', [
-    prepare.Encoding(None, None, 6), prepare.Encoding(1000, 60.0, 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'encoding', [prepare.Encoding(None, None, 6), prepare.Encoding(1000, 60.0, 8)]
+)
 def test_keeps_size_and_times(folder, encoding):
   with decode.open_video(str(folder / 'a.mp4')) as video:
     content = prepare.transcode(video, encoding)
@@ -151,24 +151,23 @@ def test_other_options_are_an_error(folder, tmp_path):
 
 
 def test_all_bad_leaves_readable_shards(tmp_path):
-  videos = tmp_path / 'videos'
+  videos, out = tmp_path / 'videos', tmp_path / 'out'
   videos.mkdir()
   for i in range(3):
     (videos / f'{i}.mp4').write_text('not a video')
   _write_video(videos / '9.mp4', 'libx264')
-  _run(videos, tmp_path / 'out')
-  assert [r.name for r in sources.open_source(str(tmp_path / 'out'))] == [
-    '9.mp4'
-  ]
+  _run(videos, out)
+  assert [r.name for r in sources.open_source(str(out))] == ['9.mp4']
 
 
 def test_killed_command_line_run_is_continued(folder, tmp_path):
   arguments = [
-      f'--input={folder}', '--short_side=48', '--fps=7.5', '--gop=4',
-      '--shard_size=3', '--num_workers=2',
-  ]  # fmt: skip
-  module = [sys.executable, '-m', 'vjepa_jax.tools.prepare']
-  command = [*module, *arguments, f'--output={tmp_path / "out"}']
+    f'--input={folder}',
+    f'--output={tmp_path / "out"}',
+    *('--short_side=48', '--fps=7.5', '--gop=4'),
+    *('--shard_size=3', '--num_workers=2'),
+  ]
+  command = [sys.executable, '-m', 'vjepa_jax.tools.prepare', *arguments]
   process = subprocess.Popen(command, stderr=subprocess.PIPE)
   deadline = time.time() + 30
   while time.time() < deadline and process.poll() is None:
@@ -177,16 +176,10 @@ def test_killed_command_line_run_is_continued(folder, tmp_path):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   process.communicate()
-  done = subprocess.run(command, capture_output=True, text=True)
+  done = start_command('prepare', *arguments)
   assert done.returncode == 0, done.stderr
   _run(folder, tmp_path / 'expected')
   assert _read_files(tmp_path / 'out') == _read_files(tmp_path / 'expected')
-  again = subprocess.run(command, capture_output=True, text=True)
+  again = start_command('prepare', *arguments)
   assert again.returncode == 0
   assert 'Nothing to do' in again.stderr
-  wrong = subprocess.run(
-      [*module, '--input=/nowhere', '--output=/tmp/unused'],
-      capture_output=True, text=True,
-  )  # fmt: skip
-  assert wrong.returncode == 2
-  assert 'error: /nowhere does not exist' in wrong.stderr

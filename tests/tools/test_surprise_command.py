@@ -5,17 +5,13 @@ import shutil
 
 from commands import run_command
 import jax
-import numpy as np
 import pytest
 
-from vjepa_jax.interop.layout import WeightsError
-from vjepa_jax.interop.load import describe
+from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.models import zoo
 from vjepa_jax.sets import physics
-from vjepa_jax.tools import surprise
-from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.tools import convert, surprise
 from vjepa_jax.training.objectives.base import init_models
-from vjepa_jax.training.state import TrainState
 from vjepa_jax.world.surprise_scores import MODELS
 
 
@@ -33,28 +29,15 @@ def workdir(tmp_path_factory, folder):
   params = jax.jit(init_models, static_argnums=(1, 2))(
     jax.random.key(5), encoder, predictor
   )
-  state = TrainState(
-    np.int32(0), params, params['encoder'], {'count': np.zeros((), np.int32)}
-  )
-  checkpoints = Checkpoints(
-    path,
-    every_steps=1,
-    keep=1,
-    model={'encoder': describe(encoder), 'predictor': describe(predictor)},
-  )
-  checkpoints.save(3, state, 24)
-  checkpoints.close()
-  _write_config(path, folder)
-  return path
-
-
-def _write_config(workdir, folder):
+  models = encoder, params['encoder'], predictor, params['predictor']
+  convert.write_workdir(path, Weights(*models))
   config = {
     'clip': {'resolution': 32, 'frames': 16, 'frame_step': 1},
     'objective': {'vjepa': {'target_norm': 'position'}},
     'data': {'sources': {'a': {'path': str(folder / 'train.csv')}}},
   }
-  (workdir / 'config.json').write_text(json.dumps(config))
+  (path / 'config.json').write_text(json.dumps(config))
+  return path
 
 
 def test_a_set_from_films_to_table_and_picture(

@@ -23,15 +23,11 @@ def draw_reconstructions(
     decoded: The same, float, 0..255.
     stride: Every so many frames are shown.
   """
-  rows = [
-    (name, clip[::stride])
-    for pair in list(zip(videos, decoded, strict=True))[:6]
-    for name, clip in zip(('clip', 'decoded'), pair, strict=True)
-  ]
-  size = 2 + 1.3 * len(rows[0][1]), 1.3 * len(rows)
-  fig = figure.Figure(figsize=size, layout='tight')
-  show_rows(fig, rows)
-  save(fig, path)
+  clips = {}
+  pairs = zip(videos[:6, ::stride], decoded[:6, ::stride], strict=True)
+  for i, (clip, made) in enumerate(pairs):
+    clips |= {f'clip {i}': clip, f'decoded {i}': made}
+  draw_strip(path, clips)
 
 
 def draw_prediction(

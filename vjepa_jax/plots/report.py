@@ -25,19 +25,11 @@ _GAP = 2
 
 
 class Picture(NamedTuple):
-  """A picture in the page; `kind` is 'image' or 'video', `uri` its content."""
+  """A picture or film in the page."""
 
   caption: str
-  kind: str
-  uri: str
+  uri: str  # with its content
   size: tuple[int, int] | None  # width and height in pixels, where known
-
-
-class Cell(NamedTuple):
-  """What a table shows; over a bar of a share of its width, 0..1, or None."""
-
-  text: str
-  share: float | None
 
 
 class Table(NamedTuple):
@@ -45,7 +37,8 @@ class Table(NamedTuple):
 
   title: str
   columns: list[str]  # after the first, of the names of the rows
-  rows: list[tuple[str, list[Cell]]]
+  rows: list[tuple[str, list[Any]]]
+  bars: bool  # all are shares, 0..1
   left_out: int  # rows that there was no room for
 
 
@@ -81,13 +74,13 @@ def embed(content: bytes, file: str, caption: str) -> Picture:
     OSError: It is no picture, or not all of it.
   """
   media_type, _ = mimetypes.guess_type(file, strict=False)
-  kind, size = media_type.partition('/')[0], None
-  if kind == 'image' and media_type != 'image/svg+xml':
+  size = None
+  if media_type not in ('image/svg+xml', 'video/mp4'):
     with Image.open(io.BytesIO(content)) as image:
       image.load()
       size = image.size
   uri = f'data:{media_type};base64,{base64.b64encode(content).decode()}'
-  return Picture(caption, kind, uri, size)
+  return Picture(caption, uri, size)
 
 
 def make_strip(
@@ -154,7 +147,8 @@ def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
   """
   plain = {k: v for k, v in results.items() if _is_plain(v) and not _is_long(v)}
   if plain:
-    yield _make_table(title, {k: {'': v} for k, v in plain.items()})
+    rows = [(name(key), [value]) for key, value in plain.items()]
+    yield Table(title, [], rows, False, 0)
   maps = {k: v for k, v in results.items() if isinstance(v, dict) and v}
   flat = {k: all(map(_is_plain, v.values())) for k, v in maps.items()}
   while maps:
@@ -167,14 +161,14 @@ def tabulate(results: Mapping[str, Any], title: str = '') -> Iterator[Table]:
     }
     maps = {k: v for k, v in maps.items() if k not in rows}
     if len(rows) > 1:
-      yield _make_table(title, rows, columns, bars=True)
+      yield _make_table(title, columns, rows)
     else:
       yield from tabulate(rows[first], _join(title, first))
   for key, value in results.items():
     if isinstance(value, list) and value and isinstance(value[0], dict):
       columns = [k for k, v in value[0].items() if _is_plain(v)]
-      rows = {str(i): entry for i, entry in enumerate(value, start=1)}
-      yield _make_table(_join(title, key), rows, columns)
+      rows = dict(enumerate(value, start=1))
+      yield _make_table(_join(title, key), columns, rows)
 
 
 def _join(title: str, key: str) -> str:
@@ -192,21 +186,14 @@ def _is_long(value: Any) -> bool:
   return isinstance(value, str) and len(value) > _LONG_TEXT
 
 
-def _make_table(title, rows, columns=('',), bars=False) -> Table:
-  """Makes a table; with bars if all of it are numbers from 0 to 1."""
-  values = {k: [row.get(c) for c in columns] for k, row in rows.items()}
-  known = [v for row in values.values() for v in row if v is not None]
-  bars = bars and all(isinstance(v, float) and 0.01 <= v <= 1 for v in known)
-
-  def make_cell(value):
-    if bars and value is not None:
-      return Cell(f'{value:.3f}', value)
-    return Cell(format_value(value), None)
-
-  shown = list(values.items())[:_MAX_ROWS]
-  return Table(
-    title,
-    [name(column) for column in columns if column],
-    [(name(key), list(map(make_cell, row))) for key, row in shown],
-    len(rows) - len(shown),
-  )
+def _make_table(title, columns, rows) -> Table:
+  """Makes a table of maps."""
+  cells = [
+    (name(str(key)), [row.get(column) for column in columns])
+    for key, row in rows.items()
+  ]
+  values = [v for _, row in cells for v in row if v is not None]
+  bars = all(isinstance(v, float) and 0.01 <= v <= 1 for v in values)
+  titles = list(map(name, columns))
+  left_out = max(0, len(cells) - _MAX_ROWS)
+  return Table(title, titles, cells[:_MAX_ROWS], bars, left_out)

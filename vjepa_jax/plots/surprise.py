@@ -13,17 +13,12 @@ _NUM_SHOWN = 12
 
 
 class Panel(NamedTuple):
-  """Films that are drawn together.
-
-  Attributes:
-    title: What stands above.
-    films: By name, frames uint8 `[T, H, W, 3]` and surprise `[W]`.
-    violation: Frame that is marked, or None.
-  """
+  """Films that are drawn together."""
 
   title: str
+  # By name, frames uint8 [T, H, W, 3] and surprise [W].
   films: Mapping[str, tuple[np.ndarray, np.ndarray]]
-  violation: float | None
+  violation: float | None  # frame that is marked
 
 
 def draw_surprise(
@@ -42,9 +37,8 @@ def draw_surprise(
   columns = min(2, len(panels))
   rows = -(-len(panels) // columns)
   most = max(len(panel.films) for panel in panels)
-  fig = figure.Figure(
-    figsize=(8 * columns, (2.2 + 0.8 * most) * rows), layout='constrained'
-  )
+  size = 8 * columns, (2.2 + 0.8 * most) * rows
+  fig = figure.Figure(figsize=size, layout='constrained')
   parts = fig.subfigures(rows, columns, squeeze=False).flat
   for part, panel in zip(parts, panels, strict=False):
     _draw_panel(part, panel, centre)
@@ -53,16 +47,15 @@ def draw_surprise(
 
 def _draw_panel(part, panel, centre):
   ratios = [2.2] + [0.8] * len(panel.films)
-  axes = part.subplots(
-    len(ratios), 1, sharex=True, gridspec_kw={'height_ratios': ratios}
-  )
-  axes[0].set_title(panel.title, fontsize=10)
-  axes[0].set_ylabel('surprise', fontsize=8)
-  axes[0].grid(alpha=0.3)
+  axes = part.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+  top, *strips = axes
+  top.set_title(panel.title, fontsize=10)
+  top.set_ylabel('surprise', fontsize=8)
+  top.grid(alpha=0.3)
   for axis, (name, (film, curve)) in zip(
-    axes[1:], panel.films.items(), strict=True
+    strips, panel.films.items(), strict=True
   ):
-    axes[0].plot(centre(len(film)), curve, marker='.', label=name)
+    top.plot(centre(len(film)), curve, marker='.', label=name)
     # Each frame that is shown stands in the middle of its time.
     length = len(film) / _NUM_SHOWN
     shown = (np.arange(_NUM_SHOWN) + 0.5) * length
@@ -74,6 +67,6 @@ def _draw_panel(part, panel, centre):
   if panel.violation is not None:
     for axis in axes:
       axis.axvline(panel.violation - 0.5, color='red', linestyle='--')
-    axes[0].plot([], [], 'r--', label='violation shows')
-  axes[0].legend(fontsize=8)
+    top.plot([], [], 'r--', label='violation shows')
+  top.legend(fontsize=8)
   axes[-1].set_xlabel('frame; surprise stands in the middle of what it is of')

@@ -58,14 +58,11 @@ def project_features(features: np.ndarray, grid: Grid) -> np.ndarray:
 def find_curves(
   metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 ) -> dict[str, list[tuple[float, float]]]:
-  """Finds the curves of metrics, without those that are a copy of another.
+  """Finds steps and values by label, without copies of other curves.
 
   Args:
     metrics: Lines of metrics.jsonl.
-    names: Labels of the metrics.
-
-  Returns:
-    Steps and values by label, of the metrics that there are.
+    names: Labels of the metrics, some of which may be missing.
   """
   curves = {}
   for name, label in names.items():
@@ -190,9 +187,8 @@ def draw_confusion(
 
   Args:
     path: PNG to write.
-    labels: int `[N]`.
-    predicted: int `[N]`.
-    num_classes: Number of classes; of many only some get a tick.
+    labels, predicted: Classes, int `[N]`.
+    num_classes: How many there are; of many only some get a tick.
   """
   matrix = np.zeros((num_classes, num_classes))
   np.add.at(matrix, (labels, predicted), 1)

@@ -1,8 +1,9 @@
 """What all commands share: flags, the log, errors in one line, exit codes.
 
 A command is a module with `define_flags(define)`, in which for example
-`define.integer('seed', 0, 'Seed.')` defines a flag, and `main(options, *words)`
-of the flags' values and the words beside them. It ends with
+`define.integer('seed', 'Seed.', 0, least=0)` defines a flag, without a default
+None, and `main(options, *words)` of the flags' values and the words beside
+them. It ends with
 
   if __name__ == '__main__':
     command.run(main, define_flags)
@@ -66,8 +67,7 @@ def parse(
   values = flags.FlagValues()
   define = SimpleNamespace(values=values)
   for kind in ('bool', 'enum', 'float', 'integer', 'list', 'string'):
-    function = getattr(flags, f'DEFINE_{kind}')
-    setattr(define, kind, functools.partial(function, flag_values=values))
+    setattr(define, kind, functools.partial(_define, values, kind))
   define_flags(define)
   if {'-h', '--help', '--helpfull'} & set(arguments):
     print(f'{inspect.getmodule(main).__doc__}\nflags:\n{values.get_help()}')
@@ -92,30 +92,32 @@ def parse(
   return SimpleNamespace(**values.flag_values_dict()), words
 
 
+def _define(values, kind, name, text, default=None, *choices, **options):
+  """Defines a flag; of an enum, `choices` holds what it may be."""
+  if 'least' in options:
+    options['lower_bound'] = options.pop('least')
+  function = getattr(flags, f'DEFINE_{kind}')
+  function(name, default, *choices, text, flag_values=values, **options)
+
+
 def guard(function: Callable[[], int | None]) -> int:
-  """Calls a function; an error becomes one line and an exit code."""
+  """Calls a function; an error becomes one line and an exit code.
+
+  The traceback of what is not the user's mistake goes to the log.
+  """
   try:
     return function() or 0
   except (Exception, KeyboardInterrupt) as error:
-    return explain(error)
+    mistake = _is_mistake(error)
+    if not mistake or flags.FLAGS.verbosity > 0:
+      logging.error('%s', type(error).__name__, exc_info=error)
+    kind = '' if mistake else f'{type(error).__name__}: '
+    message = ' '.join(str(error).split())
+    print(f'error: {kind}{message}', file=sys.stderr, flush=True)
+    return MISTAKE if mistake else FAILURE
 
 
-def explain(error: BaseException) -> int:
-  """Says in one line what went wrong; a failure's traceback goes to the log.
-
-  Returns:
-    The exit code that goes with it.
-  """
-  mistake = is_mistake(error)
-  if not mistake or flags.FLAGS.verbosity > 0:
-    logging.error('%s', type(error).__name__, exc_info=error)
-  kind = '' if mistake else f'{type(error).__name__}: '
-  message = ' '.join(str(error).split())
-  print(f'error: {kind}{message}', file=sys.stderr, flush=True)
-  return MISTAKE if mistake else FAILURE
-
-
-def is_mistake(error: BaseException) -> bool:
+def _is_mistake(error: BaseException) -> bool:
   """Says whether the error is the user's, not the program's or a machine's."""
   frames = traceback.walk_tb(error.__traceback__)
   trained = any('training/loop.py' in f.f_code.co_filename for f, _ in frames)

@@ -61,30 +61,25 @@ def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
   define.string(
     'from',
-    None,
     'A workdir, a Hugging Face folder, an official .pth.tar or .pt file, or a '
     'name on the Hub.',
     required=True,
   )
-  define.string('to', None, 'Folder to write.', required=True)
+  define.string('to', 'Folder to write.', required=True)
   define.enum(
     'format',
-    'huggingface',
-    ['huggingface', 'jax'],
     'huggingface: for transformers.VJEPA2Model; jax: a checkpoint that '
     'vjepa_jax.load and probing take for a workdir.',
+    'huggingface',
+    ['huggingface', 'jax'],
   )
-  define.string(
-    'which', 'target_encoder', 'target_encoder, ema_encoder or encoder.'
-  )
-  define.string('positions', None, 'Of an official file: sincos or rope_tiled.')
-  define.integer('num_heads', None, 'Of an official file of no named size.')
-  define.integer('predictor_heads', None, "Of an official file's predictor.")
-  define.bool('predictor', True, 'Convert the predictor too.')
-  define.integer(
-    'resolution', None, 'Height and width of clips, where not known.'
-  )
-  define.integer('frames', None, 'Frames of a clip, where not known.')
+  define.string('which', 'Or ema_encoder, or encoder.', 'target_encoder')
+  define.string('positions', 'Of an official file: sincos or rope_tiled.')
+  define.integer('num_heads', 'Of an official file of no named size.')
+  define.integer('predictor_heads', "Of an official file's predictor.")
+  define.bool('predictor', 'Convert the predictor too.', True)
+  define.integer('resolution', 'Height and width of clips, where not known.')
+  define.integer('frames', 'Frames of a clip, where not known.')
 
 
 def main(options: SimpleNamespace) -> None:

@@ -58,55 +58,25 @@ def choose_options(
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string(
-    'backbone',
-    None,
-    'Workdir, Hugging Face folder or official file.',
-    required=True,
-  )
-  define.string('input', None, 'Any source of videos.', required=True)
-  define.string('output', None, 'Folder for the shards.', required=True)
-  define.string(
-    'which', 'target_encoder', 'target_encoder or encoder, of the backbone.'
-  )
-  define.integer('segments', 1, 'Clips of each video.', lower_bound=1)
-  define.integer(
-    'frames', None, 'Frames of a clip; those of the backbone.', lower_bound=1
-  )
-  define.integer(
-    'resolution',
-    None,
-    'Of a clip, pixels; that of the backbone.',
-    lower_bound=1,
-  )
-  define.integer(
-    'frame_step', None, 'Video frames from one clip frame to the next; or'
-  )
-  define.float(
-    'fps',
-    None,
-    "clip frames a second. Default: the backbone's, else a step of 4",
-  )
+  define.string('backbone', 'Whatever vjepa_jax.load takes.', required=True)
+  define.string('input', 'Any source of videos.', required=True)
+  define.string('output', 'Folder for the shards.', required=True)
+  define.string('which', 'Or encoder.', 'target_encoder')
+  define.integer('segments', 'Clips of each video.', 1, least=1)
+  define.integer('frames', 'Frames of a clip; as the backbone.', least=1)
+  define.integer('resolution', 'Of a clip, pixels; as the backbone.', least=1)
+  define.integer('frame_step', 'Video frames a clip frame; or')
+  define.float('fps', "clip frames a second; the backbone's, else a step of 4.")
+  define.enum('pool', 'All tokens, or their mean.', 'none', ['none', 'mean'])
+  define.enum('dtype', 'Of the features.', 'float16', ['float16', 'float32'])
   define.enum(
-    'pool', 'none', ['none', 'mean'], 'Keep all tokens, or their mean.'
+    'compute_dtype', 'Of the encoder.', 'float32', ['float32', 'bfloat16']
   )
-  define.enum(
-    'dtype', 'float16', ['float16', 'float32'], 'Of the features in the shards.'
-  )
-  define.enum(
-    'compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the encoder.'
-  )
-  define.integer(
-    'batch_size', 32, 'Clips encoded at a time, on this host.', lower_bound=1
-  )
-  define.integer(
-    'shards', None, 'Number of shards; one for 256 videos.', lower_bound=1
-  )
-  define.integer(
-    'num_threads', None, 'Decoding threads; as many as cores.', lower_bound=1
-  )
-  define.integer('host_index', None, 'Of this host, from 0.')
-  define.integer('num_hosts', None, 'Hosts that share this.')
+  define.integer('batch_size', 'Clips a time, on this host.', 32, least=1)
+  define.integer('shards', 'Number of shards; one for 256 videos.', least=1)
+  define.integer('num_threads', 'Decoding threads; as many as cores.', least=1)
+  define.integer('host_index', 'Of this host, from 0.')
+  define.integer('num_hosts', 'Hosts that share this.')
 
 
 def main(options: SimpleNamespace) -> None:

@@ -42,7 +42,7 @@ def report(workdir: epath.Path, as_json: bool) -> bool:
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.bool('json', False, 'Print JSON lines, draw nothing.')
+  define.bool('json', 'Print JSON lines, draw nothing.', False)
 
 
 def main(options: SimpleNamespace, workdir: str, *more: str) -> int:

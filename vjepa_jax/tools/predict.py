@@ -13,76 +13,77 @@ features as colours), `neighbours.png` (nearest real frames) and, with --decode,
 docs/prediction.md says what they mean.
 """
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.tools import command
 from vjepa_jax.world.masks import HIDDEN
 
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string('video', None, 'Video to predict a part of.')
-  define.string(
-    'evaluate',
-    None,
-    'Held-out videos to average over: a manifest, folder, glob or shards.',
-  )
-  define.string('output', None, 'Folder; WORKDIR/predict if none.')
-  define.enum('hide', 'future', HIDDEN, 'What is hidden.')
+  define.string('video', 'Video to predict a part of.')
+  define.string('evaluate', 'Held-out videos to average over, any source.')
+  define.string('output', 'Folder; WORKDIR/predict if none.')
+  define.enum('hide', 'What is hidden.', 'future', HIDDEN)
   define.integer(
     'context_frames',
-    None,
     'Frames that are visible; half the clip if none, and 0 for a region, which '
     'is hidden after them.',
   )
   define.list(
     'box',
-    ['0.25', '0.25', '0.5', '0.5'],
     'Of a region: top, left, height, width, in shares of the frame.',
+    ['0.25', '0.25', '0.5', '0.5'],
   )
-  define.float('start', 0.0, 'Where the clip begins, seconds.')
+  define.float('start', 'Where the clip begins, seconds.', 0.0)
   define.string(
     'gallery',
-    None,
     'Videos to find nearest frames in, and to take statistics of features '
     'from; those of training if none, or else the video itself.',
   )
-  define.integer('gallery_clips', 256, 'At most so many.')
-  define.string(
-    'decode', None, 'Workdir of configs/decoder.py: imagine pixels.'
-  )
-  define.integer(
-    'roll', 0, 'Windows to go on for, from what was imagined.', lower_bound=0
-  )
+  define.integer('gallery_clips', 'At most so many.', 256)
+  define.string('decode', 'Workdir of configs/decoder.py: imagine pixels.')
+  define.integer('roll', 'Windows to go on for.', 0, least=0)
   define.enum(
     'roll_through',
+    'What is fed back; pixels with --decode, features without.',
     None,
     ['pixels', 'features'],
-    'What is fed back; pixels with --decode, features without.',
   )
-  define.integer('max_clips', None, 'Of --evaluate, at most.')
-  define.integer('batch_size', 16, 'Clips at a time.')
-  define.integer('frames', None, 'Frames of a clip.')
-  define.integer('resolution', None, 'Its height and width.')
-  define.integer(
-    'frame_step', None, 'Video frames from one frame of a clip to the next.'
-  )
-  define.float('fps', None, 'Or clip frames a second.')
-  define.integer(
-    'mask_token',
-    None,
-    'Mask token of the predictor; if none, the one trained for what is hidden.',
-  )
-  define.string('positions', None, 'Of an official file: sincos or rope_tiled.')
-  define.integer('predictor_heads', None, "Of an official file's predictor.")
+  define.integer('max_clips', 'Of --evaluate, at most.')
+  define.integer('batch_size', 'Clips at a time.', 16)
+  define.integer('frames', 'Frames of a clip.')
+  define.integer('resolution', 'Its height and width.')
+  define.integer('frame_step', 'Video frames a clip frame.')
+  define.float('fps', 'Or clip frames a second.')
+  define.integer('mask_token', 'The one trained for what is hidden if none.')
+  define.string('positions', 'Of an official file: sincos or rope_tiled.')
+  define.integer('predictor_heads', "Of an official file's predictor.")
 
 
 def main(options: SimpleNamespace, workdir: str) -> None:
-  """Predicts with a workdir, a Hugging Face folder or an official file."""
+  """Predicts; of `results.json` a part that is not asked for stays."""
+  if options.video is None and options.evaluate is None:
+    raise UserError('give --video=FILE, --evaluate=MANIFEST or both')
   # Imported late: --help and wrong flags answer at once.
-  from vjepa_jax.tools import prediction
+  from vjepa_jax.tools.prediction import Session
 
-  prediction.run(options, workdir)
+  session = Session(options, workdir)
+  folder = Path(workdir)
+  output = folder / 'predict' if folder.is_dir() else Path('predict')
+  output = Path(options.output or output)
+  output.mkdir(parents=True, exist_ok=True)
+  path = output / 'results.json'
+  results = json.loads(path.read_text()) if path.exists() else {}
+  if options.video is not None:
+    results['video'] = session.predict_video(output)
+  if options.evaluate is not None:
+    results['evaluation'] = session.evaluate()
+  path.write_text(json.dumps(results, indent=2) + '\n')
+  print(f'results: {path}')
 
 
 if __name__ == '__main__':

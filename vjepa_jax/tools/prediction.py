@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 from types import SimpleNamespace
@@ -43,35 +42,6 @@ _FEWEST_CLIPS = 16
 _NEIGHBOURS = 5
 
 
-def run(options: SimpleNamespace, source: str) -> None:
-  """Does what the flags ask for, and writes `results.json`.
-
-  It holds 'video' and 'evaluation', one of which may be of an earlier run.
-
-  Raises:
-    ValueError: Something does not fit; one line says what.
-  """
-  if options.video is None and options.evaluate is None:
-    raise UserError('give --video=FILE, --evaluate=MANIFEST or both')
-  folder = pathlib.Path(source)
-  output = folder / 'predict' if folder.is_dir() else pathlib.Path('predict')
-  output = pathlib.Path(options.output or output)
-  path = output / 'results.json'
-  results = json.loads(path.read_text()) if path.exists() else {}
-
-  def write(section, part):
-    results[section] = part
-    path.write_text(json.dumps(results, indent=2) + '\n')
-
-  session = Session(options, source)
-  if options.video is not None:
-    write('video', session.predict_video(output))
-  if options.evaluate is not None:
-    output.mkdir(parents=True, exist_ok=True)
-    write('evaluation', session.evaluate())
-  print(f'results: {path}')
-
-
 class Session:
   """One model, one way of hiding, and real clips to compare with."""
 
@@ -104,6 +74,7 @@ class Session:
     space = loaded.space if loaded else self._measure_space(many)
     token = self._choose_token()
     self.predictor = MaskedPredictor(world, space, grid, masks, token)
+    self.share = f'{len(masks[1])} of {np.prod(grid)} tubelets'
     self.through = options.roll_through or ('pixels' if loaded else 'features')
     if options.roll:
       check_rollout(self.predictor, self.through, loaded is not None)
@@ -171,11 +142,6 @@ class Session:
       'decode': self.options.decode,
     }
 
-  def _describe_hidden(self) -> str:
-    """Says how many tubelets are hidden."""
-    hidden, grid = self.predictor.hidden, self.predictor.grid
-    return f'{len(hidden)} of {np.prod(grid)} tubelets'
-
   def predict_video(self, output: pathlib.Path) -> dict[str, Any]:
     """Predicts a part of one clip, draws it, and prints its numbers."""
     path, start = self.options.video, self.options.start
@@ -188,7 +154,6 @@ class Session:
     rollout = list(
       roll_out(self.predictor, clip[None], windows, self.through, self.render)
     )
-    output.mkdir(parents=True, exist_ok=True)
     prediction = rollout[0].prediction
     self._draw_prediction(output / 'prediction.png', clip, prediction)
     neighbours = self._find_neighbours(output, clip, prediction)
@@ -196,7 +161,7 @@ class Session:
       self._film(output, rate, clip, rollout)
     print(
       f'{path}: {self.options.hide} of {self.clip.frames} frames hidden, '
-      f'{self._describe_hidden()}\n{format_scores(scores)}\n'
+      f'{self.share}\n{format_scores(scores)}\n'
       'actual frames come out at place '
       f'{", ".join(map(str, neighbours["ranks"]))} of '
       f'{neighbours["candidates"]} in {self.clips_path}'
@@ -324,7 +289,7 @@ class Session:
     }
     print(
       f'\n{results["clips"]} clips of {path}: {self.options.hide} hidden, '
-      f'{self._describe_hidden()}; mean and standard error over clips\n'
+      f'{self.share}; mean and standard error over clips\n'
       + format_scores(scores)
     )
     if windows:

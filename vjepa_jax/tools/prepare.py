@@ -60,17 +60,17 @@ def prepare(
   shard_size: int,
   num_workers: int,
 ) -> None:
-  """Writes the shards of `source` that `output` does not hold yet.
+  """Writes the shards of `source` that the folder `output` does not hold yet.
 
   Args:
-    source: videos as paths or bytes.
-    output: folder, created if needed.
-    encoding: how to re-encode, or None to copy.
-    shard_size: videos in a shard, those left out included.
-    num_workers: processes; 0 for none.
+    source: Videos.
+    output: Folder, created if needed.
+    encoding: How to re-encode, None to copy.
+    shard_size: Videos in a shard, those left out included.
+    num_workers: Processes; 0 for none.
 
   Raises:
-    ValueError: if `output` was written with other options.
+    ValueError: The shards were begun with other options.
   """
   storage.make_folder(output)
   options = {
@@ -168,7 +168,10 @@ def transcode(video: decode.Video, encoding: Encoding) -> bytes:
   Raises:
     DecodeError: if the video does not decode.
   """
-  size = _fit(video.height, video.width, encoding.short_side)
+  sides = video.height, video.width
+  scale = min(1.0, (encoding.short_side or np.inf) / min(sides))
+  # Even, for 4:2:0.
+  size = tuple(max(2 * round(n * scale / 2), 2) for n in sides)
   if encoding.fps is None:
     times = video.times
     rate = fractions.Fraction(video.fps).limit_denominator(1001)
@@ -190,47 +193,25 @@ def transcode(video: decode.Video, encoding: Encoding) -> bytes:
     'tune': 'fastdecode',
     'x264-params': 'mbtree=0',
   }
-  frames = (_shrink(pixels, size) for pixels in video.play(times))
+  # Shrunk by averages: aliasing would stay in the data.
+  frames = (
+    cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
+    for pixels in video.play(times)
+  )
   with av.open(file, 'w', format='mp4') as container:
     write_frames(container, frames, size, rate, options, (ticks, base))
   return file.getvalue()
 
 
-def _shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Brings a frame to a (height, width), averaging over areas.
-
-  Frames are shrunk here once and for all, so aliasing would stay in the data.
-  """
-  if pixels.shape[:2] == size:
-    return pixels
-  return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def _fit(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-  """Returns the size of the encoded frames: shrunk, and even for 4:2:0."""
-  scale = min(1.0, (short_side or np.inf) / min(height, width))
-  return tuple(max(2 * round(n * scale / 2), 2) for n in (height, width))
-
-
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string(
-    'input', None, 'Folder, glob or manifest of videos.', required=True
-  )
-  define.string('output', None, 'Folder for the shards.', required=True)
-  define.integer(
-    'short_side', None, 'Short side of the frames in pixels.', lower_bound=16
-  )
-  define.float(
-    'fps', None, 'Frames per second to resample to.', lower_bound=0.01
-  )
-  define.integer(
-    'gop', None, 'Frames between keyframes (8 if re-encoding).', lower_bound=1
-  )
-  define.integer('shard_size', 256, 'Videos in a shard.', lower_bound=1)
-  define.integer(
-    'num_workers', 2, 'Processes; 0 works in this one.', lower_bound=0
-  )
+  define.string('input', 'Folder, glob or manifest of videos.', required=True)
+  define.string('output', 'Folder for the shards.', required=True)
+  define.integer('short_side', 'Short side of the frames in pixels.', least=16)
+  define.float('fps', 'Frames per second to resample to.', least=0.01)
+  define.integer('gop', 'Frames between keyframes (8 if re-encoding).', least=1)
+  define.integer('shard_size', 'Videos in a shard.', 256, least=1)
+  define.integer('num_workers', 'Processes; 0 works in this one.', 2, least=0)
 
 
 def main(options: SimpleNamespace) -> None:

@@ -84,6 +84,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
   now = datetime.datetime.now()
   written = metrics and (workdir / 'metrics.jsonl').stat().mtime
   others = charts.group_rest(metrics, CURVES)
+  without = _OVERVIEWS if features else _OVERVIEWS[:1]
   return report.render(
     {
       'name': workdir.absolute().name,
@@ -97,9 +98,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
       'other_charts': list(charts.draw_charts(metrics, others)),
       'masks': samples and _draw_masks(config, samples),
       'features': features,
-      'results': folders.read_section(
-        workdir, 'Results', _OVERVIEWS if features else _OVERVIEWS[:1]
-      ),
+      'results': folders.read_section(workdir, 'Results', without),
       'sections': list(folders.read_sections(workdir)),
       'quarantine': folders.read_quarantine(workdir),
       'departures': config and _find_departures(values),
@@ -118,11 +117,9 @@ def _freeze(value: Any) -> Any:
 def _find_departures(
   values: Mapping[str, Any],
 ) -> list[tuple[str, Any, Any]] | None:
-  """Finds what a config has otherwise than `configs/base.py`.
+  """Lists name, value and default of what departs from `configs/base.py`.
 
-  Returns:
-    Name, value, and value of the base, or None if it has no such field; None
-    if the config is not made from it.
+  None if the config is not made from it.
   """
   defaults = json.loads(json.dumps(base.get_config().to_dict(), default=str))
   if not set(defaults) <= set(values):
@@ -151,29 +148,29 @@ def _describe_model(config: ConfigDict) -> str:
   trees = make_abstract(encoder), make_abstract(predictor, encoder.width)
   counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
   grid, clip = get_grid(config), config.clip
-  masks = [
-    f' Mask {name} ({spec.kind}) shows {spec.context_tokens} of them and asks '
-    f'for {spec.target_tokens}.'
-    for name, spec in ((n, config.masks[n]) for n in config.mask_names)
-  ]
-  return (
+  text = (
     f'An encoder of size {config.encoder.size} with {counts[0] / 1e6:.3g} M '
     f'parameters (width {encoder.width}, depth {encoder.depth}) and a '
     f'predictor with {counts[1] / 1e6:.2g} M (width {predictor.width}, depth '
     f'{predictor.depth}). Clips of {clip.frames} frames of {clip.resolution} × '
     f'{clip.resolution} pixels make {" × ".join(map(str, grid))} = '
-    f'{int(np.prod(grid))} tokens.{"".join(masks)}'
+    f'{int(np.prod(grid))} tokens.'
   )
+  for name in config.mask_names:
+    mask = config.masks[name]
+    text += (
+      f' Mask {name} ({mask.kind}) shows {mask.context_tokens} of them and '
+      f'asks for {mask.target_tokens}.'
+    )
+  return text
 
 
 def _describe_data(config: ConfigDict) -> str:
-  """Names the sources, with their weights if there are several."""
+  """Names the sources, with their weights."""
   sources = config.data.sources
   total = sum(source.weight for source in sources.values())
   named = [
-    f'{name} ({source.path})'
-    + (f', {source.weight / total:.0%}' if len(sources) > 1 else '')
-    for name, source in sources.items()
+    f'{k} ({s.path}), {s.weight / total:.0%}' for k, s in sources.items()
   ]
   return f'Videos: {"; ".join(named)}.'
 
@@ -184,16 +181,16 @@ def _describe_progress(
   """Says how far a run has come, and in what time."""
   step = int(metrics[-1]['step'])
   total = config.get('total_steps') if config else None
-  clips = config.data.batch_size * step if config else 0
-  done = f'Step {step}' + (f' of {total}' if total else '')
-  if clips:
-    done += f', {report.format_value(clips)} clips'
+  done, rate = f'Step {step}' + f' of {total}' * bool(total), ''
   timed = [line for line in metrics if 'seconds_per_step' in line]
   steps = np.diff([line['step'] for line in timed], prepend=0)
   seconds = float(np.dot(steps, [line['seconds_per_step'] for line in timed]))
+  if config:
+    clips = config.data.batch_size * step
+    done += f', {report.format_value(clips)} clips'
+    rate = f' ({clips / max(seconds, 1e-9):.3g} clips/s)'
   if not seconds:
     return f'{done}.'
-  rate = f' ({clips / seconds:.3g} clips/s)' if clips else ''
   return (
     f'{done}, in {datetime.timedelta(seconds=round(seconds))} of training'
     f'{rate}, compilation included, evaluation and saving left out.'
@@ -238,10 +235,9 @@ def _draw_features(
   config: ConfigDict,
   samples: Sequence[dict[str, Any]],
 ) -> list[list[report.Picture]]:
-  """Draws three principal components of features as colours.
+  """Draws features of the first clips, before training and of the newest EMA.
 
-  Those of the weights that the run started from, and of the newest checkpoint's
-  target encoder; each of the first clips with them.
+  Three principal components of each encoder's features become colours.
   """
   grid = get_grid(config)
   if np.prod(grid) > _MAX_TOKENS:
@@ -271,14 +267,12 @@ def _format_time(time: datetime.datetime) -> str:
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string(
-    'output', None, 'File to write; WORKDIR/report.html by default.'
-  )
+  define.string('output', 'File to write; WORKDIR/report.html by default.')
   define.bool(
     'encode',
-    True,
     'Encode a few clips, for the picture of the features: seconds for a small '
     'encoder, minutes for a large one.',
+    True,
   )
 
 

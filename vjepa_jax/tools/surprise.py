@@ -154,29 +154,20 @@ def follow_film(
 
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
-  define.string(
-    'input', 'data/physics', 'Folder of a physics set, with its test.csv.'
-  )
-  define.string('video', None, 'A film to draw, instead of a set.')
-  define.string('output', None, 'Folder to write; WORKDIR/surprise by default.')
-  define.integer(
-    'window', None, 'Frames of a window; as in training by default.'
-  )
-  define.integer(
-    'context_frames', None, 'Frames of it that are seen; half by default.'
-  )
-  define.integer('stride', 2, 'Frames between windows.')
-  define.integer(
-    'frame_step', None, 'Frames of the film a frame of a window; as trained.'
-  )
+  define.string('input', 'Folder of a physics set.', 'data/physics')
+  define.string('video', 'A film to draw, instead of a set.')
+  define.string('output', 'Folder to write; WORKDIR/surprise by default.')
+  define.integer('window', 'Frames of a window; as in training by default.')
+  define.integer('context_frames', 'Frames of it that are seen; half if none.')
+  define.integer('stride', 'Frames between windows.', 2)
+  define.integer('frame_step', 'Film frames a window frame; as trained.')
   define.string(
     'reference',
-    None,
     "Possible films that targets normalised by 'position' are compared with: a "
     'folder or manifest. The train.csv of --input, or what the run trained on.',
   )
-  define.integer('num_reference', 100, 'At most so many of them.')
-  define.integer('seed', 0, 'Of the untrained model.')
+  define.integer('num_reference', 'At most so many of them.', 100)
+  define.integer('seed', 'Of the untrained model.', 0)
 
 
 def main(options: SimpleNamespace, workdir: str) -> None:

@@ -9,6 +9,7 @@ loss of another process among them. The same command resumes.
 """
 
 import importlib
+import re
 from types import SimpleNamespace
 
 from vjepa_jax.errors import UserError
@@ -31,21 +32,18 @@ _TASKS = {
 def define_flags(define: SimpleNamespace) -> None:
   """Defines the flags."""
   recipes.define_config(define.values)
-  define.bool('list_configs', False, 'Print the recipes there are.')
-  define.string('workdir', None, 'Directory of the run; resumes if it was one.')
-  define.string(
-    'profile_steps', None, 'FIRST:LAST, trace these steps with XLA profiler.'
-  )
+  define.bool('list_configs', 'Print the recipes there are.', False)
+  define.string('workdir', 'Directory of the run; resumes if it was one.')
+  define.string('profile_steps', 'FIRST:LAST, trace these steps by XLA.')
   define.string(
     'coordinator',
-    None,
     "Several hosts: 'auto' on TPU pods, GKE and SLURM, else HOST:PORT of "
     'process 0, with --num_processes and --process_index.',
   )
-  define.integer('num_processes', None, 'Number of hosts.')
-  define.integer('process_index', None, 'Which one.')
+  define.integer('num_processes', 'Number of hosts.')
+  define.integer('process_index', 'Which one.')
   define.integer(
-    'heartbeat_seconds', 30, 'Silence after which a host counts as lost.'
+    'heartbeat_seconds', 'Silence after which a host counts as lost.', 30
   )
 
 
@@ -107,19 +105,18 @@ def _run_task(
 ) -> int:
   task = options.config.task
   module = importlib.import_module(f'vjepa_jax.tasks.{task}')
-  finished = getattr(module, _TASKS[task])(
-    options.config, options.workdir, profile_steps
-  )
+  run = getattr(module, _TASKS[task])
+  finished = run(options.config, options.workdir, profile_steps)
   return _PREEMPTED if finished is None else 0
 
 
 def _parse_range(text: str | None) -> tuple[int, int] | None:
   if text is None:
     return None
-  first, colon, last = text.partition(':')
-  if not (colon and first.isdigit() and last.isdigit()):
+  match = re.fullmatch(r'(\d+):(\d+)', text)
+  if not match:
     raise UserError(f'--profile_steps={text} is not FIRST:LAST')
-  return int(first), int(last)
+  return int(match[1]), int(match[2])
 
 
 if __name__ == '__main__':
