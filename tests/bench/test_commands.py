@@ -134,6 +134,4 @@ def test_compile_for_real(tmp_path):
 
 def test_a_run_that_does_not_start_is_told(capsys):
   assert main(['compile', '--quick', '--config=configs/none.py']) == 2
-  error = capsys.readouterr().err
-  assert 'configs/none.py did not start' in error
-  assert error.strip().count('\n') == 0 or 'compile' in error
+  assert 'configs/none.py did not start' in capsys.readouterr().err
