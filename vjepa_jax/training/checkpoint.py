@@ -21,12 +21,9 @@ class CheckpointError(ValueError):
   """A checkpoint that cannot be used; the message says why and what to do."""
 
 
-def _abstract(tree: Any, shardings: Any) -> Any:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    shardings,
-  )
+def _place(tree: Any, shardings: Any) -> Any:
+  """Adds to the shapes of a tree where its leaves shall go."""
+  return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
 
 def _describe(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -58,14 +55,19 @@ def _load(
   step: int,
   abstract: TrainState,
   shardings: TrainState,
-) -> dict[str, Any]:
-  """Loads all items of a step."""
-  wanted = _abstract(abstract, shardings)
+) -> tuple[TrainState, int]:
+  """Loads the state of a step, and the data position."""
+  wanted = _get_trees(_place(abstract, shardings))
   for item in ('params', 'opt_state'):
-    _check_model(checkpointer, step, item, getattr(wanted, item))
-  return checkpointer.load_checkpointables(
-    step, {**_get_trees(wanted), 'position': {'samples': 0}}
+    _check_model(checkpointer, step, item, wanted[item])
+  items = checkpointer.load_checkpointables(
+    step, {**wanted, 'position': {'samples': 0}}
   )
+  state = TrainState(
+    step=jax.device_put(np.int32(step), shardings.step),
+    **{name: items.get(name) for name in _TREES},
+  )
+  return state, int(items['position']['samples'])
 
 
 def _get_trees(state: TrainState) -> dict[str, Any]:
@@ -75,10 +77,7 @@ def _get_trees(state: TrainState) -> dict[str, Any]:
 
 
 def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
-  """Reads which model the newest checkpoint of a run is of.
-
-  Args:
-    path: The workdir.
+  """Reads which model the newest checkpoint of a workdir is of.
 
   Returns:
     The step of the checkpoint, and what `Checkpoints` was given as `model`.
@@ -136,9 +135,8 @@ class Checkpoints:
       )
     self._every_steps = every_steps
     self._model = dict(model or {})
-    self._directory = epath.Path(workdir).absolute() / 'checkpoints'
     self._checkpointer = ocp.training.Checkpointer(
-      self._directory,
+      epath.Path(workdir).absolute() / 'checkpoints',
       # The loop decides when; Orbax's default would save at every chance.
       save_decision_policy=(
         ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -181,8 +179,7 @@ class Checkpoints:
     """Restores the newest checkpoint onto any mesh.
 
     Args:
-      abstract: What `eval_shape` says of the state.
-      shardings: Where its leaves shall go.
+      abstract, shardings: Shapes of the state, and where its leaves go.
 
     Returns:
       The state and the data position, or None if there is no checkpoint.
@@ -193,13 +190,9 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       return None
-    items = _load(self._checkpointer, step, abstract, shardings)
+    restored = _load(self._checkpointer, step, abstract, shardings)
     logging.info('resumed from step %d', step)
-    state = TrainState(
-      step=jax.device_put(np.int32(step), shardings.step),
-      **{name: items.get(name) for name in _TREES},
-    )
-    return state, int(items['position']['samples'])
+    return restored
 
   def wait(self) -> None:
     """Waits until what was started is saved; raises what went wrong."""
@@ -218,7 +211,6 @@ class Preemption:
   """
 
   def __init__(self):
-    """Installs the signal handler."""
     self._received = False
     if jax.process_count() == 1:
       signal.signal(signal.SIGTERM, self._receive)
@@ -241,8 +233,7 @@ def load_target(
 
   Args:
     path: The workdir.
-    abstract: Shapes of the encoder's parameters.
-    shardings: Where they shall go.
+    abstract, shardings: Shapes of the encoder's parameters, and where they go.
     step: Which checkpoint; None for the newest.
 
   Raises:
@@ -257,7 +248,7 @@ def load_target(
         f'{path} no longer holds step {step}, only {found}: keep it there by '
         'config.checkpoint.keep_every_steps'
       )
-    target = _abstract(abstract, shardings)
+    target = _place(abstract, shardings)
     _check_model(checkpointer, step, 'target', target)
     return checkpointer.load_checkpointables(step, {'target': target})['target']
 
@@ -269,20 +260,16 @@ def load_initial(
 
   Args:
     path: Workdir of the run, of a stage that comes before this one.
-    abstract: What `eval_shape` says of the state.
-    shardings: Where its leaves shall go.
+    abstract, shardings: See `Checkpoints.restore`.
 
   Raises:
     CheckpointError: There is no checkpoint, or it is of another model.
   """
   checkpointer, step = _open_latest(path)
   with checkpointer:
-    items = _load(checkpointer, step, abstract, shardings)
+    state, _ = _load(checkpointer, step, abstract, shardings)
   logging.info('took over step %d of %s', step, path)
-  return TrainState(
-    step=jax.device_put(np.int32(0), shardings.step),
-    **{name: items.get(name) for name in _TREES},
-  )
+  return state.replace(step=jax.device_put(np.int32(0), shardings.step))
 
 
 def hash_params(params: Any) -> str:

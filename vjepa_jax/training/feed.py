@@ -17,19 +17,17 @@ from vjepa_jax.parallel.sharding import make_global
 class Quarantine:
   """Counts the videos that were replaced and lists each once, with its reason.
 
-  Attributes:
-    count: Replacements of this run so far.
+  The list in the workdir is continued; each host has a file of its own.
   """
 
   def __init__(self, workdir: epath.Path):
-    """Continues the list in `workdir`; each host has a file of its own."""
     process = jax.process_index()
     suffix = f'-{process}' if process else ''
     self._path = workdir / f'quarantine{suffix}.jsonl'
     self._lines = []
     if self._path.exists():
       self._lines = self._path.read_text().splitlines()
-    self.count = 0
+    self.count = 0  # of this run so far
 
   def add(self, failures: list[str]) -> None:
     """Adds the failures of a batch: JSON lists of {name, reason}."""
@@ -48,13 +46,7 @@ class Quarantine:
 
 
 class Feed:
-  """Iterator of global batches that knows its position.
-
-  Attributes:
-    position: Samples consumed so far, over all hosts: what a checkpoint saves.
-    wait_seconds: Time that the last batch was waited for.
-    quarantine: Where failures of the consumed batches went.
-  """
+  """Iterator of global batches that knows its position."""
 
   def __init__(
     self,
@@ -71,13 +63,14 @@ class Feed:
       dataset: What `make_batches` returned for this position.
       sharding: Sharding of the global batch.
       quarantine: Takes the failures of the batches that are consumed.
-      position: Samples that the run has consumed.
+      position: Samples that the run has consumed, over all hosts; a checkpoint
+        saves how far it has come.
       samples_per_batch: By how much a batch advances the position.
     """
     self.position = position
-    self.wait_seconds = 0.0
-    self._samples_per_batch = samples_per_batch
+    self.wait_seconds = 0.0  # that the last batch was waited for
     self.quarantine = quarantine
+    self._samples_per_batch = samples_per_batch
 
     def transfer(batch: dict[str, Any]):
       failures = [str(failure) for failure in batch.pop('failures')]

@@ -24,23 +24,14 @@ from vjepa_jax.training.telemetry import Telemetry
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-  """How often things happen, in steps; 0 for never.
-
-  Attributes:
-    total_steps: Length of the run.
-    log_every: Write metrics.
-    diagnose_every: Add collapse statistics to them; also at the first step.
-    evaluate_every: Evaluate; also before the first step and after the last.
-    max_skipped: Stop after so many non-finite updates in a row.
-    profile: First and last step of a trace, or None.
-  """
+  """How often things happen, in steps; 0 for never."""
 
   total_steps: int
   log_every: int = 1
-  diagnose_every: int = 100
-  evaluate_every: int = 0
-  max_skipped: int = 20
-  profile: tuple[int, int] | None = None
+  diagnose_every: int = 100  # also after the first step
+  evaluate_every: int = 0  # also before the first step and after the last
+  max_skipped: int = 20  # non-finite updates in a row that end the run
+  profile: tuple[int, int] | None = None  # first and last step of a trace
 
   def diagnoses(self, step: int) -> bool:
     """Says whether collapse statistics are due after `step` steps."""
@@ -124,10 +115,8 @@ def train(
     feed: Batches, at the position that belongs to the state.
     cadence: How often things happen.
     start_step: Steps done, more than 0 for a resumed run.
-    checkpoints: Where states go.
-    telemetry: Where metrics go.
-    diagnose: Jitted function of target and video, see `diagnostics`; None
-      where the cadence diagnoses never.
+    checkpoints, telemetry: Where states and metrics go.
+    diagnose: See `diagnostics`, jitted; None where the cadence has none.
     evaluate: Function of the state.
 
   Returns:

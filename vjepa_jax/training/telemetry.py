@@ -25,11 +25,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Telemetry:
-  """Writes metrics and shows progress; processes other than 0 do neither.
-
-  Attributes:
-    workdir: Directory of the run.
-  """
+  """Writes metrics and shows progress; processes other than 0 do neither."""
 
   def __init__(
     self,
@@ -52,9 +48,8 @@ class Telemetry:
     self._active = jax.process_index() == 0
     self._path = workdir / 'metrics.jsonl'
     self._clips_per_step = clips_per_step
-    self._paused = 0.0
+    self._paused = self._wait = 0.0
     self._last = (start_step, time.perf_counter(), 0.0)
-    self._wait = 0.0
     if not self._active:
       return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -119,14 +114,14 @@ class Telemetry:
 
   def _warn(self, step: int) -> None:
     """Logs what the health rules find, each state when it begins."""
-    findings = [f for f in health.find(self._metrics) if f.severity != 'fine']
-    for finding in findings:
-      if finding.state not in self._reported:
+    findings = health.find(self._metrics)
+    found = {f.state: f for f in findings if f.severity != 'fine'}
+    for state, finding in found.items():
+      if state not in self._reported:
         logging.warning('step %d: %s', step, finding)
-    ended = self._reported - {f.state for f in findings}
-    if ended:
-      logging.info('step %d: no longer %s', step, ', '.join(sorted(ended)))
-    self._reported = {f.state for f in findings}
+    for state in sorted(self._reported - found.keys()):
+      logging.info('step %d: no longer %s', step, state)
+    self._reported = set(found)
 
   def flush(self) -> None:
     """Brings everything written so far to disk, whole."""
