@@ -17,14 +17,8 @@ def note_error():
   rows = []
 
   def note(model, quantity, error, bound):
-    rows.append(
-      {
-        'model': model,
-        'quantity': quantity,
-        'error': float(error),
-        'bound': bound,
-      }
-    )
+    row = {'model': model, 'quantity': quantity}
+    rows.append(row | {'error': float(error), 'bound': bound})
     assert error <= bound, f'{model}, {quantity}: {error:.1e} > {bound:.1e}'
 
   yield note

@@ -1,6 +1,7 @@
 """Loading from every source, and the converter's command."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import vjepa_jax
 from vjepa_jax.interop import huggingface, layout, names
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import _resize, describe, load, read_weights
+from vjepa_jax.interop.world import _read_objective
 from vjepa_jax.tools import command, convert
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import TrainState
@@ -61,17 +63,9 @@ def folder(models, tmp_path_factory):
   pytest.importorskip('safetensors', reason='the extra parity has safetensors')
   path = tmp_path_factory.mktemp('folder')
   encoder, predictor, state = models
-  huggingface.save_pretrained(
-    path,
-    Weights(
-      encoder,
-      state.target,
-      predictor,
-      state.params['predictor'],
-      resolution=32,
-      frames=8,
-    ),
-  )
+  params = state.target, state.params['predictor']
+  weights = Weights(encoder, params[0], predictor, params[1], (), 32, 8)
+  huggingface.save_pretrained(path, weights)
   return path
 
 
@@ -80,27 +74,15 @@ def official(models, tmp_path_factory):
   torch = pytest.importorskip('torch', reason='the extra parity has torch')
   path = tmp_path_factory.mktemp('official') / 'vit.pt'
   _, _, state = models
-
-  def wrap(tensors):
-    return {
+  content = {}
+  for name, params in (state.params | {'target_encoder': state.target}).items():
+    family = names.PREDICTOR if name == 'predictor' else names.ENCODER
+    tensors = layout.export(family, params, tubelet=TUBELET)
+    content[name] = {
       f'module.backbone.{k}': torch.from_numpy(v.copy())
       for k, v in tensors.items()
     }
-
-  torch.save(
-    {
-      'encoder': wrap(
-        layout.export(names.ENCODER, state.params['encoder'], tubelet=TUBELET)
-      ),
-      'target_encoder': wrap(
-        layout.export(names.ENCODER, state.target, tubelet=TUBELET)
-      ),
-      'predictor': wrap(
-        layout.export(names.PREDICTOR, state.params['predictor'])
-      ),
-    },
-    path,
-  )
+  torch.save(content, path)
   return path
 
 
@@ -188,7 +170,7 @@ def test_sources_that_are_none(tmp_path, workdir):
   with pytest.raises(WeightsError, match='has target_encoder and encoder, not'):
     load(workdir, which='ema_encoder')
   (tmp_path / 'checkpoints').mkdir()
-  with pytest.raises(WeightsError, match='holds no complete checkpoint'):
+  with pytest.raises(ValueError, match='holds no complete checkpoint'):
     load(tmp_path)
 
 
@@ -253,18 +235,33 @@ def test_conversions_that_are_impossible(workdir, official, tmp_path):
 
 
 def test_the_command_has_no_traceback(tmp_path):
+  flags = [f'--from={tmp_path}', f'--to={tmp_path / "out"}']
   out = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'vjepa_jax.tools.convert',
-      f'--from={tmp_path}',
-      f'--to={tmp_path / "out"}',
-    ],
+    [sys.executable, '-m', 'vjepa_jax.tools.convert', *flags],
     capture_output=True,
     text=True,
-    env={**__import__('os').environ, 'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
   assert out.returncode == 2
   assert 'Traceback' not in out.stderr
   assert out.stderr.splitlines()[-1].startswith(f'error: {tmp_path} is neither')
+
+
+@pytest.mark.parametrize(
+  'objective,expected',
+  [
+    ({}, ('ema', 'clip', 'layer')),
+    ({'vjepa': {'target_norm': 'position'}}, ('ema', 'clip', 'position')),
+    ({'kind': 'salt', 'salt': {'teacher': ''}}, ('pixels', 'clip', 'layer')),
+    ({'kind': 'salt', 'salt': {'teacher': 'a'}}, ('frozen', 'clip', 'layer')),
+    # Before objectives had a kind.
+    (
+      {'targets': 'frozen', 'target_view': 'targets', 'target_norm': 'layer'},
+      ('frozen', 'targets', 'layer'),
+    ),
+  ],
+)
+def test_objectives_of_all_ages_are_read(objective, expected):
+  options = _read_objective({'objective': objective})
+  names = 'targets', 'target_view', 'target_norm'
+  assert tuple(options[name] for name in names) == expected

@@ -40,21 +40,14 @@ def _batches():
   ]
   batches = []
   for _ in range(STEPS):
-    masks = [[sampler(rng) for _ in range(4)] for sampler in samplers]
-    batches.append(
-      {
-        'video': {
-          'pixels': rng.integers(0, 256, (4, 4, 32, 32, 3), dtype=np.uint8),
-          'masks': tuple(
-            {
-              'context': np.stack([c for c, _ in clips]),
-              'target': np.stack([t for _, t in clips]),
-            }
-            for clips in masks
-          ),
-        },
-      }
-    )
+    masks = []
+    for sampler in samplers:
+      draws = zip(*[sampler(rng) for _ in range(4)], strict=True)
+      masks.append(
+        dict(zip(('context', 'target'), map(np.stack, draws), strict=True))
+      )
+    pixels = rng.integers(0, 256, (4, 4, 32, 32, 3), dtype=np.uint8)
+    batches.append({'video': {'pixels': pixels, 'masks': tuple(masks)}})
   return batches
 
 
@@ -204,17 +197,22 @@ def _sample_published(rng, grid, num_blocks, scale, batch_size):
   aspect = rng.uniform(0.75, 1.5)
   h = min(height, int(round(math.sqrt(area * aspect))))
   w = min(width, int(round(math.sqrt(area / aspect))))
-  contexts, targets = [], []
-  while len(contexts) < batch_size:
+  hidden = []
+  while len(hidden) < batch_size:
     mask = np.ones(grid, int)
     for _ in range(num_blocks):
       top = rng.integers(0, height - h + 1)
       left = rng.integers(0, width - w + 1)
       mask[:, top : top + h, left : left + w] = 0
-    if not mask.any():  # drawn again, as published
-      continue
-    contexts.append(np.flatnonzero(mask))
-    targets.append(np.flatnonzero(mask == 0))
+    if mask.any():  # else drawn again, as published
+      hidden.append(mask == 0)
+  return _cut(hidden)
+
+
+def _cut(hidden):
+  """Cuts ids to the shortest of a batch, as published."""
+  contexts = [np.flatnonzero(~x) for x in hidden]
+  targets = [np.flatnonzero(x) for x in hidden]
   return tuple(
     [ids[: min(map(len, lists))] for ids in lists]
     for lists in (contexts, targets)
@@ -243,12 +241,7 @@ def test_masks_follow_the_published_distribution(num_blocks, scale, note_error):
         sizes = np.random.default_rng((seed, 1))
         drawn = pattern.draw(grid, _Switch(sizes, positions))
       hidden.append(drawn)
-    contexts = [np.flatnonzero(~h) for h in hidden]
-    targets = [np.flatnonzero(h) for h in hidden]
-    return tuple(
-      [ids[: min(map(len, lists))] for ids in lists]
-      for lists in (contexts, targets)
-    )
+    return _cut(hidden)
 
   ours = [draw_batch(seed) for seed in range(250)]
   name = f'masks {num_blocks} x {scale}'

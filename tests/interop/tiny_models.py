@@ -2,8 +2,9 @@
 
 import jax
 import numpy as np
+import pytest
 
-from vjepa_jax.interop.layout import Weights
+from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 
@@ -46,3 +47,11 @@ def make_weights(
     resolution=32,
     frames=8,
   )
+
+
+def check_refused(read, path, message, **options):
+  """Checks that reading fails with one line that names the path first."""
+  with pytest.raises(WeightsError, match=message) as error:
+    read(path, **options)
+  assert str(error.value).startswith(f'{path}: ')
+  assert '\n' not in str(error.value)

@@ -89,10 +89,10 @@ def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):
   state = pretraining.pretrain(_tiny(toy_videos), tmp_path)
   abstract = jax.eval_shape(lambda x: x, state.target)
   shardings = jax.tree.map(lambda x: x.sharding, state.target)
-  target = checkpoint.load_target(tmp_path, abstract, shardings)
+  target = checkpoint.load_item(tmp_path, abstract, shardings)
   jax.tree.map(np.testing.assert_array_equal, target, state.target)
   with pytest.raises(checkpoint.CheckpointError, match='holds no checkpoints'):
-    checkpoint.load_target(tmp_path / 'no', abstract, shardings)
+    checkpoint.load_item(tmp_path / 'no', abstract, shardings)
 
 
 def test_another_models_checkpoint_is_refused(toy_videos, tmp_path):

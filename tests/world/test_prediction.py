@@ -121,13 +121,11 @@ def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
   other[:, 4:] = 255 - other[:, 4:]
   render = rollout.make_render(future, loaded)
   for through in rollout.THROUGH:
-    films = [
-      [
-        w.render(render)
-        for w in rollout.roll_out(future, clip, 2, through, render)
-      ]
+    rollouts = (
+      rollout.roll_out(future, clip, 2, through, render)
       for clip in (video, other, video)
-    ]
+    )
+    films = [[window.render(render) for window in x] for x in rollouts]
     np.testing.assert_array_equal(films[0], films[1])
     np.testing.assert_array_equal(films[0], films[2])  # deterministic
     assert len(films[0]) == 3 and films[0][0].shape == video.shape
@@ -136,10 +134,8 @@ def test_neither_baselines_nor_films_see_what_is_hidden(future, loaded):
     assert np.abs(films[0][1] - films[0][0]).mean() > 0.1
   for how in ('last', 'mean'):
     args = future.masks, TUBELET, how
-    np.testing.assert_array_equal(
-      fill_pixels(video, *args),
-      fill_pixels(other, *args),
-    )
+    filled = fill_pixels(video, *args)
+    np.testing.assert_array_equal(filled, fill_pixels(other, *args))
 
 
 def test_fed_back_pixels_are_the_end_of_the_window_before(future, loaded):
@@ -186,11 +182,8 @@ def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
   bound = 1e-4 if norm == 'position' else 0.5
   assert np.abs(back - features).max() < bound * np.abs(features).max()
   if norm == 'position':
-    np.testing.assert_allclose(
-      space.normalize(encode(video)).mean(axis=0),
-      0.0,
-      atol=1e-4,
-    )
+    mean = space.normalize(encode(video)).mean(axis=0)
+    np.testing.assert_allclose(mean, 0.0, atol=1e-4)
   else:
     # The share of a position is exchanged for that of another.
     mean = space.transfer(normal.mean(axis=0, keepdims=True), ids, ids + 4)
@@ -209,7 +202,8 @@ def test_features_go_to_the_space_of_targets_and_back(worlds, norm):
 def test_rollouts_that_are_impossible(
   worlds, hide, steps, through, decodes, message
 ):
-  future = _make(worlds['clip'], hide, steps)
+  masks = choose_hidden(GRID, hide, steps, BOX)
+  future = MaskedPredictor(worlds['clip'], None, GRID, masks, 0)
   with pytest.raises(ValueError, match=message):
     rollout.check_rollout(future, through, decodes)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import logging
 import numpy as np
+import safetensors
+from safetensors.numpy import save_file
 
 from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import Tensors, Weights, WeightsError
@@ -59,15 +61,12 @@ _PROBE = {'depth': 'num_pooler_layers', 'num_heads': 'num_attention_heads'}
 def read_pretrained(
   name: str | os.PathLike, *, with_predictor: bool = True
 ) -> Weights:
-  """Reads a VJEPA2Model or a VJEPA2ForVideoClassification.
+  """Reads a VJEPA2Model or a VJEPA2ForVideoClassification with its probe.
 
   Args:
     name: A folder, or a name on the Hub, which is downloaded to the cache of
       huggingface_hub.
     with_predictor: Read the predictor too.
-
-  Returns:
-    Encoder, predictor and, of a classifier, its probe; float32.
 
   Raises:
     WeightsError: The folder is of another model, incomplete or damaged, or the
@@ -76,8 +75,8 @@ def read_pretrained(
   folder = _find_folder(name)
   try:
     config = _read_config(folder)
-    state = _read_tensors(folder, with_predictor)
-    return _convert(state, config, with_predictor)
+    tensors = _read_tensors(folder, with_predictor)
+    return _convert(tensors, config, with_predictor)
   except WeightsError as error:
     raise WeightsError(f'{name}: {error}') from None
 
@@ -86,7 +85,7 @@ def save_pretrained(folder: str | os.PathLike, weights: Weights) -> None:
   """Writes a folder that `transformers.VJEPA2Model.from_pretrained` loads.
 
   Args:
-    folder: Where to write; made if it is not there.
+    folder: Made if it is not there.
     weights: Encoder and predictor, with the positions that transformers has,
       'rope_tiled'; resolution and frames of clips. Positions in transformers
       are right at this resolution only. Probes are left out.
@@ -94,22 +93,19 @@ def save_pretrained(folder: str | os.PathLike, weights: Weights) -> None:
   Raises:
     WeightsError: Something is missing, or transformers has no such model.
   """
-  _import_safetensors()
-  from safetensors.numpy import save_file
-
   files = {
     'config.json': _make_config(weights),
     'video_preprocessor_config.json': _make_preprocessor(weights.resolution),
   }
-  tensors = {
-    **layout.export(
-      names.ENCODER,
-      weights.encoder_params,
-      'huggingface',
-      tubelet=weights.encoder.tubelet,
-    ),
-    **layout.export(names.PREDICTOR, weights.predictor_params, 'huggingface'),
-  }
+  tensors = layout.export(
+    names.ENCODER,
+    weights.encoder_params,
+    'huggingface',
+    tubelet=weights.encoder.tubelet,
+  )
+  tensors |= layout.export(
+    names.PREDICTOR, weights.predictor_params, 'huggingface'
+  )
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
@@ -128,17 +124,16 @@ def _find_folder(name: str | os.PathLike) -> Path:
     raise WeightsError(f'there is no folder {name}')
   try:
     import huggingface_hub
+
+    patterns = ['*.json', '*.safetensors']
+    return Path(
+      huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+    )
   except ImportError:
     raise WeightsError(
       f'there is no folder {name}, and to fetch it from the Hub needs: '
       'pip install huggingface_hub'
     ) from None
-  try:
-    return Path(
-      huggingface_hub.snapshot_download(
-        name, allow_patterns=['*.json', '*.safetensors']
-      )
-    )
   except Exception as error:  # of httpx, of the Hub, of the file system
     raise WeightsError(
       f'there is no folder {name}, and the Hub did not give it '
@@ -147,26 +142,13 @@ def _find_folder(name: str | os.PathLike) -> Path:
     ) from None
 
 
-def _import_safetensors() -> Any:
-  try:
-    import safetensors
-  except ImportError:
-    raise WeightsError(
-      'Hugging Face folders need: pip install safetensors'
-    ) from None
-  return safetensors
-
-
 def _read_json(path: Path) -> dict[str, Any]:
   try:
-    content = json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise WeightsError(f'it has no {path.name}') from None
   except ValueError as error:
     raise WeightsError(f'{path.name} is damaged: {error}') from None
-  if not isinstance(content, dict):
-    raise WeightsError(f'{path.name} is damaged: it is no mapping')
-  return content
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -213,11 +195,8 @@ def _list_files(folder: Path) -> list[Path]:
   return [path]
 
 
-def _read_tensors(
-  folder: Path, with_predictor: bool
-) -> dict[str, dict[str, np.ndarray]]:
+def _read_tensors(folder: Path, with_predictor: bool) -> dict[str, Tensors]:
   """Reads float32 tensors of 'encoder', 'predictor' and, the rest, 'probe'."""
-  safetensors = _import_safetensors()
   state = {'encoder': {}, 'predictor': {}, 'probe': {}}
   for path in _list_files(folder):
     if not path.exists():
@@ -234,17 +213,13 @@ def _read_tensors(
       raise WeightsError(
         f'{path.name} is truncated or damaged ({error})'
       ) from None
-  return state
+  return {name: Tensors(found, name) for name, found in state.items()}
 
 
 def _convert(
-  state: dict[str, dict[str, np.ndarray]],
-  config: dict[str, Any],
-  with_predictor: bool,
+  tensors: dict[str, Tensors], config: dict[str, Any], with_predictor: bool
 ) -> Weights:
   """Builds the models of config.json from their tensors."""
-  tensors = {name: Tensors(found, name) for name, found in state.items()}
-  fields = {'positions': 'rope_tiled', 'scale_init_by_depth': True}
 
   def read(family, name, keys, fields, **sizes):
     sizes |= {field: config[key] for field, key in keys.items()}
@@ -252,31 +227,31 @@ def _convert(
       family, tensors[name], 'huggingface', fields=fields, **sizes
     )
 
-  sides = config['tubelet_size'], *[config['patch_size']] * 2
-  tubelet = dict(zip('thw', sides, strict=True))
-  encoder, encoder_params = read(
-    names.ENCODER, 'encoder', _ENCODER, fields, **tubelet
+  models = {}
+  fields = {'positions': 'rope_tiled', 'scale_init_by_depth': True}
+  models['encoder'], models['encoder_params'] = read(
+    names.ENCODER,
+    'encoder',
+    _ENCODER,
+    fields,
+    t=config['tubelet_size'],
+    h=config['patch_size'],
+    w=config['patch_size'],
   )
-  predictor = predictor_params = None
   if with_predictor:
-    predictor, predictor_params = read(
+    models['predictor'], models['predictor_params'] = read(
       names.PREDICTOR, 'predictor', _PREDICTOR, fields
     )
-  probes = ()
   if 'classifier.weight' in tensors['probe']:
     # transformers normalises in the pooler as in the encoder, the official
     # code with 1e-5.
     epsilon = {'epsilon': _FIXED['layer_norm_eps']}
-    probes = (read(names.PROBE, 'probe', _PROBE, epsilon),)
+    models['probes'] = (read(names.PROBE, 'probe', _PROBE, epsilon),)
   unused = sorted(key for x in tensors.values() for key in x.list_unused())
   if unused:
     logging.info('not used: %s', ', '.join(unused))
   return Weights(
-    encoder=encoder,
-    encoder_params=encoder_params,
-    predictor=predictor,
-    predictor_params=predictor_params,
-    probes=probes,
+    **models,
     resolution=config['crop_size'],
     frames=config['frames_per_clip'],
     unused=tuple(unused),

@@ -32,27 +32,16 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Models and their parameters, as read from one place.
-
-  Attributes:
-    encoder: The encoder, None if there is none (a file of probes).
-    encoder_params: Its parameters.
-    predictor: The predictor, None if there is none or it was not asked for.
-    predictor_params: Its parameters.
-    probes: Probes and their parameters.
-    resolution: Height and width of the clips in pixels, None if not known.
-    frames: Frames of a clip, None if not known.
-    unused: Keys of tensors that were read and have no use here.
-  """
+  """Models and their parameters, as read from one place; None for none."""
 
   encoder: Encoder | None = None
   encoder_params: Params | None = None
   predictor: Predictor | None = None
   predictor_params: Params | None = None
   probes: tuple[tuple[AttentiveProbe, Params], ...] = ()
-  resolution: int | None = None
-  frames: int | None = None
-  unused: tuple[str, ...] = ()
+  resolution: int | None = None  # height and width of the clips in pixels
+  frames: int | None = None  # of a clip
+  unused: tuple[str, ...] = ()  # keys of tensors that have no use here
 
 
 class Tensors:
@@ -76,10 +65,8 @@ class Tensors:
     if key not in self._state:
       raise WeightsError(f'{self.name} has no tensor {key!r}')
     value = self._state[key]
-    if len(value.shape) != len(shape) or any(
-      want not in (None, size)
-      for want, size in zip(shape, value.shape, strict=True)
-    ):
+    matches = [n in (None, m) for n, m in zip(shape, value.shape, strict=False)]
+    if len(value.shape) != len(shape) or not all(matches):
       wanted = ', '.join('any' if n is None else str(n) for n in shape)
       raise WeightsError(
         f'{self.name} is of another model: {key} has shape '
@@ -127,9 +114,6 @@ def read(
     fields: Fields of the module that no tensor tells, positions for one.
     **sizes: 'num_heads', which no shape tells, and others that are known.
 
-  Returns:
-    The module, and its parameters.
-
   Raises:
     WeightsError: A tensor is missing or of a wrong shape, or the model is of a
       kind that is not supported.
@@ -176,13 +160,7 @@ def export(
   *,
   tubelet: tuple[int, int, int] = (2, 16, 16),
 ) -> dict[str, np.ndarray]:
-  """Inverts `read`, bit for bit.
-
-  Args:
-    family: The table of the names.
-    params: Parameters of its module.
-    system: Whose names the tensors get, 'official' or 'huggingface'.
-    tubelet: Of an encoder, (frames, pixels, pixels).
+  """Inverts `read`, bit for bit; an encoder needs its tubelet's sides.
 
   Raises:
     WeightsError: The tubelet is of another size, or a tensor has no name.
@@ -196,21 +174,18 @@ def export(
     if '{i}' in row.ours:
       paths = [row.ours.format(i=i) for i in range(len(params))]
       values = [params[path] for path in paths if path in params]
-    elif row.count:
-      values = params[row.ours]
     elif row.optional and row.ours not in params:
       continue
     else:
-      values = [params[row.ours]]
+      values = params[row.ours] if row.count else [params[row.ours]]
     if not name:
       raise WeightsError(f'{system} has no place for {row.ours}')
-    if row.transform is FLATTEN_TUBELET:
-      count, wanted = values[0].shape[0], 3 * math.prod(tubelet)
-      if count != wanted:
-        raise WeightsError(
-          f'the encoder embeds {count} numbers a tubelet, a tubelet of '
-          f'{tuple(tubelet)} has {wanted}'
-        )
+    wanted = 3 * math.prod(tubelet)
+    if row.transform is FLATTEN_TUBELET and len(values[0]) != wanted:
+      raise WeightsError(
+        f'the encoder embeds {len(values[0])} numbers a tubelet, a tubelet of '
+        f'{tuple(tubelet)} has {wanted}'
+      )
     values = [row.transform.export(value, sizes) for value in values]
     if row.count and '{i}' not in name:
       values = [np.stack(values)]

@@ -53,45 +53,27 @@ SQUEEZE = Transform(lambda x, _: x[0, 0], lambda x, _: x[None, None])
 
 
 class Row(NamedTuple):
-  """One tensor, or the same one of all blocks.
+  """One tensor, or the same one of all blocks."""
 
-  Attributes:
-    ours: Path in our parameters, joined by dots.
-    official: Name in official files.
-    huggingface: Name in Hugging Face folders, '' if they have none.
-    shape: Shape there, of one block.
-    transform: From there to here and back.
-    count: The size that says how many there are, '' of a single one. Without
-      an `{i}` in the name they are stacked on the first axis.
-    optional: The field of the module that says whether there is one; '' where
-      there always is.
-  """
-
-  ours: str
+  ours: str  # path in our parameters, joined by dots
   official: str
-  huggingface: str
-  shape: tuple[str | int, ...]
+  huggingface: str  # '' if they have none
+  shape: tuple[str | int, ...]  # there, of one block
   transform: Transform = COPY
+  # The size that says how many there are, '' of a single one. Without an `{i}`
+  # in the name they are stacked on the first axis.
   count: str = ''
-  optional: str = ''
+  optional: str = ''  # the field that says whether there is one, '' if always
 
 
 class Family(NamedTuple):
-  """A kind of model.
-
-  Attributes:
-    module: What computes with its parameters.
-    rows: The table of its tensors.
-    refused: Tensors that tell another kind of model, and which.
-    advice: What to do then.
-    mlp_ratio: Size 'mlp_dim' over size 'width', None for any.
-  """
+  """A kind of model."""
 
   module: type[nn.Module]
   rows: tuple[Row, ...]
-  refused: dict[str, str]
-  advice: str = ''
-  mlp_ratio: int | None = 4
+  refused: dict[str, str]  # tensors that tell another kind, and which
+  advice: str = ''  # what to do then
+  mlp_ratio: int | None = 4  # 'mlp_dim' over 'width', None for any
 
 
 # What a module's weight and bias are called here, and how they are rearranged.
@@ -124,6 +106,10 @@ def _list_rows(
 
 
 # fmt: off
+_MLP = (
+  (_LINEAR, 'mlp.fc1', 'mlp.fc1', 'mlp.fc1', ('mlp_dim', 'width')),
+  (_LINEAR, 'mlp.fc2', 'mlp.fc2', 'mlp.fc2', ('width', 'mlp_dim')),
+)
 _BLOCK = (
   (_NORM, 'norm1', 'norm1', 'norm1', ('width',)),
   (_HEADS, 'attention.query', 'attn.qkv[0/3]', 'attention.query', _SQUARE),
@@ -131,8 +117,7 @@ _BLOCK = (
   (_HEADS, 'attention.value', 'attn.qkv[2/3]', 'attention.value', _SQUARE),
   (_OUT, 'attention.out', 'attn.proj', 'attention.proj', _SQUARE),
   (_NORM, 'norm2', 'norm2', 'norm2', ('width',)),
-  (_LINEAR, 'mlp.fc1', 'mlp.fc1', 'mlp.fc1', ('mlp_dim', 'width')),
-  (_LINEAR, 'mlp.fc2', 'mlp.fc2', 'mlp.fc2', ('width', 'mlp_dim')),
+  *_MLP,
 )
 _PROBE_BLOCK = (
   (_NORM, 'norm1', 'norm1', 'layer_norm1', ('width',)),
@@ -141,8 +126,7 @@ _PROBE_BLOCK = (
   (_HEADS, 'attention.value', 'attn.qkv[2/3]', 'self_attn.v_proj', _SQUARE),
   (_OUT, 'attention.out', 'attn.proj', 'self_attn.out_proj', _SQUARE),
   (_NORM, 'norm2', 'norm2', 'layer_norm2', ('width',)),
-  (_LINEAR, 'mlp.fc1', 'mlp.fc1', 'mlp.fc1', ('mlp_dim', 'width')),
-  (_LINEAR, 'mlp.fc2', 'mlp.fc2', 'mlp.fc2', ('width', 'mlp_dim')),
+  *_MLP,
 )
 # One query attends to all tokens, with projections that are not split in heads.
 _PROBE_QUERY = (
@@ -151,8 +135,7 @@ _PROBE_QUERY = (
   (_LINEAR, 'key_proj', 'xattn.kv[0/2]', 'cross_attn.k_proj', _SQUARE),
   (_LINEAR, 'value_proj', 'xattn.kv[1/2]', 'cross_attn.v_proj', _SQUARE),
   (_NORM, 'norm2', 'norm2', 'layer_norm2', ('width',)),
-  (_LINEAR, 'mlp.fc1', 'mlp.fc1', 'mlp.fc1', ('mlp_dim', 'width')),
-  (_LINEAR, 'mlp.fc2', 'mlp.fc2', 'mlp.fc2', ('width', 'mlp_dim')),
+  *_MLP,
 )
 
 ENCODER = Family(

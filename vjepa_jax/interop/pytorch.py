@@ -1,7 +1,6 @@
 """Official PyTorch checkpoints of V-JEPA 1 and 2."""
 
 from collections.abc import Mapping
-import dataclasses
 import os
 import re
 from typing import Any
@@ -33,7 +32,7 @@ def read_checkpoint(
   predictor_heads: int | None = None,
   with_predictor: bool = True,
 ) -> Weights:
-  """Reads an official `.pth.tar` or `.pt` file, never running code in it.
+  """Reads all of an official `.pth.tar` or `.pt` file, running no code in it.
 
   Args:
     path: A pretraining checkpoint, or one of probes.
@@ -49,9 +48,6 @@ def read_checkpoint(
       encoder has.
     with_predictor: Read the predictor too.
 
-  Returns:
-    What the file has, float32.
-
   Raises:
     WeightsError: The file cannot be read or is of a model that is not
       supported.
@@ -60,55 +56,43 @@ def read_checkpoint(
   try:
     probes, used = _read_probes(content, num_heads)
     name = _choose_encoder(content, which, required=not probes)
-    if name is None:
-      return _note_unused(path, Weights(probes=probes), used)
-    state = _strip(content[name] if name else content)
-    predictor_state = {}
-    if with_predictor:
+    models = {'probes': probes}
+    if name is not None:
+      state = _strip(content[name] if name else content)
       predictor_state = _strip(content.get('predictor') or {})
-    if positions is None:
-      positions = _guess_positions(path, state, predictor_state)
-    # Published by V-JEPA 2 only; matters for parameters made anew.
-    scaled = positions != 'sincos'
-    fields = {'positions': positions, 'scale_init_by_depth': scaled}
-    used.append(Tensors(state, name or 'encoder'))
-    num_heads = num_heads or _find_heads(used[-1])
-    encoder, params = layout.read(
-      names.ENCODER, used[-1], fields=fields, num_heads=num_heads
-    )
-    weights = Weights(encoder=encoder, encoder_params=params, probes=probes)
-    if predictor_state:
-      used.append(Tensors(predictor_state, 'predictor'))
-      heads = num_heads if positions == 'sincos' else 12
-      predictor, params = layout.read(
-        names.PREDICTOR,
-        used[-1],
-        fields=fields,
-        num_heads=predictor_heads or heads,
-        out_width=encoder.width,
+      if positions is None:
+        positions = _guess_positions(path, state, predictor_state)
+      # Published by V-JEPA 2 only; matters for parameters made anew.
+      scaled = positions != 'sincos'
+      fields = {'positions': positions, 'scale_init_by_depth': scaled}
+      used.append(Tensors(state, name or 'encoder'))
+      num_heads = num_heads or _find_heads(used[-1])
+      encoder, models['encoder_params'] = layout.read(
+        names.ENCODER, used[-1], fields=fields, num_heads=num_heads
       )
-      weights = dataclasses.replace(
-        weights, predictor=predictor, predictor_params=params
-      )
+      models['encoder'] = encoder
+      if positions == 'sincos' and 'pos_embed' in state:
+        # Every released V-JEPA 1 model takes 16 frames; the table in a V-JEPA 2
+        # file is a stale one.
+        time, patch, _ = encoder.tubelet
+        side = round((state['pos_embed'].shape[1] * time / 16) ** 0.5)
+        models |= {'resolution': side * patch, 'frames': 16}
+      if with_predictor and predictor_state:
+        used.append(Tensors(predictor_state, 'predictor'))
+        heads = num_heads if positions == 'sincos' else 12
+        models['predictor'], models['predictor_params'] = layout.read(
+          names.PREDICTOR,
+          used[-1],
+          fields=fields,
+          num_heads=predictor_heads or heads,
+          out_width=encoder.width,
+        )
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}') from None
-  if positions == 'sincos' and 'pos_embed' in state:
-    # Every released V-JEPA 1 model takes 16 frames; the table in a V-JEPA 2
-    # file is a stale one.
-    time, patch, _ = encoder.tubelet
-    side = round((state['pos_embed'].shape[1] * time / 16) ** 0.5)
-    weights = dataclasses.replace(weights, resolution=side * patch, frames=16)
-  return _note_unused(path, weights, used)
-
-
-def _note_unused(
-  path: str | os.PathLike, weights: Weights, used: list[Tensors]
-) -> Weights:
-  """Adds, and logs, the tensors that were read and not taken."""
   unused = tuple(f'{x.name}/{key}' for x in used for key in x.list_unused())
   if unused:
     logging.info('%s: not used: %s', path, ', '.join(unused))
-  return dataclasses.replace(weights, unused=unused)
+  return Weights(**models, unused=unused)
 
 
 def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
@@ -124,11 +108,9 @@ def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
     raise WeightsError(f'there is no file {path}')
   try:
     # Mapping leaves the optimizer's moments on the disk.
+    mapped = zipfile.is_zipfile(path)
     content = torch.load(
-      path,
-      map_location='cpu',
-      weights_only=True,
-      mmap=zipfile.is_zipfile(path),
+      path, map_location='cpu', weights_only=True, mmap=mapped
     )
   except Exception as error:  # torch raises seven kinds for damaged files
     blocked = re.search(r'GLOBAL (\S+)', str(error))
@@ -142,9 +124,8 @@ def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
       f'({type(error).__name__}: {detail})'
     ) from None
   if not isinstance(content, Mapping):
-    raise WeightsError(
-      f'{path} holds a {type(content).__name__}, not a checkpoint'
-    )
+    kind = type(content).__name__
+    raise WeightsError(f'{path} holds a {kind}, not a checkpoint')
   return content
 
 
@@ -152,10 +133,9 @@ def _strip(state: Any) -> dict[str, np.ndarray]:
   """Drops the prefixes of wrappers, and everything that is no tensor."""
   if not isinstance(state, Mapping):
     raise WeightsError(f'a {type(state).__name__} is where tensors should be')
+  wrapper = re.compile(r'^(module\.)?(backbone\.)?')
   return {
-    re.sub(r'^(module\.)?(backbone\.)?', '', key): (
-      value.detach().float().numpy()
-    )
+    wrapper.sub('', key): value.detach().float().numpy()
     for key, value in state.items()
     if hasattr(value, 'detach')
   }
@@ -207,10 +187,8 @@ def _guess_positions(
     reason = 'V-JEPA 1 has no giant'
   else:
     positions, reason = 'sincos', 'it has a table of positions'
-  logging.info(
-    '%s: positions %r, because %s; change it by positions=',
-    *(path, positions, reason),
-  )
+  message = '%s: positions %r, because %s; change it by positions='
+  logging.info(message, path, positions, reason)
   return positions
 
 

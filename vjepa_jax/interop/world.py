@@ -12,7 +12,8 @@ from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.load import (
   make_abstract,
-  place,
+  make_hashable,
+  read_config,
   read_encoder,
   read_weights,
 )
@@ -36,33 +37,32 @@ def load_world_model(
   Args:
     source: A workdir of pretraining, a Hugging Face folder or name, or an
       official file.
-    positions: Of an official file, see `pytorch.read_checkpoint`.
-    predictor_heads: The same.
+    positions, predictor_heads: Of an official file, see
+      `pytorch.read_checkpoint`.
 
   Raises:
     WeightsError: The source cannot be used, or has no predictor.
     CheckpointError: The same, of a workdir.
   """
-  options = {'positions': positions, 'predictor_heads': predictor_heads}
-  online = read_weights(source, which='encoder', **options)
-  if online.encoder is None:
-    raise WeightsError(f'{source} holds probes, and no encoder')
+  online = read_weights(
+    source,
+    which='encoder',
+    positions=positions,
+    predictor_heads=predictor_heads,
+  )
   if online.predictor is None:
     raise WeightsError(
       f'{source} has no predictor: prediction needs a workdir of pretraining, '
       'or weights with one'
     )
-  config = _read_config(source)
+  config = read_config(source)
   objective = _read_objective(config)
-  averaged = read_weights(
-    source,
-    which='target_encoder',
-    with_predictor=False,
-    **(options | {'predictor_heads': None}),
-  )
-  target_encoder, target = averaged.encoder, averaged.encoder_params
   if objective['targets'] == 'frozen':
     target_encoder, target = _load_teacher(source)
+  else:
+    averaged = read_weights(source, positions=positions, with_predictor=False)
+    target_encoder, target = averaged.encoder, averaged.encoder_params
+  clip = config.get('clip', {})
   attention = choose_attention(jax.devices()[0].platform, jnp.float32)
   sources = config.get('data', {}).get('sources', {}).values()
   models = online.encoder, online.predictor, target_encoder
@@ -74,7 +74,7 @@ def load_world_model(
   return WorldModel(
     *(m.clone(dtype=jnp.float32, attention=attention) for m in models),
     jax.device_put(params),
-    clip=_read_clip(config),
+    clip=ClipOptions(**make_hashable(clip)) if 'frame_step' in clip else None,
     sources=tuple(source for source in sources if source.get('path')),
     held_out=config.get('probe', {}).get('test', ''),
     mask_kinds=tuple(
@@ -84,19 +84,6 @@ def load_world_model(
     frames=online.frames,
     **objective,
   )
-
-
-def _read_config(source: str | os.PathLike) -> dict[str, Any]:
-  """Reads the config of a workdir; {} of all other sources."""
-  path = epath.Path(source)
-  if not (path / 'checkpoints').is_dir():
-    return {}
-  try:
-    return json.loads((path / 'config.json').read_text())
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise WeightsError(f'{path}/config.json is damaged: {error}') from None
 
 
 def _read_objective(config: dict[str, Any]) -> dict[str, str]:
@@ -116,28 +103,16 @@ def _read_objective(config: dict[str, Any]) -> dict[str, str]:
   }
 
 
-def _read_clip(config: dict[str, Any]) -> ClipOptions | None:
-  """Reads how a run cuts its clips, None where its config does not say."""
-  clip = config.get('clip', {})
-  if 'frame_step' not in clip:
-    return None
-  return ClipOptions(
-    **{k: tuple(v) if isinstance(v, list) else v for k, v in clip.items()}
-  )
-
-
 def _load_teacher(source: str | os.PathLike) -> tuple[Any, Any]:
   """Loads the teacher whose features a run predicts."""
-  record = epath.Path(source) / 'teacher.json'
-  if not record.exists():
+  try:
+    used = json.loads((epath.Path(source) / 'teacher.json').read_text())
+  except FileNotFoundError:
     raise WeightsError(
       f'{source} predicts the features of a frozen teacher, and has no '
       'teacher.json that names it'
-    )
-  used = json.loads(record.read_text())
+    ) from None
   encoder = read_encoder(used['path'])
-  abstract = make_abstract(encoder)
-  params = checkpoint.load_target(
-    used['path'], abstract, place(abstract, sharding_only=True), used['step']
+  return encoder, checkpoint.load_item(
+    used['path'], make_abstract(encoder), step=used['step']
   )
-  return encoder, params

@@ -8,7 +8,7 @@ import numpy as np
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.interop.layout import Weights
-from vjepa_jax.interop.load import read_clip_rate, read_crops, read_weights
+from vjepa_jax.interop.load import read_clip, read_weights
 from vjepa_jax.models import zoo
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.tubelets import compute_grid
@@ -35,8 +35,6 @@ def read_backbone(config: config_dict.ConfigDict) -> Weights:
     backbone = read_weights(
       config.backbone, which=config.which, with_predictor=False
     )
-    if backbone.encoder is None:
-      raise ValueError(f'{config.backbone} holds probes, and no encoder')
   else:
     backbone = Weights(zoo.build_encoder(**config.encoder))
   for name in ('frames', 'resolution'):
@@ -44,12 +42,12 @@ def read_backbone(config: config_dict.ConfigDict) -> Weights:
       config.clip[name] = getattr(backbone, name)
     if config.clip[name] is None:
       raise ValueError(f'the backbone does not say: set config.clip.{name}')
-  crops = read_crops(config.backbone)
+  clip = read_clip(config.backbone)
   for name in ('crop_scale', 'crop_aspect_ratio'):
     if config.clip[name] is None:
-      config.clip[name] = crops[name]
+      config.clip[name] = clip[name]
   if config.clip.frame_step is None and config.clip.fps is None:
-    config.clip.update(read_clip_rate(config.backbone))
+    config.clip.update(frame_step=clip['frame_step'], fps=clip['fps'])
   sides = [config.clip.frames, *[config.clip.resolution] * 2]
   compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
   return backbone

@@ -27,11 +27,11 @@ from vjepa_jax.tasks.program import (
   make_schedules,
 )
 from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.training.checkpoint import hash_params
 from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.state import init_state
 from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
-from vjepa_jax.world.held_out import HeldOut
 from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
@@ -81,7 +81,7 @@ def train_decoder(
     'decoder': describe(models.decoder),
     'grid': list(grid),
     'backbone': config.backbone,
-    'fingerprint': decoding.compute_fingerprint(world),
+    'fingerprint': hash_params(world.params['target']),
   }
   state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state
@@ -212,7 +212,7 @@ def _make_held_out(
   models: decoding.Decoding,
   frozen: Any,
   loader: pipeline.SampleLoader,
-) -> HeldOut:
+) -> decoding.HeldOut:
   """Reads held-out clips and encodes them, once."""
   path = config.held_out.path or models.world.held_out
   if not path:
@@ -228,14 +228,14 @@ def _make_held_out(
     size = config.held_out.batch_size
     return make_extract(apply, mesh, size, 'config.held_out.batch_size')
 
-  encode = run(models.encode)
+  encoder, encode = models.world.target_encoder, run(models.encode)
   decode = run(lambda p, x: models.decoder.apply({'params': p}, x, grid))
   features = encode(frozen, clips.videos)
-  return HeldOut(models.world.target_encoder, clips.videos, features, decode)
+  return decoding.HeldOut(encoder, clips.videos, features, decode)
 
 
 def _report(
-  run: Session, held_out: HeldOut, target: Any, is_held_out: bool
+  run: Session, held_out: decoding.HeldOut, target: Any, is_held_out: bool
 ) -> dict[str, Any]:
   """Writes the numbers and the picture, and prints where they are."""
   decoded = held_out.reconstruct(target)

@@ -80,7 +80,7 @@ def load_teacher(
   else:
     used = {'path': path, 'step': checkpoint.read_model(path)[0]}
   try:
-    params = checkpoint.load_target(path, abstract, shardings, used['step'])
+    params = checkpoint.load_item(path, abstract, shardings, step=used['step'])
   except ValueError as error:
     raise ValueError(f'config.objective.salt.teacher: {error}') from error
   logging.info('teacher: step %d of %s', used['step'], path)

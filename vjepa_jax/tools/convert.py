@@ -98,8 +98,6 @@ def main(options: SimpleNamespace) -> None:
   )
   print(f'read {source}')
   report(weights)
-  if weights.encoder is None:
-    raise WeightsError(f'{source} holds no encoder')
   weights = dataclasses.replace(
     weights,
     resolution=options.resolution or weights.resolution,

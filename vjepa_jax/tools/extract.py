@@ -29,7 +29,7 @@ from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.extraction import extract
-from vjepa_jax.interop.load import LoadedEncoder, load, read_clip_rate
+from vjepa_jax.interop.load import LoadedEncoder, load, read_clip
 from vjepa_jax.tools import command
 
 
@@ -50,7 +50,8 @@ def choose_options(
     )
   rate = {'frame_step': options.frame_step, 'fps': options.fps}
   if set(rate.values()) == {None}:
-    rate = read_clip_rate(options.backbone)
+    clip = read_clip(options.backbone)
+    rate = {name: clip[name] for name in rate}
   return ClipOptions(
     frames=frames, resolution=resolution, num_clips=options.segments, **rate
   )

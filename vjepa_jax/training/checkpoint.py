@@ -226,14 +226,21 @@ class Preemption:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def load_target(
-  path: epath.PathLike, abstract: Any, shardings: Any, step: int | None = None
+def load_item(
+  path: epath.PathLike,
+  abstract: Any,
+  shardings: Any = None,
+  *,
+  item: str = 'target',
+  step: int | None = None,
 ) -> Any:
-  """Loads the EMA encoder of a workdir's checkpoint, nothing else.
+  """Loads one item of a workdir's checkpoint, by default the EMA encoder.
 
   Args:
     path: The workdir.
-    abstract, shardings: Shapes of the encoder's parameters, and where they go.
+    abstract: Shapes of its parameters.
+    shardings: Where they shall go; None for the default device.
+    item: 'target' or 'params'.
     step: Which checkpoint; None for the newest.
 
   Raises:
@@ -248,9 +255,12 @@ def load_target(
         f'{path} no longer holds step {step}, only {found}: keep it there by '
         'config.checkpoint.keep_every_steps'
       )
-    target = _place(abstract, shardings)
-    _check_model(checkpointer, step, 'target', target)
-    return checkpointer.load_checkpointables(step, {'target': target})['target']
+    if shardings is None:
+      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      shardings = jax.tree.map(lambda _: here, abstract)
+    wanted = _place(abstract, shardings)
+    _check_model(checkpointer, step, item, wanted)
+    return checkpointer.load_checkpointables(step, {item: wanted})[item]
 
 
 def load_initial(

@@ -4,6 +4,7 @@ The target encoder is frozen, as are the statistics of its features. The state's
 `target` is the moving average of the decoder, which is what is used afterwards.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -15,39 +16,32 @@ import numpy as np
 
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.decoder import FeatureDecoder
+from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.checkpoint import CheckpointError
-from vjepa_jax.training.objectives.base import (
-  Objective,
-  Params,
-)
+from vjepa_jax.training.objectives.base import Objective, Params
 from vjepa_jax.training.objectives.targets import measure_error
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
   encode_target,
   normalize_visible,
 )
+from vjepa_jax.world.predict import score_pixels, summarize
 
 _SPACE = 'space.npz'
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding(Objective):
-  """What is decoded, by what, and how its error counts.
+  """What is decoded, by what, and how its error counts."""
 
-  Attributes:
-    world: Its target encoder makes the features.
-    decoder: The decoder.
-    norm: `TargetSpace.norm`.
-    loss_exp: Power of the error on normalised pixels: 1 or 2.
-  """
-
-  world: WorldModel
+  world: WorldModel  # its target encoder makes the features
   decoder: FeatureDecoder
-  norm: str
-  loss_exp: float
+  norm: str  # of `TargetSpace`
+  loss_exp: float  # power of the error on normalised pixels: 1 or 2
   averaged = 'decoder'
 
   def init(self, key: jax.Array) -> Params:
@@ -58,12 +52,8 @@ class Decoding(Objective):
   def encode(self, frozen: Params, video: jax.Array) -> jax.Array:
     """Computes the features to decode, as the predictor predicts them.
 
-    Args:
-      frozen: What `pack_frozen` returned.
-      video: uint8 `[B, frames, h, w, 3]`.
-
-    Returns:
-      float32 `[B, N, D]`.
+    `frozen` is what `pack_frozen` returned; clips uint8 `[B, frames, h, w, 3]`
+    become features float32 `[B, N, D]`.
     """
     space = TargetSpace(self.norm, **frozen['space'])
     features = encode_target(self.world, {'target': frozen['encoder']}, video)
@@ -95,28 +85,16 @@ def pack_frozen(world: WorldModel, space: TargetSpace) -> Params:
 
 
 class LoadedDecoder(NamedTuple):
-  """A trained decoder.
-
-  Attributes:
-    decoder: The module.
-    params: Its parameters, moving average, float32.
-    space: Of the features that it takes.
-    grid: Tubelet grid of the clips it was trained on.
-  """
+  """A trained decoder."""
 
   decoder: FeatureDecoder
-  params: Any
-  space: TargetSpace
-  grid: Grid
+  params: Any  # moving average, float32
+  space: TargetSpace  # of the features that it takes
+  grid: Grid  # tubelet grid of the clips it was trained on
 
   def decode(self, params: Any, features: jax.Array) -> jax.Array:
     """Decodes features `[B, N, D]` to normalised tubelets `[B, N, P]`."""
     return self.decoder.apply({'params': params}, features, self.grid)
-
-
-def compute_fingerprint(world: WorldModel) -> str:
-  """Hashes the target encoder, to tell backbones apart."""
-  return checkpoint.hash_params(world.params['target'])
 
 
 def save_space(workdir: epath.Path, space: TargetSpace) -> None:
@@ -135,11 +113,7 @@ def read_space(workdir: epath.Path) -> TargetSpace | None:
 
 
 def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
-  """Loads the decoder of a workdir of `configs/decoder.py`.
-
-  Args:
-    path: The workdir.
-    world: The model whose features are to be decoded.
+  """Loads the decoder of a workdir, to decode the features of `world`.
 
   Raises:
     CheckpointError: There is no decoder, or it is of other features.
@@ -152,27 +126,58 @@ def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
       f'{path} holds no decoder: train one by python main.py '
       '--config=configs/decoder.py --config.backbone=... --workdir=...'
     )
-  if isinstance(models['fingerprint'], int):
-    raise CheckpointError(
-      f'the decoder in {path} was written before fingerprints were sha256, and '
-      'cannot be told to fit: train it again by --config=configs/decoder.py'
-    )
-  if models['fingerprint'] != compute_fingerprint(world):
+  if models['fingerprint'] != checkpoint.hash_params(world.params['target']):
     raise CheckpointError(
       f'the decoder in {path} is of the features of {models["backbone"]}, and '
       'these are of another encoder or another of its checkpoints: train one '
       'for them by --config=configs/decoder.py'
     )
   decoder = FeatureDecoder(**models['decoder'])
-  grid = tuple(models['grid'])
-  width = space.mean.shape[-1]
   abstract = jax.eval_shape(
-    lambda: decoder.init(
-      jax.random.key(0), jnp.zeros((1, int(np.prod(grid)), width)), grid
-    )['params']
+    lambda: decoder.init(jax.random.key(0), space.mean[None, :1], (1, 1, 1))
   )
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params = checkpoint.load_target(
-    path, abstract, jax.tree.map(lambda _: sharding, abstract)
-  )
-  return LoadedDecoder(decoder, params, space, grid)
+  params = checkpoint.load_item(path, abstract['params'])
+  return LoadedDecoder(decoder, params, space, tuple(models['grid']))
+
+
+@dataclasses.dataclass
+class HeldOut:
+  """Clips in memory and their features: is what is seen still in them?
+
+  It is called with a state by the training loop, and returns metrics.
+  """
+
+  encoder: Encoder  # of the features
+  videos: np.ndarray  # uint8 [n, frames, h, w, 3]
+  features: np.ndarray  # [n, N, D], what the decoder is given
+  # Maps its parameters and features to normalised tubelets [n, N, P].
+  decode: Callable[[Any, np.ndarray], np.ndarray]
+
+  def __post_init__(self):
+    """Says of which tokens the clips consist."""
+    self._grid = tub.compute_grid(self.videos.shape, self.encoder.tubelet)
+    self._every = np.arange(math.prod(self._grid))
+
+  def reconstruct(self, target: Any) -> np.ndarray:
+    """Decodes the clips: float32 `[n, frames, h, w, 3]`, 0..255."""
+    pixels = normalize_visible(self.encoder, self.videos, self._every)
+    decoded = self.decode(target, self.features)
+    video = tub.unpatchify(decoded, self._grid, self.encoder.tubelet)
+    return np.asarray(pixels.restore(video))
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    """Computes the mean PSNR."""
+    return {'psnr': float(self._score(self.reconstruct(state.target)).mean())}
+
+  def score(self, decoded: np.ndarray) -> dict[str, Any]:
+    """Scores decoded clips, and the mean colour of each beside them."""
+    mean = self.videos.mean(axis=(1, 2, 3), keepdims=True)
+    scores = {
+      'decoded_psnr': self._score(decoded),
+      'mean_colour_psnr': self._score(np.broadcast_to(mean, decoded.shape)),
+    }
+    return {name: summarize(x) for name, x in scores.items()}
+
+  def _score(self, decoded: np.ndarray) -> np.ndarray:
+    tubelet = self.encoder.tubelet
+    return score_pixels(decoded, self.videos, self._every, tubelet)

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from vjepa_jax.masks.temporal import Temporal
+from vjepa_jax.models.positions import Grid
 
-Grid = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 # Ids of visible and of hidden tokens, int32 [K] and [H].
 Masks = tuple[np.ndarray, np.ndarray]
@@ -39,12 +38,11 @@ def choose_hidden(
       f'a clip of {grid[0]} time steps can show {least} to {grid[0] - 1} of '
       f'them, not {context_steps}: change --context_frames'
     )
-  if hide == 'region':
-    hidden = np.zeros(grid, bool)
-    hidden[context_steps:] = _find_cells(grid, box)
+  hidden = np.zeros(grid, bool)
+  if hide == 'past':
+    hidden[:-context_steps] = True
   else:
-    ratio = context_steps / grid[0]
-    hidden = Temporal(hide, (ratio, ratio)).draw(grid, np.random.default_rng(0))
+    hidden[context_steps:] = hide == 'future' or _find_cells(grid, box)
   hidden = hidden.reshape(-1)
   return tuple(np.flatnonzero(m).astype(np.int32) for m in (~hidden, hidden))
 
@@ -57,14 +55,10 @@ def _find_cells(grid: Grid, box: Box) -> np.ndarray:
       f'box (top, left, height, width) = {tuple(box)} must lie within the '
       'frame, in shares of it: for example 0.25,0.25,0.5,0.5'
     )
-  rows, columns = (
-    (first <= middles) & (middles <= first + side)
-    for first, side, middles in (
-      (top, height, (np.arange(grid[1]) + 0.5) / grid[1]),
-      (left, width, (np.arange(grid[2]) + 0.5) / grid[2]),
-    )
-  )
-  cells = rows[:, None] & columns[None]
+  y, x = ((np.arange(n)[:, None] + 0.5) / n for n in grid[1:])
+  rows = (top <= y) & (y <= top + height)
+  columns = (left <= x) & (x <= left + width)
+  cells = rows & columns.T
   if not cells.any() or cells.all():
     raise ValueError(
       f'box {tuple(box)} covers {cells.sum()} of {cells.size} tubelets of a '

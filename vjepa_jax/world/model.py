@@ -33,44 +33,28 @@ Params = Any
 
 
 class WorldModel(NamedTuple):
-  """Encoder, predictor and target encoder of one checkpoint.
+  """Encoder, predictor and target encoder of one checkpoint."""
 
-  Attributes:
-    encoder: Makes the features of what is visible, from `params['encoder']`.
-    predictor: Predicts, from `params['predictor']`.
-    target_encoder: Makes the features that are predicted; the same module as
-      `encoder` but for a frozen teacher.
-    params: {'encoder', 'predictor', 'target'}, float32.
-    clip: How its clips are cut, None where that is not known.
-    sources: 'path', 'weight' and options of the sources that it was trained on,
-      () where not known.
-    held_out: Path of the source of its online probe's test, '' for none.
-    targets: Features of the encoder's average ('ema'), those of a 'frozen'
-      teacher, or normalised 'pixels'.
-    target_view: What the target encoder sees: the whole 'clip', or only the
-      'targets' tubelets.
-    target_norm: 'layer' or 'position', see `TargetSpace`.
-    mask_kinds: Kind of each mask spec of training, in order; () if not known.
-    resolution, frames: Of its clips, None where not known.
-  """
-
-  encoder: Encoder
+  encoder: Encoder  # of what is visible
   predictor: Predictor
-  target_encoder: Encoder
-  params: dict[str, Params]
-  clip: ClipOptions | None = None
+  target_encoder: Encoder  # the same as `encoder` but for a frozen teacher
+  params: dict[str, Params]  # 'encoder', 'predictor' and 'target', float32
+  clip: ClipOptions | None = None  # how its clips are cut, if known
+  # 'path', 'weight' and options of what it was trained on, if known.
   sources: tuple[dict[str, Any], ...] = ()
-  held_out: str = ''
+  held_out: str = ''  # path of its online probe's test, '' for none
+  # Features of the encoder's average ('ema'), those of a 'frozen' teacher, or
+  # normalised 'pixels'.
   targets: str = 'ema'
-  target_view: str = 'clip'
-  target_norm: str = 'layer'
-  mask_kinds: tuple[str, ...] = ()
-  resolution: int | None = None
-  frames: int | None = None
+  target_view: str = 'clip'  # what their encoder sees, or the 'targets' alone
+  target_norm: str = 'layer'  # or 'position', see `TargetSpace`
+  mask_kinds: tuple[str, ...] = ()  # of the mask specs in order, if known
+  resolution: int | None = None  # of its clips, if known
+  frames: int | None = None  # the same
 
   @property
   def tubelet(self) -> tuple[int, int, int]:
-    """Tubelet size in (frames, pixels, pixels)."""
+    """Returns the tubelet size in (frames, pixels, pixels)."""
     return self.encoder.tubelet
 
   @property
@@ -91,12 +75,7 @@ def complete_clip(
   frame_step: int | None = None,
   fps: float | None = None,
 ) -> ClipOptions:
-  """Completes how clips are cut by what is known of the model.
-
-  Args:
-    world: The model.
-    frames, resolution, frame_step, fps: See `ClipOptions`; None for those of
-      the model's training.
+  """Completes how clips are cut: what is None is as in the model's training.
 
   Raises:
     ValueError: Something is neither given nor known, or does not fit the
@@ -107,11 +86,9 @@ def complete_clip(
   resolution = resolution or world.resolution
   if frame_step is None and fps is None and world.clip is not None:
     frame_step, fps = trained.frame_step, trained.fps
-  needed = {
-    'frames': frames,
-    'resolution': resolution,
-    'frame_step or fps': frame_step or fps,
-  }
+  given = {'frames': frames, 'resolution': resolution}
+  rate = {'frame_step': frame_step, 'fps': fps}
+  needed = given | {'frame_step or fps': frame_step or fps}
   missing = [name for name, value in needed.items() if not value]
   if missing:
     raise ValueError(
@@ -120,27 +97,15 @@ def complete_clip(
       'V-JEPA 2 at an fps of 4)'
     )
   tub.compute_grid((1, frames, resolution, resolution), world.tubelet)
-  return dataclasses.replace(
-    trained,
-    frames=frames,
-    resolution=resolution,
-    frame_step=frame_step,
-    fps=fps,
-  )
+  return dataclasses.replace(trained, **given, **rate)
 
 
 class Pixels(NamedTuple):
-  """Clips as the encoder sees them, and the way back.
+  """Clips as the encoder sees them, and the way back."""
 
-  Attributes:
-    video: float32 `[B, frames, h, w, 3]`, normalised, 0 where hidden.
-    mean: float32 `[B, 1, 1, 1, 3]`, in units of 0..255.
-    scale: The same, what was divided by.
-  """
-
-  video: jax.Array
-  mean: jax.Array
-  scale: jax.Array
+  video: jax.Array  # float32 [B, frames, h, w, 3], normalised, 0 where hidden
+  mean: jax.Array  # float32 [3] or [B, 1, 1, 1, 3], in units of 0..255
+  scale: jax.Array  # the same, what was divided by
 
   def restore(self, video: jax.Array) -> jax.Array:
     """Maps normalised pixels to 0..255, float32, clipped."""
@@ -159,21 +124,16 @@ def normalize_visible(
   """
   grid = tub.compute_grid(video.shape, encoder.tubelet)
   x = video.astype(jnp.float32)
+  mean, scale = np.float32(tub.PIXEL_MEAN), np.float32(tub.PIXEL_STD)
   if encoder.pixel_norm == 'clip':
     visible = tub.patchify(x, encoder.tubelet)[:, visible_ids]
-    visible = visible.reshape(len(x), -1, 3) / 255.0
-    mean = visible.mean(axis=1)
-    std = jnp.sqrt(jnp.square(visible - mean[:, None]).mean(axis=1))
+    visible = visible.reshape(len(x), 1, 1, -1, 3) / 255.0
+    mean = visible.mean(axis=3, keepdims=True)
+    std = jnp.sqrt(jnp.square(visible - mean).mean(axis=3, keepdims=True))
     mean, scale = mean * 255.0, (std + 0.02) * 255.0  # as normalize_clips
-    mean, scale = mean[:, None, None, None], scale[:, None, None, None]
-  else:
-    shape = len(x), 1, 1, 1, 3
-    mean = jnp.broadcast_to(jnp.asarray(tub.PIXEL_MEAN, jnp.float32), shape)
-    scale = jnp.broadcast_to(jnp.asarray(tub.PIXEL_STD, jnp.float32), shape)
-  shown = np.zeros((1, int(np.prod(grid)), 1), np.float32)
-  shown[:, np.asarray(visible_ids)] = 1.0
-  size = int(np.prod(encoder.tubelet))
-  shown = tub.unpatchify(shown.repeat(size, axis=2), grid, encoder.tubelet)
+  shown = np.zeros(grid, np.float32)
+  shown.reshape(-1)[visible_ids] = 1.0
+  shown = np.kron(shown, np.ones(encoder.tubelet, np.float32))[..., None]
   return Pixels((x - mean) / scale * shown, mean, scale)
 
 
@@ -181,25 +141,19 @@ class TargetSpace(NamedTuple):
   """The space that the predictor predicts, for clips one at a time.
 
   To normalise by 'layer' or 'none' takes no statistics: they may be None.
-
-  Attributes:
-    norm: 'layer': each token is normalised by itself. 'position': each feature
-      by its mean and deviation over clips at each position; training takes
-      those of the batch, which one clip has not. 'none': pixel targets, which
-      are normalised as they are made.
-    mean: float32 `[N, D]`, mean over clips of the features at each position,
-      before normalisation.
-    scale: float32 `[N, D]`, 'position': what is divided by.
-    average: float32 `[N, D]`, mean over clips after normalisation: what can be
-      predicted of a clip unseen.
-    token_mean: float32 `[]`, of the features of a token, mean over tokens.
-    token_std: The same of their deviation.
   """
 
+  # 'layer': each token is normalised by itself. 'position': each feature by its
+  # mean and deviation over clips at each position; training takes those of the
+  # batch, which one clip has not. 'none': pixel targets, which are normalised
+  # as they are made.
   norm: str
-  mean: np.ndarray | None = None
-  scale: np.ndarray | None = None
+  mean: np.ndarray | None = None  # float32 [N, D], over clips at each position
+  scale: np.ndarray | None = None  # the same, what 'position' divides by
+  # float32 [N, D], mean over clips after normalisation: what can be predicted
+  # of a clip unseen.
   average: np.ndarray | None = None
+  # float32 [], mean and deviation of the features of a token, over tokens.
   token_mean: np.ndarray | None = None
   token_std: np.ndarray | None = None
 
@@ -260,11 +214,7 @@ def encode_target(
 def measure_space(
   world: WorldModel, batches: Iterable[np.ndarray]
 ) -> TargetSpace:
-  """Measures the statistics of targets over clips.
-
-  Args:
-    world: The model.
-    batches: Clips, uint8 `[B, frames, h, w, 3]`, all of one shape.
+  """Measures the statistics of targets over batches of clips of one shape.
 
   Raises:
     ValueError: There is no clip.

@@ -3,6 +3,7 @@
 Everything is computed from what is visible; the truth is for comparison alone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +22,15 @@ from vjepa_jax.world.model import (
 
 
 class Prediction(NamedTuple):
-  """Features of clips, float32; K visible and H hidden tokens.
+  """Features of clips, float32; K visible and H hidden tokens."""
 
-  Attributes:
-    predicted: `[B, H, D]`, what the predictor says of the hidden tokens,
-      normalised.
-    visible: `[B, K, D]`, what the target encoder makes of the visible tokens
-      when it sees nothing else, normalised.
-    context: `[B, K, W]`, what the context encoder makes of them, which is what
-      the predictor was given; not normalised.
-  """
-
+  # [B, H, D], what the predictor says of the hidden tokens, normalised.
   predicted: jax.Array
+  # [B, K, D], what the target encoder makes of the visible tokens when it sees
+  # nothing else, normalised.
   visible: jax.Array
+  # [B, K, W], what the context encoder makes of them, which is what the
+  # predictor was given; not normalised.
   context: jax.Array
 
 
@@ -55,40 +52,33 @@ def choose_mask_token(world: WorldModel, hide: str) -> int:
   return int(trained[-1]) if len(trained) else 0
 
 
+@dataclasses.dataclass(eq=False)
 class MaskedPredictor:
   """Predicts the same hidden tokens of any clips; compiles when first used.
 
   Methods that take `params` use them in place of `world.params`.
-
-  Attributes:
-    world: The model.
-    space: Of its targets.
-    grid: Tubelet grid of the clips.
-    masks: Ids of the visible tokens, int32 `[K]`, and of the tokens to predict,
-      `[H]`; also by themselves, as `visible` and `hidden`.
-    mask_token: See `choose_mask_token`.
   """
 
-  def __init__(
-    self,
-    world: WorldModel,
-    space: TargetSpace,
-    grid: Grid,
-    masks: Masks,
-    mask_token: int,
-  ):
-    """Takes the model, the ids of visible and hidden tokens, and the rest."""
-    self.world, self.space, self.grid = world, space, grid
-    self.masks = self.visible, self.hidden = masks
-    self.mask_token = mask_token
+  world: WorldModel
+  space: TargetSpace  # of its targets
+  grid: Grid  # tubelet grid of the clips
+  # Ids of the visible tokens, int32 [K], and of the tokens to predict, [H];
+  # also by themselves, as `visible` and `hidden`.
+  masks: Masks
+  mask_token: int  # see `choose_mask_token`
+
+  def __post_init__(self):
+    """Says what is to be compiled."""
+    world, space = self.world, self.space
+    self.visible, self.hidden = self.masks
     self._predict = jax.jit(self._encode_and_predict)
     self._predict_from = jax.jit(self._apply_predictor)
     self._encode = jax.jit(
-      lambda params, video: space.normalize(encode_target(world, params, video))
+      lambda *args: space.normalize(encode_target(world, *args))
     )
     self._encode_alone = jax.jit(
-      lambda params, video: space.normalize(
-        encode_target(world, params, video, self.hidden), self.hidden
+      lambda *args: space.normalize(
+        encode_target(world, *args, self.hidden), self.hidden
       )
     )
 
@@ -124,11 +114,9 @@ class MaskedPredictor:
       {'params': params['encoder']}, pixels, _repeat(visible, video)
     )
     predicted = self._apply_predictor(params, context)
-    if world.targets == 'pixels':
-      pixels = video
-    else:
-      pixels = normalize_visible(world.target_encoder, video, visible).video
-    seen = encode_target(world, params, pixels, visible)
+    if world.targets != 'pixels':
+      video = normalize_visible(world.target_encoder, video, visible).video
+    seen = encode_target(world, params, video, visible)
     return Prediction(predicted, self.space.normalize(seen, visible), context)
 
   def _apply_predictor(self, params, context):
@@ -161,11 +149,9 @@ def join_tokens(
 def score_features(
   predicted: jax.Array, truth: jax.Array
 ) -> dict[str, np.ndarray]:
-  """Scores features `[B, H, D]` by token.
+  """Scores features `[B, H, D]` by token, float32 `[B, H]`.
 
-  Returns:
-    'error', the mean absolute difference (the loss of training), and 'cosine',
-    each float32 `[B, H]`.
+  By 'error', the mean absolute difference (the loss of training), and 'cosine'.
   """
   a, b = (np.asarray(x, np.float32) for x in (predicted, truth))
   norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

@@ -8,21 +8,13 @@ from vjepa_jax.world.predict import MaskedPredictor
 
 
 class Neighbours(NamedTuple):
-  """What was found for hidden time steps, S of them.
+  """What was found for hidden time steps, S of them."""
 
-  Attributes:
-    steps: The hidden time steps, int `[S]`.
-    frames: uint8 `[S, k, h, w, 3]`, the middle frames of the nearest steps.
-    similarities: float32 `[S, k]`, cosine of centred features.
-    ranks: int `[S]`, place of what was there among all candidates, from 1.
-    candidates: How many there were.
-  """
-
-  steps: np.ndarray
-  frames: np.ndarray
-  similarities: np.ndarray
-  ranks: np.ndarray
-  candidates: int
+  steps: np.ndarray  # int [S], the hidden time steps
+  frames: np.ndarray  # uint8 [S, k, h, w, 3], middle of the nearest steps
+  similarities: np.ndarray  # float32 [S, k], cosine of centred features
+  ranks: np.ndarray  # int [S], place of the truth among all, from 1
+  candidates: int  # how many there were
 
 
 class Retrieval:
@@ -48,16 +40,11 @@ class Retrieval:
     hidden: np.ndarray,
     count: int,
   ) -> Neighbours:
-    """Finds the real time steps nearest to hidden ones.
+    """Finds the `count` real time steps nearest to each hidden one.
 
     Features are compared at the places that are hidden, less what clips have in
-    common at each position.
-
-    Args:
-      features: Of hidden tokens, `[H, D]`: what is looked for.
-      actual: What was there, `[H, D]`.
-      hidden: Ids of the tokens `[H]`.
-      count: How many to return.
+    common at each position: those looked for, `[H, D]`, and what was there, of
+    the hidden ids `[H]`.
     """
     num_steps, height, width = self._grid
     frame = height * width
@@ -76,13 +63,8 @@ class Retrieval:
       frames.append(self._videos[clip, time * stride + stride // 2])
       similarities.append(cosines[order])
       ranks.append(1 + int((cosines > truth @ wanted + 1e-6).sum()))
-    return Neighbours(
-      steps,
-      np.stack(frames),
-      np.stack(similarities),
-      np.array(ranks),
-      len(stored) + 1,
-    )
+    found = (np.stack(x) for x in (frames, similarities, ranks))
+    return Neighbours(steps, *found, candidates=len(stored) + 1)
 
 
 def _flatten(x: np.ndarray) -> np.ndarray:

@@ -17,33 +17,24 @@ Render = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Window(NamedTuple):
-  """One window of a rollout.
-
-  Attributes:
-    prediction: Its features.
-    clip: uint8 `[B, frames, h, w, 3]`: what `Render` takes the colours from.
-  """
+  """One window of a rollout."""
 
   prediction: Prediction
-  clip: np.ndarray
+  clip: np.ndarray  # uint8 [B, frames, h, w, 3], what colours are taken from
 
   def render(self, render: Render) -> np.ndarray:
     """Renders it, float32 `[B, frames, h, w, 3]`, 0..255."""
-    prediction = self.prediction
-    return np.asarray(
-      render(self.clip, prediction.visible, prediction.predicted)
-    )
+    visible, predicted = self.prediction.visible, self.prediction.predicted
+    return np.asarray(render(self.clip, visible, predicted))
 
 
 def make_render(predictor: MaskedPredictor, loaded: LoadedDecoder) -> Render:
   """Makes the function (video, visible, hidden) -> pixels.
 
-  Colours come from the visible pixels of `video` where the encoder sees clips
-  normalised by their own, since features do not hold them then.
-
-  Returns:
-    A function of clips uint8 `[B, frames, h, w, 3]` and features `[B, K, D]`
-    and `[B, H, D]` to float32 `[B, frames, h, w, 3]`, 0..255.
+  It takes clips uint8 `[B, frames, h, w, 3]` and features `[B, K, D]` and
+  `[B, H, D]` to float32 `[B, frames, h, w, 3]`, 0..255. Colours come from the
+  visible pixels of `video` where the encoder sees clips normalised by their
+  own, since features do not hold them then.
   """
   world, masks = predictor.world, predictor.masks
 
@@ -51,9 +42,8 @@ def make_render(predictor: MaskedPredictor, loaded: LoadedDecoder) -> Render:
   def render(params, video, visible, hidden):
     decoded = loaded.decode(params, join_tokens(visible, hidden, masks))
     decoded = unpatchify(decoded, loaded.grid, world.tubelet)
-    return normalize_visible(world.target_encoder, video, masks[0]).restore(
-      decoded
-    )
+    pixels = normalize_visible(world.target_encoder, video, masks[0])
+    return pixels.restore(decoded)
 
   return lambda *arguments: render(loaded.params, *arguments)
 
@@ -126,9 +116,11 @@ def roll_out(
   yield window
   for _ in range(windows):
     if through == 'pixels':
-      clip = _continue_clip(
-        window.clip, window.render(render), count_frames(predictor, masks[0])
-      )
+      # The last frames of a window are the visible ones of the next.
+      count, clip = count_frames(predictor, masks[0]), np.array(window.clip)
+      clip[:, count:] = np.round(window.render(render)[:, count:])
+      clip = np.roll(clip, count, axis=1)
+      clip[:, count:] = 0
       window = Window(predictor.predict(clip), clip)
     else:
       tokens = join_tokens(features, window.prediction.predicted, masks)
@@ -139,14 +131,3 @@ def roll_out(
       )
       window = Window(prediction, window.clip)
     yield window
-
-
-def _continue_clip(
-  clip: np.ndarray, rendered: np.ndarray, context_frames: int
-) -> np.ndarray:
-  """Makes the last frames of a window the visible ones of the next."""
-  whole = np.array(clip)
-  whole[:, context_frames:] = np.round(rendered[:, context_frames:])
-  following = np.zeros_like(clip)
-  following[:, :context_frames] = whole[:, -context_frames:]
-  return following

@@ -14,6 +14,7 @@ Of each clip are scored:
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 import jax
 import numpy as np
@@ -50,40 +51,29 @@ Scores = dict[str, dict[str, np.ndarray]]
 Summary = dict[str, dict[str, dict[str, float]]]
 
 
+@dataclasses.dataclass(eq=False)
 class Scorer:
   """Scores the prediction of hidden tokens and its baselines, by clip.
 
   Clips are uint8 `[B, frames, h, w, 3]`.
   """
 
-  def __init__(
-    self,
-    predictor: MaskedPredictor,
-    render: Render | None = None,
-    average: bool = True,
-  ):
-    """Compiles nothing yet.
+  predictor: MaskedPredictor
+  render: Render | None = None  # of `make_render`, for scores of pixels
+  average: bool = True  # whether the average of the space is of other clips
 
-    Args:
-      predictor: The model and its mask.
-      render: Of `make_render`, for scores of pixels.
-      average: Whether the average of the space is of other clips.
-    """
-    self._predictor, self._render = predictor, render
-    self._average = average
-    world = predictor.world
-    self._untrained = world.params | {
-      'predictor': init_predictor(world, jax.random.key(0))
-    }
+  def __post_init__(self):
+    """Initialises what has not been trained."""
+    world = self.predictor.world
+    untrained = init_predictor(world, jax.random.key(0))
+    self._untrained = world.params | {'predictor': untrained}
 
   def score(self, video: np.ndarray) -> Scores:
-    """Scores clips.
+    """Scores clips by each method of `TITLES` that applies.
 
-    Returns:
-      For each method of `TITLES` that applies: 'cosine' and 'error' of its
-      features, 'psnr' of its pixels in dB, each `[B]`.
+    Of its features 'cosine' and 'error', of its pixels 'psnr' in dB, all `[B]`.
     """
-    predictor = self._predictor
+    predictor = self.predictor
     masks, grid = predictor.masks, predictor.grid
     prediction = predictor.predict(video)
     truth = predictor.encode_hidden(video)
@@ -97,15 +87,15 @@ class Scorer:
       'mean': average_places(visible, masks, grid),
       'untrained': predictor.predict(video, self._untrained).predicted,
     }
-    if self._average:
+    if self.average:
       average = predictor.space.average[masks[1]]
       features['average'] = np.broadcast_to(average, truth.shape)
-    if self._render is not None:
-      for name, x in (features | {'actual': truth}).items():
-        if name != 'mean':
-          name = 'last_decoded' if name == 'last' else name
-          frames[name] = self._render(video, prediction.visible, x)
-    frames = frames if self._render else {}
+    if self.render is None:
+      return self._compare(features, truth, {}, video)
+    for name, x in (features | {'actual': truth}).items():
+      if name != 'mean':
+        name = 'last_decoded' if name == 'last' else name
+        frames[name] = self.render(video, prediction.visible, x)
     return self._compare(features, truth, frames, video)
 
   def score_rollout(
@@ -113,26 +103,24 @@ class Scorer:
   ) -> list[Scores]:
     """Scores what is predicted window after window, each by its own truth.
 
-    Args:
-      video: Clips, longer by the hidden frames of so many further windows.
-      windows: How many.
-      through: See `roll_out`.
+    Clips are longer by the hidden frames of so many further `windows`; see
+    `roll_out`.
 
     Returns:
       For each window the scores of 'prediction', and of the pixels of 'last'
       and 'mean': of the frames that were visible at the very start.
     """
-    predictor = self._predictor
+    predictor = self.predictor
     stride = count_frames(predictor, predictor.hidden)
     length = video.shape[1] - windows * stride
     first = video[:, :length]
     frames, scores = self._fill(first), []
     for k, window in enumerate(
-      roll_out(predictor, first, windows, through, self._render)
+      roll_out(predictor, first, windows, through, self.render)
     ):
       actual = video[:, k * stride : k * stride + length]
-      if self._render is not None:
-        frames['prediction'] = window.render(self._render)
+      if self.render is not None:
+        frames['prediction'] = window.render(self.render)
       features = {'prediction': window.prediction.predicted}
       truth = predictor.encode_hidden(actual)
       scores.append(self._compare(features, truth, frames, actual))
@@ -143,40 +131,31 @@ class Scorer:
   ) -> tuple[Summary, list[Summary]]:
     """Scores many clips, by their first window and by each of a rollout.
 
-    Args:
-      videos: See `score_rollout`.
-      batch_size: Clips at a time.
-      windows: Further windows; 0 for no rollout.
-      through: See `roll_out`.
-
     Returns:
-      What `score` returns and what `score_rollout` does, mean and standard
-      error over clips.
+      What `score` and `score_rollout` return (nothing for 0 windows), mean and
+      standard error over clips.
     """
-    predictor, count = self._predictor, len(videos)
-    length = videos.shape[1] - windows * count_frames(
-      predictor, predictor.hidden
-    )
-    parts = []
-    for i in make_bar(
-      range(0, count, batch_size), desc='predicting', unit='batch', leave=False
+    count = len(videos)
+    stride = count_frames(self.predictor, self.predictor.hidden)
+    length = videos.shape[1] - windows * stride
+    size, parts = min(batch_size, count), []
+    for first in make_bar(
+      range(0, count, size), desc='predicting', unit='batch', leave=False
     ):
-      video = videos[i : i + batch_size]
-      real = len(video)
-      if count > batch_size:
-        # One shape, one program.
-        rows = [(0, batch_size - real)] + [(0, 0)] * 4
-        video = np.pad(video, rows, mode='edge')
+      # One shape, one program: the last batch is filled up with its last clip.
+      video = videos[np.minimum(np.arange(first, first + size), count - 1)]
       part = [self.score(video[:, :length])]
       if windows:
         part += self.score_rollout(video, windows, through)
-      parts.append([_cut(scores, real) for scores in part])
-    first, *rollout = map(join_scores, zip(*parts, strict=True))
+      parts.append(part)
+    first, *rollout = (
+      join_scores(part, count) for part in zip(*parts, strict=True)
+    )
     return first, rollout
 
   def _fill(self, video: np.ndarray) -> dict[str, np.ndarray]:
     """Makes the baselines of pixels, float32 0..255."""
-    masks, tubelet = self._predictor.masks, self._predictor.world.tubelet
+    masks, tubelet = self.predictor.masks, self.predictor.world.tubelet
     return {
       how: fill_pixels(video, masks, tubelet, how) for how in ('last', 'mean')
     }
@@ -189,24 +168,18 @@ class Scorer:
     }
     for name, pixels in frames.items():
       scores.setdefault(name, {})['psnr'] = score_pixels(
-        pixels, video, self._predictor.hidden, self._predictor.world.tubelet
+        pixels, video, self.predictor.hidden, self.predictor.world.tubelet
       )
     return scores
 
 
-def _cut(scores: Scores, count: int) -> Scores:
-  """Keeps the scores of the first `count` clips."""
-  return {
-    name: {metric: x[:count] for metric, x in values.items()}
-    for name, values in scores.items()
-  }
-
-
-def join_scores(parts: Sequence[Scores]) -> Summary:
-  """Joins scores of batches: mean and standard error over all clips."""
+def join_scores(parts: Sequence[Scores], count: int | None = None) -> Summary:
+  """Joins scores of batches: mean and standard error over `count` clips."""
   return {
     name: {
-      metric: summarize(np.concatenate([part[name][metric] for part in parts]))
+      metric: summarize(
+        np.concatenate([x[name][metric] for x in parts])[:count]
+      )
       for metric in values
     }
     for name, values in parts[0].items()
@@ -219,24 +192,19 @@ def format_scores(summary: Summary) -> str:
     cell['standard_error'] for x in summary.values() for cell in x.values()
   )
   width = 11 if single else 17
-  columns = {
-    metric: title
-    for metric, title in _METRICS.items()
-    if any(metric in values for values in summary.values())
-  }
-  lines = [' ' * 26 + ''.join(f'{c:>{width}}' for c in columns.values())]
-  for name, title in TITLES.items():
-    if name in summary:
-      cells = [_format_cell(summary[name].get(m), single) for m in columns]
-      lines.append(title.ljust(26) + ''.join(c.rjust(width) for c in cells))
-  return '\n'.join(lines)
+  columns = [m for m in _METRICS if any(m in x for x in summary.values())]
 
+  def format_cell(mean, standard_error):
+    if single:
+      return f'{mean:.3f}'
+    digits = 2 if abs(mean) >= 5 else 3
+    return f'{mean:.{digits}f} ± {standard_error:.{digits}f}'
 
-def _format_cell(cell: dict[str, float] | None, single: bool) -> str:
-  if cell is None:
-    return ''
-  mean, error = cell['mean'], cell['standard_error']
-  if single:
-    return f'{mean:.3f}'
-  digits = 2 if abs(mean) >= 5 else 3
-  return f'{mean:.{digits}f} ± {error:.{digits}f}'
+  rows = {'': [_METRICS[metric] for metric in columns]}
+  for name in filter(summary.get, TITLES):
+    cells = [summary[name].get(metric) for metric in columns]
+    rows[TITLES[name]] = [format_cell(**x) if x else '' for x in cells]
+  return '\n'.join(
+    title.ljust(26) + ''.join(cell.rjust(width) for cell in cells)
+    for title, cells in rows.items()
+  )

@@ -24,17 +24,11 @@ Films = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """Windows that slide over a film.
-
-  Attributes:
-    frames: Frames of a window.
-    context_frames: The first of them, which are seen; the rest is predicted.
-    stride: Frames from one window to the next.
-  """
+  """Windows that slide over a film."""
 
   frames: int
-  context_frames: int
-  stride: int = 2
+  context_frames: int  # the first, which are seen; the rest is predicted
+  stride: int = 2  # frames from one window to the next
 
   def __post_init__(self):
     if not 0 < self.context_frames < self.frames:
@@ -65,10 +59,8 @@ class Windows:
 
   def check(self, tubelet: tuple[int, int, int]) -> None:
     """Raises ValueError unless both parts are made of whole tubelets."""
-    for name, count in (
-      ('a window', self.frames),
-      ('its context', self.context_frames),
-    ):
+    parts = {'a window': self.frames, 'its context': self.context_frames}
+    for name, count in parts.items():
       if count % tubelet[0]:
         raise ValueError(
           f'{name} of {count} frames is not made of whole tubelets of '
@@ -93,7 +85,7 @@ def measure_surprise(
 
   Args:
     world: The model.
-    windows: The windows.
+    windows: What is compared.
     films: uint8 `[T, H, W, 3]` each, all of one size.
     reference: The same, for the 'position' norm alone.
     batch_size: Windows at a time.
@@ -128,10 +120,9 @@ def measure_surprise(
 
   values = []
   for batch in _iterate(films, windows, batch_size, 'surprise'):
-    # One shape, one program.
-    padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-    padded = np.pad(batch, padding)
-    values.append(np.asarray(measure(world.params, padded))[: len(batch)])
+    # One shape, one program: the last batch is filled up with its last window.
+    rows = np.minimum(np.arange(batch_size), len(batch) - 1)
+    values.append(np.asarray(measure(world.params, batch[rows]))[: len(batch)])
   ends = np.cumsum([len(windows.place(len(film))) for film in films])
   return np.split(np.concatenate(values), ends[:-1])
 
@@ -139,8 +130,7 @@ def measure_surprise(
 def measure_pixels(films: Films, windows: Windows) -> list[np.ndarray]:
   """Measures the surprise of whoever expects the last seen frame to stay.
 
-  Returns:
-    Mean absolute error of the pixels, 0..1, float32 `[W]` a film.
+  It is the mean absolute error of the pixels, 0..1, float32 `[W]` a film.
   """
   curves = []
   for film in films:

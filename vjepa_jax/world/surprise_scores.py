@@ -22,8 +22,7 @@ def score_pairs(
   """Scores pairs of films by which of the two surprises more.
 
   Args:
-    possible: Score of the possible film of each pair, `[N]`.
-    impossible: Score of the impossible one, `[N]`.
+    possible, impossible: Score of each film of each pair, `[N]`.
     groups: The set that each pair belongs to, `[N]`.
 
   Returns:
@@ -35,24 +34,21 @@ def score_pairs(
     by themselves cancels there.
   """
   right = _compare(possible, impossible)
-  members = [
-    np.flatnonzero(np.asarray(groups) == g) for g in sorted(set(groups))
-  ]
-  means = np.array([right[rows].mean() for rows in members])
-  sizes = np.array([len(rows) for rows in members])
-  accuracy = float(right.mean())
+  accuracy = right.mean()
+  _, members = np.unique(groups, return_inverse=True)
   # Of a ratio of sums over clusters.
-  spread = np.square(sizes * (means - accuracy)).sum()
-  count = len(members)
-  error = (
-    np.sqrt(spread * count / (count - 1)) / len(right) if count > 1 else np.nan
-  )
-  sums = [[x[rows].sum() for rows in members] for x in (possible, impossible)]
+  deviations = np.bincount(members, right - accuracy)
+  count = len(deviations)
+  error = np.nan
+  if count > 1:
+    variance = np.square(deviations).sum() * count / (count - 1)
+    error = np.sqrt(variance) / len(right)
+  sums = [np.bincount(members, scores) for scores in (possible, impossible)]
   return {
     'pairs': len(right),
-    'accuracy': accuracy,
+    'accuracy': float(accuracy),
     'error': float(error),
-    'sets': float(_compare(*map(np.array, sums)).mean()),
+    'sets': float(_compare(*sums).mean()),
   }
 
 
@@ -67,12 +63,8 @@ def score_set(
 ) -> dict[str, dict[str, Any]]:
   """Scores all pairs, and those of each property and kind.
 
-  Args:
-    found: The pairs.
-    curves: Surprise over windows by file.
-
-  Returns:
-    By score (max, mean) and row, see `score_pairs`.
+  `curves` are the surprise over windows by file; the result is by score (max,
+  mean) and row, see `score_pairs`.
   """
   rows = {p.property: [] for p in found}
   rows |= {'in plain sight': [], 'behind a screen': [], 'all': []}
@@ -104,16 +96,10 @@ def format_table(results: Mapping[str, Any]) -> str:
   for score in SCORES:
     rows = results['pretrained'][score]
     title = f'pairwise accuracy, {score} over windows'
-    lines += [
-      '',
-      title.ljust(42)
-      + 'pairs'
-      + ''.join(name.rjust(16) for name in MODELS.values()),
-    ]
+    names = ''.join(name.rjust(16) for name in MODELS.values())
+    lines += ['', f'{title:42}pairs{names}']
     for row, first in rows.items():
       cells = [results[name][score][row] for name in MODELS]
-      lines.append(
-        f'{row:42}{first["pairs"]:5}'
-        + ''.join(f'{c["accuracy"]:9.3f} ± {c["error"]:.3f}' for c in cells)
-      )
+      cells = (f'{c["accuracy"]:9.3f} ± {c["error"]:.3f}' for c in cells)
+      lines.append(f'{row:42}{first["pairs"]:5}{"".join(cells)}')
   return '\n'.join(lines) + '\n'
