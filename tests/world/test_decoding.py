@@ -65,7 +65,7 @@ def test_a_decoder_learns_a_handful_of_clips(world):
   video = _video(6)
   space = measure_space(world, [video])
   decoder = FeatureDecoder(NUM_PIXELS, width=32, depth=1, num_heads=2)
-  models = decoding.Decoding(world, decoder, space.norm, 2.0)
+  models = decoding.Decoding(world, decoder, 2.0)
   tx = make_optimizer()
   frozen = decoding.pack_frozen(world, space)
   init = jax.jit(functools.partial(init_state, models, tx))

@@ -10,15 +10,8 @@ from absl import logging
 import numpy as np
 
 from vjepa_jax.interop import layout, names
-from vjepa_jax.interop.layout import (
-  Params,
-  State,
-  Tensors,
-  Weights,
-  WeightsError,
-)
+from vjepa_jax.interop.layout import State, Tensors, Weights, WeightsError
 from vjepa_jax.models import zoo
-from vjepa_jax.models.probe import AttentiveProbe
 
 ENCODERS = ('target_encoder', 'ema_encoder', 'encoder')
 
@@ -194,8 +187,12 @@ def _guess_positions(
 
 def _read_probes(
   content: Mapping[str, Any], num_heads: int | None
-) -> tuple[tuple[tuple[AttentiveProbe, Params], ...], list[Tensors]]:
-  """Reads `classifier` (V-JEPA 1) or the list `classifiers` (V-JEPA 2)."""
+) -> tuple[tuple[Any, ...], list[Tensors]]:
+  """Reads `classifier` (V-JEPA 1) or the list `classifiers` (V-JEPA 2).
+
+  Returns:
+    Probes with their parameters, and the tensors that they are of.
+  """
   states = content.get('classifiers')
   if states is None:
     states = [content['classifier']] if 'classifier' in content else []

@@ -182,7 +182,7 @@ def _build(
     raise ValueError(f'config.loss_exp is 1 or 2, not {config.loss_exp}')
   encoder = world.target_encoder.clone(**compute)
   stripped = world._replace(target_encoder=encoder, params={})
-  return decoding.Decoding(stripped, decoder, world.norm, config.loss_exp)
+  return decoding.Decoding(stripped, decoder, config.loss_exp)
 
 
 def _build_program(

@@ -40,7 +40,6 @@ class Decoding(Objective):
 
   world: WorldModel  # its target encoder makes the features
   decoder: FeatureDecoder
-  norm: str  # of `TargetSpace`
   loss_exp: float  # power of the error on normalised pixels: 1 or 2
   averaged = 'decoder'
 
@@ -55,7 +54,7 @@ class Decoding(Objective):
     `frozen` is what `pack_frozen` returned; clips uint8 `[B, frames, h, w, 3]`
     become features float32 `[B, N, D]`.
     """
-    space = TargetSpace(self.norm, **frozen['space'])
+    space = TargetSpace(self.world.norm, **frozen['space'])
     features = encode_target(self.world, {'target': frozen['encoder']}, video)
     return jax.lax.stop_gradient(space.normalize(features))
 

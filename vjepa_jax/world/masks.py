@@ -24,8 +24,7 @@ def choose_hidden(
     box: Of a region: top, left, height and width, as shares of the frame.
 
   Returns:
-    Ids of the visible and of the hidden tokens, int32 `[K]`, sorted, raster
-    order over (t, h, w).
+    Ids of the visible and of the hidden tokens, int32, sorted, raster order.
 
   Raises:
     ValueError: Nothing would be hidden, or nothing visible.

@@ -20,12 +20,7 @@ import jax
 import numpy as np
 
 from vjepa_jax.progress import make_bar
-from vjepa_jax.world.baselines import (
-  average_places,
-  fill_pixels,
-  find_nearest,
-  init_predictor,
-)
+from vjepa_jax.world import baselines
 from vjepa_jax.world.predict import (
   MaskedPredictor,
   score_features,
@@ -65,7 +60,7 @@ class Scorer:
   def __post_init__(self):
     """Initialises what has not been trained."""
     world = self.predictor.world
-    untrained = init_predictor(world, jax.random.key(0))
+    untrained = baselines.init_predictor(world, jax.random.key(0))
     self._untrained = world.params | {'predictor': untrained}
 
   def score(self, video: np.ndarray) -> Scores:
@@ -83,8 +78,8 @@ class Scorer:
     features = {
       'prediction': prediction.predicted,
       'last': predictor.encode_hidden(still),
-      'copy': visible[:, find_nearest(masks, grid)],
-      'mean': average_places(visible, masks, grid),
+      'copy': visible[:, baselines.find_nearest(masks, grid)],
+      'mean': baselines.average_places(visible, masks, grid),
       'untrained': predictor.predict(video, self._untrained).predicted,
     }
     if self.average:
@@ -157,7 +152,8 @@ class Scorer:
     """Makes the baselines of pixels, float32 0..255."""
     masks, tubelet = self.predictor.masks, self.predictor.world.tubelet
     return {
-      how: fill_pixels(video, masks, tubelet, how) for how in ('last', 'mean')
+      how: baselines.fill_pixels(video, masks, tubelet, how)
+      for how in ('last', 'mean')
     }
 
   def _compare(self, features, truth, frames, video) -> Scores:
