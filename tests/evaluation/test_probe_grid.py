@@ -6,37 +6,28 @@ import jax
 import numpy as np
 import pytest
 
-from vjepa_jax.evaluation.probe_grid import (
-  ProbeGrid,
-  make_points,
-  make_probe_step,
-)
+from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models import zoo
 from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.training.optimizer import make_optimizer
 
-POINTS = make_points((3e-3, 1e-3), (0.1,))
+POINTS = (3e-3, 0.1), (1e-3, 0.1)
 SEGMENTS, VIDEOS = 2, 8
 
 
 @pytest.fixture(scope='module')
 def batches():
   rng = np.random.default_rng(0)
-  return [
-    {
-      'video': {
-        'pixels': rng.integers(
-          0, 255, (VIDEOS * SEGMENTS, 4, 32, 32, 3), np.uint8
-        ),
-        'label': np.repeat(rng.integers(0, 3, VIDEOS), SEGMENTS).astype(
-          np.int32
-        ),
-      },
-    }
-    for _ in range(3)
-  ]
+  shape = VIDEOS * SEGMENTS, 4, 32, 32, 3
+
+  def make_stream():
+    pixels = rng.integers(0, 255, shape, np.uint8)
+    labels = rng.integers(0, 3, VIDEOS, np.int32)
+    return {'pixels': pixels, 'label': np.repeat(labels, SEGMENTS)}
+
+  return [{'video': make_stream()} for _ in range(3)]
 
 
 def _make_grid(points, segments=SEGMENTS):
@@ -44,22 +35,19 @@ def _make_grid(points, segments=SEGMENTS):
   return ProbeGrid(encoder, AttentiveProbe(3, 2), points, segments)
 
 
+def _init_encoder(grid):
+  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+  return jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
+
+
 def _train(grid, batches, mesh=None):
   tx = make_optimizer()
-  state = grid.init(jax.random.key(1), tx)
-  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
-  encoder = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
-  state = state.replace(frozen=encoder)
-  step = make_probe_step(grid, tx, lambda step: 1.0 - step / 10, 1.0)
-  if mesh is None:
-    step = jax.jit(step)
-    for batch in batches:
-      state, metrics = step(state, batch)
-    return state, metrics
+  state = grid.init(jax.random.key(1), tx).replace(frozen=_init_encoder(grid))
+  mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   places = sharding.shard_tree(state, mesh)
   rows = sharding.shard_batch(mesh)
   step = jax.jit(
-    step,
+    make_probe_step(grid, tx, lambda step: 1.0 - step / 10, 1.0),
     in_shardings=(places, rows),
     out_shardings=(places, sharding.replicate(mesh)),
   )
@@ -67,7 +55,7 @@ def _train(grid, batches, mesh=None):
   with jax.set_mesh(mesh):
     for batch in batches:
       state, metrics = step(state, sharding.make_global(batch, rows))
-  return state, metrics
+  return jax.device_get((state, metrics))
 
 
 def test_each_probe_is_as_if_trained_alone(batches):
@@ -112,8 +100,7 @@ def test_the_encoder_stays_and_a_lost_probe_does_not_spread(batches):
     good.params,
   )
   assert metrics['lost_probes'] == 1 and metrics['skipped'] == 0
-  video = np.zeros((1, 4, 32, 32, 3), np.uint8)
-  before = jax.jit(grid.encoder.init)(jax.random.key(0), video)['params']
+  before = _init_encoder(grid)
   jax.tree.map(np.testing.assert_array_equal, state.frozen, before)
 
 
@@ -146,12 +133,9 @@ def test_tokens_of_several_layers_are_seen_together(batches):
   both = dataclasses.replace(grid, layers=(0, 1)).encode(state.frozen, video)
   assert both.shape == (1, 1, SEGMENTS * 2 * 32, 48)
   tokens = both.reshape(1, 1, SEGMENTS, 2, 32, 48)
-  np.testing.assert_allclose(
-    tokens[:, :, :, 1].reshape(last.shape), last, atol=1e-5
-  )
-  assert not np.allclose(
-    tokens[:, :, :, 0].reshape(last.shape), last, atol=1e-3
-  )
+  first, second = (tokens[:, :, :, i].reshape(last.shape) for i in (0, 1))
+  np.testing.assert_allclose(second, last, atol=1e-5)
+  assert not np.allclose(first, last, atol=1e-3)
 
 
 def test_a_linear_probe_does_not_mind_the_size_of_features():

@@ -53,11 +53,7 @@ def run(launcher, tmp_path_factory):
     key = processes, devices, fsdp, size
     if key not in workdirs:
       workdir = tmp_path_factory.mktemp(f'run_{processes}x{devices}')
-      flags = (
-        *FLAGS,
-        f'--config.fsdp={fsdp}',
-        f'--config.encoder.size={size}',
-      )
+      flags = (*FLAGS, f'--config.fsdp={fsdp}', f'--config.encoder.size={size}')
       if processes == 1:
         finish(launcher.start(workdir, *flags, devices=devices))
       else:

@@ -7,7 +7,7 @@ from etils import epath
 import jax
 import numpy as np
 import pytest
-import tiny
+from tiny import make_config
 
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.program import get_grid, get_steps
@@ -39,18 +39,6 @@ def test_at_full_size_everything_fits_together(name, toy_videos):
     assert sampler.grid == get_grid(config) and sampler.check() > 0.7
 
 
-def _tiny(toy_videos, **changes):
-  config = tiny.get_config(str(toy_videos))
-  config.total_steps = 2
-  config.learning_rate.warmup_steps = 1
-  changes = {
-    k: str(toy_videos) if v == 'TOY' else v for k, v in changes.items()
-  }
-  with config.unlocked():
-    config.update_from_flattened_dict(changes)
-  return config
-
-
 def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
   videos = tmp_path / 'videos'
   videos.mkdir()
@@ -60,7 +48,7 @@ def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
   # Two of twenty, each broken in a way of its own.
   (videos / 'cut.mp4').write_bytes(originals[0].read_bytes()[:700])
   (videos / 'garbage.mp4').write_bytes(b'no video at all ' * 99)
-  config = _tiny(videos, total_steps=6)
+  config = make_config(videos, {'total_steps': 6})
   assert pretraining.pretrain(config, tmp_path / 'run') is not None
   lines = (tmp_path / 'run' / 'quarantine.jsonl').read_text().splitlines()
   reasons = {e['name']: e['reason'] for e in map(json.loads, lines)}
@@ -71,8 +59,10 @@ def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
 
 
 def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
-  first = pretraining.pretrain(_tiny(toy_videos), tmp_path / 'first')
-  config = _tiny(toy_videos, total_steps=1, init_from=str(tmp_path / 'first'))
+  first = pretraining.pretrain(make_config(toy_videos), tmp_path / 'first')
+  config = make_config(
+    toy_videos, {'total_steps': 1, 'init_from': str(tmp_path / 'first')}
+  )
   config.learning_rate.update(
     kind='constant', start=0.0, value=0.0, final=0.0, warmup_steps=0
   )
@@ -86,7 +76,7 @@ def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
 
 
 def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):
-  state = pretraining.pretrain(_tiny(toy_videos), tmp_path)
+  state = pretraining.pretrain(make_config(toy_videos), tmp_path)
   abstract = jax.eval_shape(lambda x: x, state.target)
   shardings = jax.tree.map(lambda x: x.sharding, state.target)
   target = checkpoint.load_item(tmp_path, abstract, shardings)
@@ -96,9 +86,8 @@ def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):
 
 
 def test_another_models_checkpoint_is_refused(toy_videos, tmp_path):
-  pretraining.pretrain(_tiny(toy_videos, total_steps=1), tmp_path)
-  config = _tiny(toy_videos)
-  config.predictor.width = 96
+  pretraining.pretrain(make_config(toy_videos, {'total_steps': 1}), tmp_path)
+  config = make_config(toy_videos, {'predictor.width': 96})
   with pytest.raises(
     checkpoint.CheckpointError,
     match='is of another model: params/predictor/embed/bias has shape .48,',
@@ -107,7 +96,7 @@ def test_another_models_checkpoint_is_refused(toy_videos, tmp_path):
 
 
 def test_a_hopeless_run_stops(toy_videos, tmp_path):
-  config = _tiny(toy_videos, total_steps=9, max_skipped=3)
+  config = make_config(toy_videos, {'total_steps': 9, 'max_skipped': 3})
   config.learning_rate.update(kind='constant', value=float('nan'))
   with pytest.raises(FloatingPointError, match='steps 2 to 4: go back to an'):
     pretraining.pretrain(config, tmp_path)
@@ -116,10 +105,7 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
 @pytest.mark.parametrize(
   'changes,message',
   [
-    (
-      {'data.batch_size': 12},
-      'a batch of 12 clips is not divisible by 8 data',
-    ),
+    ({'data.batch_size': 12}, 'a batch of 12 clips is not divisible by 8 data'),
     (
       {'probe.train': 'TOY', 'probe.test': 'TOY', 'probe.batch_size': 9},
       'probe.batch_size 9 is not divisible by 8 devices',
@@ -142,14 +128,13 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
 def test_mistakes_fail_before_anything_is_compiled(
   toy_videos, tmp_path, changes, message
 ):
-  with (
-    jax.log_compiles(False),
-    pytest.raises(ValueError, match=message),
-  ):
-    pretraining.pretrain(_tiny(toy_videos, **changes), tmp_path)
+  toy = str(toy_videos)
+  changes = {k: toy if v == 'TOY' else v for k, v in changes.items()}
+  with pytest.raises(ValueError, match=message):
+    pretraining.pretrain(make_config(toy, changes), tmp_path)
   assert not (epath.Path(tmp_path) / 'checkpoints').exists()
 
 
 def test_epochs_are_passes_over_the_data(toy_videos):
-  config = _tiny(toy_videos, total_steps=None, total_epochs=2.0)
+  config = make_config(toy_videos, {'total_steps': None, 'total_epochs': 2.0})
   assert get_steps(config, 'total', 24 / 8) == 6

@@ -1,6 +1,7 @@
 """Frozen evaluation from a workdir to results and a picture."""
 
 import json
+import re
 
 import cv2
 import jax
@@ -14,7 +15,8 @@ from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import probe as task
 from vjepa_jax.tools import convert
-from vjepa_jax.training.telemetry import Telemetry, read_metrics
+from vjepa_jax.training import loop
+from vjepa_jax.training.telemetry import read_metrics
 
 
 @pytest.fixture(scope='module')
@@ -89,9 +91,8 @@ def test_test_videos_have_no_part_in_the_selection(
   _, results = finished
   # Other labels of the test videos: nothing but the test changes.
   (tmp_path / 'train.csv').write_text((splits / 'train.csv').read_text())
-  lines = (splits / 'test.csv').read_text().splitlines()
-  names = [line.rsplit(maxsplit=1)[0] for line in lines]
-  (tmp_path / 'test.csv').write_text('\n'.join(f'{n} 3' for n in names))
+  text = re.sub(r'\d$', '3', (splits / 'test.csv').read_text(), flags=re.M)
+  (tmp_path / 'test.csv').write_text(text)
   other = task.probe(_make_config(backbone, tmp_path), tmp_path / 'run')
   assert other['grid'] == results['grid']
   assert other['selected'] == results['selected']
@@ -102,18 +103,9 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
 ):
   workdir, results = finished
   config = _make_config(backbone, splits)
-  original, steps = Telemetry.advance, []
-
-  def advance(self, wait):
-    original(self, wait)
-    steps.append(wait)
-    if len(steps) == 4:
-      raise KeyboardInterrupt
-
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Telemetry, 'advance', advance)
-    with pytest.raises(KeyboardInterrupt):
-      task.probe(config, tmp_path)
+    patch.setattr(loop.Preemption, 'reached', lambda self, step: step == 4)
+    assert task.probe(config, tmp_path) is None
   resumed = task.probe(config, tmp_path)
   for name in set(results) - {'seconds'}:
     assert resumed[name] == results[name], name
@@ -176,30 +168,24 @@ def test_every_protocol_is_a_config(data, probe):
 
 
 def test_mistakes_are_named(backbone, splits, tmp_path):
-  config = _make_config(backbone, splits)
-  config.data.test = ''
-  with pytest.raises(ValueError, match='config.data.test is empty'):
-    task.probe(config, tmp_path)
-  config = _make_config(backbone, splits)
-  config.probe.num_heads = 7
-  with pytest.raises(ValueError, match='does not divide the 48'):
-    task.probe(config, tmp_path)
-  config = _make_config(backbone, splits)
-  config.layers = (1, 9)
-  with pytest.raises(ValueError, match='name some of 0 to 1'):
-    task.probe(config, tmp_path)
+  for change, message in (
+    ({'data.test': ''}, 'config.data.test is empty'),
+    ({'probe.num_heads': 7}, 'does not divide the 48'),
+    ({'layers': (1, 9)}, 'name some of 0 to 1'),
+  ):
+    config = _make_config(backbone, splits)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+      task.probe(config, tmp_path)
 
 
 def test_views_lie_along_the_long_side(toy_videos):
-  assert transforms.spread_crops(30, 50, 3) == [
-    (0, 0, 30, 30),
-    (0, 10, 30, 30),
-    (0, 20, 30, 30),
-  ]
-  assert transforms.spread_crops(50, 30, 2) == [
-    (0, 0, 30, 30),
-    (20, 0, 30, 30),
-  ]
+  for sides, count, corners in (
+    ((30, 50), 3, [(0, 0), (0, 10), (0, 20)]),
+    ((50, 30), 2, [(0, 0), (20, 0)]),
+  ):
+    boxes = [(*corner, 30, 30) for corner in corners]
+    assert transforms.spread_crops(*sides, count) == boxes
   record = sources.open_source(str(toy_videos))[0]
   options = pipeline.ClipOptions(
     frames=4, resolution=32, frame_step=2, num_clips=2, views=3

@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-import tiny
+from tiny import make_config
 
 from configs import decoder, probe, small
 from vjepa_jax.tasks.decoder import train_decoder
@@ -17,9 +17,8 @@ from vjepa_jax.training.telemetry import read_metrics
 @pytest.fixture(scope='module')
 def run(toy_videos, tmp_path_factory):
   """A short run: its config and its workdir."""
-  config = tiny.get_config(str(toy_videos))
-  config.total_steps, config.diagnose_every_steps = 1, 0
-  config.learning_rate.warmup_steps = 0
+  config = make_config(toy_videos, {'total_steps': 1})
+  config.diagnose_every_steps, config.learning_rate.warmup_steps = 0, 0
   workdir = tmp_path_factory.mktemp('session')
   assert int(pretrain(config, workdir).step) == 1
   return config, workdir

@@ -6,50 +6,32 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny
+from tiny import make_config
 
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.training.telemetry import read_metrics
 
 
-def _make_config(videos, **changes):
-  config = tiny.get_config(str(videos))
-  config.total_steps = 4
-  config.learning_rate.warmup_steps = 1
-  config.checkpoint.update(every_steps=2, keep=3)
-  config.log_every_steps = 1
-  with config.unlocked():
-    config.update_from_flattened_dict(changes)
-  return config
+def _make_config(videos, changes):
+  schedule = {'checkpoint.every_steps': 2, 'checkpoint.keep': 3}
+  kind = {'objective.kind': 'salt', 'total_steps': 4}
+  return make_config(videos, schedule | kind | changes)
 
 
 @pytest.fixture(scope='module')
 def teacher(toy_videos, tmp_path_factory):
   """Workdir of a teacher that pixels have taught, wider than its student."""
   workdir = tmp_path_factory.mktemp('teacher')
-  config = _make_config(
-    toy_videos,
-    **{
-      'objective.kind': 'salt',
-      'encoder.size': 'mini',
-      'encoder.init_std': 0.0,
-    },
-  )
+  changes = {'encoder.size': 'mini', 'encoder.init_std': 0.0}
+  config = _make_config(toy_videos, changes)
   assert pretraining.pretrain(config, workdir) is not None
   return workdir
 
 
-def _make_student(videos, teacher, **changes):
-  return _make_config(
-    videos,
-    **{
-      'objective.kind': 'salt',
-      'objective.salt.teacher': str(teacher),
-      'fsdp': 2,
-    },
-    **changes,
-  )
+def _make_student(videos, teacher):
+  changes = {'objective.salt.teacher': str(teacher), 'fsdp': 2}
+  return _make_config(videos, changes)
 
 
 def test_teacher_of_pixels_is_an_encoder_with_a_predictor_of_pixels(teacher):
@@ -81,14 +63,7 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   shutil.copytree(teacher, later)
   record = tmp_path / 'teacher.json'
   record.write_text(json.dumps({'path': str(later), 'step': 4}))
-  longer = _make_config(
-    toy_videos,
-    **{
-      'objective.kind': 'salt',
-      'encoder.size': 'mini',
-      'total_steps': 6,
-    },
-  )
+  longer = _make_config(toy_videos, {'encoder.size': 'mini', 'total_steps': 6})
   pretraining.pretrain(longer, later)
   shutil.rmtree(tmp_path / 'checkpoints' / '4')
   again = pretraining.pretrain(_make_student(toy_videos, later), tmp_path)

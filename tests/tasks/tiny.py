@@ -32,3 +32,12 @@ def get_config(arg):
   config.diagnose_every_steps = 4
   config.probe.update(train='', test='')
   return config
+
+
+def make_config(videos, changes=None):
+  """The recipe for two steps, with changes by their dotted names."""
+  config = get_config(str(videos))
+  config.total_steps, config.learning_rate.warmup_steps = 2, 1
+  with config.unlocked():
+    config.update_from_flattened_dict(changes or {})
+  return config

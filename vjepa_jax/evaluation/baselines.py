@@ -1,5 +1,6 @@
 """What probes reach on features, and on pixels without any features."""
 
+from collections.abc import Sequence
 import functools
 import statistics
 
@@ -34,40 +35,30 @@ _DRAWS = 4
 
 
 def score_features(
-  train: np.ndarray,
-  test: np.ndarray,
-  train_labels: np.ndarray,
-  test_labels: np.ndarray,
-  *,
+  labels: Sequence[np.ndarray],
   few: int,
+  features: Sequence[np.ndarray],
   **options: int,
 ) -> Scores:
   """Scores frozen features by all probes; linear and kNN see their mean.
 
   Args:
-    train: float32 `[N, tokens, D]`.
-    test: float32 `[M, tokens, D]`.
-    train_labels: int `[N]`.
-    test_labels: int `[M]`.
+    labels: int `[N]` of training clips, `[M]` of test clips.
     few: The same once more with only so many labelled clips, the mean over
       four draws.
+    features: float32 `[N, tokens, D]` and `[M, tokens, D]`.
     **options: num_heads and steps of the attentive probe.
 
   Returns:
     Accuracies `attentive_top1`, `linear_top1`, `knn_top1`, and
     `attentive_few_top1` and so on.
   """
-  vectors = train.mean(axis=1), test.mean(axis=1)
-  labels = train_labels, test_labels
-  return _score(labels, few, vectors, (train, test), **options)
+  vectors = [x.mean(axis=1) for x in features]
+  return _score(labels, few, vectors, features, **options)
 
 
 def score_pixels(
-  train: Clips,
-  test: Clips,
-  encoder: Encoder,
-  few: int,
-  **options: int,
+  train: Clips, test: Clips, encoder: Encoder, few: int, **options: int
 ) -> Scores:
   """Scores raw pixels by the probes that score features.
 
@@ -105,24 +96,18 @@ def format_table(
   scores: dict[str, dict[str, float]], labels: int, few: int
 ) -> str:
   """Formats accuracies on held-out clips, encoders by methods."""
-  half = len(METHODS) // 2
-  lines = [
-    '',
-    'accuracy on held-out clips'.ljust(28)
-    + ''.join(
-      f'{count} labelled clips'.center(10 * half) for count in (labels, few)
-    ).rstrip(),
-    ' ' * 28 + ''.join(name.rjust(10) for name in METHODS.values()),
+  counts = [f'{count} labelled clips'.center(30) for count in (labels, few)]
+  rows = [
+    ('', []),
+    ('accuracy on held-out clips', counts),
+    ('', [f'{name:>10}' for name in METHODS.values()]),
   ]
   for encoder, title in _ENCODERS.items():
     if encoder in scores:
-      lines.append(
-        title.ljust(28)
-        + ''.join(
-          f'{scores[encoder][m]:10.3f}' if m in scores[encoder] else ' ' * 10
-          for m in METHODS
-        )
-      )
+      found = scores[encoder]
+      cells = [f'{found[m]:10.3f}' if m in found else '' for m in METHODS]
+      rows.append((title, [cell.rjust(10) for cell in cells]))
+  lines = [f'{title:28}{"".join(cells)}'.rstrip() for title, cells in rows]
   return '\n'.join(lines) + '\n'
 
 

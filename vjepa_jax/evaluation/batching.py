@@ -19,10 +19,7 @@ def apply_encoder(
 ) -> Apply:
   """Makes the function (parameters, clips) -> features `[B, N, D]`.
 
-  Args:
-    encoder: The encoder.
-    pool: Return the mean over tokens, `[B, D]`, taken in float32.
-    dtype: Of the features.
+  With `pool` they are the mean over tokens `[B, D]`, taken in float32.
   """
 
   def apply(params, videos):

@@ -15,42 +15,25 @@ from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.data.features import join_segments
 from vjepa_jax.data.records import check_label
 from vjepa_jax.evaluation import batching
-from vjepa_jax.evaluation.finetuning import Classifier
-from vjepa_jax.parallel import sharding
 from vjepa_jax.progress import make_bar
 
 
 class Predictions(NamedTuple):
-  """What a classifier says of videos, in their order.
+  """What was computed of labelled videos, in their order."""
 
-  Attributes:
-    probabilities: float32 `[N, classes]`, the mean over the clips of a video;
-      of a grid of probes `[N, probes, classes]`.
-    labels: int `[N]`.
-    left_out: How many videos could not be read; they are not among the N.
-  """
+  # What `apply` returned, `[N, ...]`: of a classifier the probabilities,
+  # float32 `[N, classes]`; of a grid of probes `[N, probes, classes]`.
+  outputs: Any
+  labels: np.ndarray  # int [N]
+  left_out: int  # videos that could not be read, not among the N
 
-  probabilities: np.ndarray
-  labels: np.ndarray
-  left_out: int
-
-
-def average_clips(
-  classifier: Classifier,
-) -> Callable[[Any, jax.Array], jax.Array]:
-  """Makes the function that classifies each clip and averages over them."""
-
-  def apply(params, videos):
-    clips = videos.reshape(-1, *videos.shape[2:])
-    logits = classifier(params, sharding.constrain_batch(clips))
-    shares = jax.nn.softmax(logits).reshape(*videos.shape[:2], -1)
-    return shares.mean(axis=1)
-
-  return apply
+  def count(self) -> dict[str, int]:
+    """Counts test videos for `results.json`."""
+    return {'test_videos': len(self.labels), 'left_out': self.left_out}
 
 
 def make_predict(
-  apply: Callable[[Any, jax.Array], jax.Array],
+  apply: Callable[[Any, jax.Array], Any],
   num_classes: int,
   mesh: Mesh,
   batch_size: int,
@@ -62,9 +45,8 @@ def make_predict(
   In place of videos it takes a `FeatureSource`, and None for how to cut.
 
   Args:
-    apply: Maps parameters and videos uint8 `[V, clips, T, H, W, 3]` to
-      `[V, ..., classes]`, see `average_clips`; or else features
-      `[V, 1, tokens, D]`.
+    apply: Maps parameters and videos uint8 `[V, clips, T, H, W, 3]`, or else
+      features `[V, 1, tokens, D]`, to a tree of arrays `[V, ...]`.
     num_classes: Labels are below it.
     mesh: Batches are split over all its devices.
     batch_size: Videos at a time, over all hosts; each host decodes its own.
@@ -73,12 +55,11 @@ def make_predict(
   Raises:
     ValueError: The batch does not split evenly over the devices.
   """
-
-  def classify(params, batch):
-    return batch | {'video': apply(params, batch['video'])}
-
   map_batches = batching.make_map_batches(
-    classify, mesh, batch_size, 'config.evaluation.batch_size'
+    lambda params, batch: (apply(params, batch[0]), batch[1]),
+    mesh,
+    batch_size,
+    'config.evaluation.batch_size',
   )
   own = batching.get_own_rows(batch_size)
 
@@ -91,17 +72,16 @@ def make_predict(
       videos = shards.map_ahead(pool, read, indices, len(own) + num_threads)
       for _ in make_bar(starts, desc='classifying', unit='batch', leave=False):
         clips, labels = zip(*itertools.islice(videos, len(own)), strict=True)
-        yield {'video': np.stack(clips), 'label': np.array(labels, np.int32)}
+        yield np.stack(clips), np.array(labels, np.int32)
 
     with futures.ThreadPoolExecutor(num_threads) as pool:
       parts = list(map_batches(params, load(pool)))
-    probabilities, labels = (
-      np.concatenate([part[name] for part in parts])
-      for name in ('video', 'label')
-    )
+    outputs, labels = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     good = labels >= 0
     return Predictions(
-      probabilities[good], labels[good], len(source) - int(good.sum())
+      jax.tree.map(lambda x: x[good], outputs),
+      labels[good],
+      len(source) - int(good.sum()),
     )
 
   return predict
@@ -136,7 +116,7 @@ def _make_read(source, options: ClipOptions | None, num_classes: int):
 
 
 def score(predictions: Predictions) -> dict[str, float]:
-  """Scores predictions: shares of videos, and the mean over the classes.
+  """Scores probabilities: shares of videos, and the mean over the classes.
 
   Raises:
     ValueError: No video could be read.
@@ -155,3 +135,14 @@ def score(predictions: Predictions) -> dict[str, float]:
     'mean_class': float(np.mean(by_class)),
     'cross_entropy': float(-np.log(np.maximum(likelihoods, 1e-9)).mean()),
   }
+
+
+def describe(results: dict[str, Any]) -> tuple[str, str]:
+  """Says in words what a classifier scores, and on which videos."""
+  scores = (
+    'top-1 {top1:.3f}, top-5 {top5:.3f}, mean over classes {mean_class:.3f}'
+  )
+  videos = '{test_videos} test videos'
+  if results['left_out']:
+    videos += ', {left_out} left out'
+  return scores.format_map(results), videos.format_map(results)

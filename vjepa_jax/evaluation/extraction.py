@@ -1,13 +1,12 @@
 """Features of a frozen encoder, from videos into shards."""
 
-import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import functools
 import itertools
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.clip import ClipOptions, read_timed_clips
-from vjepa_jax.data.records import Record, VideoFeatures, pack
+from vjepa_jax.data.records import VideoFeatures, pack
 from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -24,22 +23,6 @@ from vjepa_jax.training.checkpoint import hash_params
 
 _OPTIONS_FILE = 'extract.json'
 _VIDEOS_PER_SHARD = 256
-
-
-class Clips(NamedTuple):
-  """The decoded clips of one video.
-
-  Attributes:
-    record: The video.
-    index: Its index in the source.
-    videos: uint8 `[segments, frames, size, size, 3]`.
-    times: float64 `[segments, frames]`, seconds.
-  """
-
-  record: Record
-  index: int
-  videos: np.ndarray
-  times: np.ndarray
 
 
 def extract(
@@ -70,8 +53,7 @@ def extract(
     batch_size: Clips encoded at a time, over all devices of this host.
     num_shards: Number of shards, over all hosts; default one for 256 videos.
     num_threads: Decoding threads; default as many as there are cores.
-    host_index: Which host this is.
-    num_hosts: Hosts that share the work.
+    host_index, num_hosts: Which of the hosts that share the work this is.
 
   Returns:
     Videos of this host's shards, and how many of them were left out.
@@ -135,68 +117,49 @@ def _check_counts(num_videos, num_shards, host_index, num_hosts):
 
 def _read(
   source: sources.Source, options: ClipOptions, index: int
-) -> Clips | shards.BadFile:
-  """Decodes the clips of one video, or says why it cannot."""
+) -> tuple[VideoFeatures, np.ndarray] | shards.BadFile:
+  """Decodes the clips of one video, or says why it cannot.
+
+  Returns:
+    The record that is to be written, its features empty yet; and the clips,
+    uint8 `[segments, frames, size, size, 3]`.
+  """
   record = source[index]
   try:
-    videos, times = read_timed_clips(record, options)
+    clips, times = read_timed_clips(record, options)
   except decode.DecodeError as error:
     return shards.BadFile(record.name, str(error))
-  # The encoded file is not needed any more, and may be large.
-  return Clips(record._replace(video=''), index, videos, times)
+  empty, ends = np.zeros(0), times[:, [0, -1]]
+  return VideoFeatures(empty, record.label, record.name, index, ends), clips
 
 
 def _encode_shard(
-  decoded: Iterable[Clips | shards.BadFile],
+  decoded: Iterable[tuple[VideoFeatures, np.ndarray] | shards.BadFile],
   encode: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
   batch_size: int,
 ) -> Iterator[bytes | shards.BadFile]:
   """Turns the decoded videos of a shard into its records, in their order."""
-  waiting = collections.deque()  # videos whose features are not complete
-  features = []  # of the clips of those videos, in order
+  decoded, ahead = itertools.tee(decoded)
+  good = (video for video in ahead if not isinstance(video, shards.BadFile))
+  clips = itertools.chain.from_iterable(clips for _, clips in good)
 
   def cut():
-    clips = []
-    for video in decoded:
-      waiting.append(video)
-      if isinstance(video, Clips):
-        clips.extend(video.videos)
-        # What is left of the video is its times.
-        waiting[-1] = video._replace(videos=video.videos[:, :0])
-      while len(clips) >= batch_size:
-        yield np.stack(clips[:batch_size])
-        del clips[:batch_size]
-    if clips:
-      yield np.stack(clips)
+    while batch := list(itertools.islice(clips, batch_size)):
+      yield np.stack(batch)
 
-  def is_complete(video):
-    return not isinstance(video, Clips) or len(features) >= len(video.videos)
-
-  for batch in encode(cut()):
-    features.extend(batch)
-    while waiting and is_complete(waiting[0]):
-      video = waiting.popleft()
-      if isinstance(video, Clips):
-        count = len(video.videos)
-        yield _pack(video, np.stack(features[:count]))
-        del features[:count]
-      else:
-        yield video
-  # If no video of the shard can be read, there is no batch.
-  yield from waiting
-
-
-def _pack(video: Clips, features: np.ndarray) -> bytes:
-  name = video.record.name
-  if not np.isfinite(features).all():
-    raise ValueError(
-      f'features of {name} are not finite in {features.dtype}: use '
-      '--dtype=float32, or another checkpoint if they still are not'
-    )
-  ends = video.times[:, [0, -1]]
-  return pack(
-    VideoFeatures(features, video.record.label, name, video.index, ends)
-  )
+  features = itertools.chain.from_iterable(encode(cut()))
+  for video in decoded:
+    if isinstance(video, shards.BadFile):
+      yield video
+      continue
+    record, own = video
+    values = np.stack(list(itertools.islice(features, len(own))))
+    if not np.isfinite(values).all():
+      raise ValueError(
+        f'features of {record.name} are not finite in {values.dtype}: use '
+        '--dtype=float32, or another checkpoint if they still are not'
+      )
+    yield pack(record._replace(features=values))
 
 
 def _describe(source, encoder, params, options: ClipOptions) -> dict[str, Any]:

@@ -9,27 +9,18 @@ import optax
 
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
-from vjepa_jax.training.objectives.base import (
-  Objective,
-  Params,
-)
+from vjepa_jax.parallel.sharding import constrain_batch
+from vjepa_jax.training.objectives.base import Objective, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Objective):
-  """An encoder with a probe on top; both are trained.
+  """An encoder with a probe on top; both are trained."""
 
-  Attributes:
-    encoder: The encoder; its `drop_path_rate` is for training only.
-    probe: The head.
-    label_smoothing: Share of a label that is spread over all classes.
-    seed: Of drop path.
-  """
-
-  encoder: Encoder
+  encoder: Encoder  # its `drop_path_rate` is for training only
   probe: AttentiveProbe
-  label_smoothing: float = 0.0
-  seed: int = 0
+  label_smoothing: float = 0.0  # share of a label, spread over all classes
+  seed: int = 0  # of drop path
   averaged = None
 
   def __call__(
@@ -49,6 +40,16 @@ class Classifier(Objective):
     return self.probe.apply(
       {'params': params['probe']}, features.astype(jnp.float32)
     )
+
+  def classify_videos(self, params: Params, videos: jax.Array) -> jax.Array:
+    """Classifies each clip of uint8 `[V, clips, T, H, W, 3]` by itself.
+
+    Returns:
+      Probabilities `[V, classes]`, the mean over the clips.
+    """
+    clips = videos.reshape(-1, *videos.shape[2:])
+    shares = jax.nn.softmax(self(params, constrain_batch(clips)))
+    return shares.reshape(*videos.shape[:2], -1).mean(axis=1)
 
   def init(self, key: jax.Array) -> Params:
     """See `Objective`."""

@@ -26,8 +26,7 @@ def make_online_probe(
   Args:
     encoder: The encoder.
     mesh: Clips are encoded on all its devices; the first host alone probes.
-    train: Clips that probes learn from.
-    test: Held-out clips.
+    train, test: Clips that probes learn from, and held-out ones.
     batch_size: Clips encoded at a time, over all hosts.
     attentive_labels: Train an attentive probe too, on so many clips; 0 or None
       for none: it needs all tokens, and with them more memory.

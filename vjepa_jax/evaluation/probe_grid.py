@@ -25,24 +25,17 @@ from vjepa_jax.training.step import TrainStep, update
 
 @dataclasses.dataclass(frozen=True)
 class ProbeGrid:
-  """Probes on a frozen encoder, one for each pair of rate and decay.
+  """Probes on a frozen encoder, one for each pair of rate and decay."""
 
-  Attributes:
-    encoder: The encoder; None if batches hold features.
-    probe: Module of features `[B, tokens, D]` to logits `[B, classes]`.
-    points: (learning rate, weight decay) of each probe.
-    segments: Clips of a video whose tokens a probe sees together.
-    layers: Blocks of the encoder whose tokens it sees together, counted from
-      0; None for the last one alone.
-    group_size: Probes that are computed side by side, the others after them:
-      less memory for activations, the same numbers. None for all.
-  """
-
-  encoder: Encoder | None
-  probe: nn.Module
-  points: tuple[tuple[float, float], ...]
+  encoder: Encoder | None  # None if batches hold features
+  probe: nn.Module  # features [B, tokens, D] -> logits [B, classes]
+  points: tuple[tuple[float, float], ...]  # learning rate, weight decay of each
+  # Clips of a video, and blocks of the encoder counted from 0 (None for the
+  # last one alone), whose tokens a probe sees together.
   segments: int = 1
   layers: tuple[int, ...] | None = None
+  # Probes that are computed side by side, the others after them: less memory
+  # for activations, the same numbers. None for all.
   group_size: int | None = None
 
   def init(
@@ -53,10 +46,7 @@ class ProbeGrid:
   ) -> TrainState:
     """Makes the state at step 0: all probes start from the same parameters.
 
-    Args:
-      key: Random key.
-      tx: See `optimizer.make_optimizer`.
-      width: Of the features; None for that of the encoder's.
+    Without an encoder, `width` is that of the features.
     """
     features = jnp.zeros((1, 1, width or self.encoder.width))
     one = self.probe.init(key, features)['params']
@@ -93,20 +83,15 @@ class ProbeGrid:
     features = self.encoder.apply({'params': params}, flat, layers=self.layers)
     if self.layers is not None:
       features = jnp.concatenate(features, axis=1)  # [.., layers * N, D]
-    features = jax.lax.stop_gradient(features)
     views = clips // self.segments
-    features = features.reshape(
+    features = jax.lax.stop_gradient(features).reshape(
       count, self.segments, views, *features.shape[1:]
     )
     features = jnp.moveaxis(features, 2, 1)  # [V, views, segments, N, D]
     return features.reshape(count, views, -1, features.shape[-1])
 
   def classify(self, params: Any, features: jax.Array) -> jax.Array:
-    """Classifies by all probes.
-
-    Args:
-      params: Of the probes, with a leading axis.
-      features: `[V, views, tokens, D]`.
+    """Classifies `[V, views, tokens, D]` by all probes, whose axis is first.
 
     Returns:
       Probabilities `[V, probes, classes]`, the mean over the views.
@@ -192,10 +177,3 @@ def make_probe_step(
     }
 
   return train_step
-
-
-def make_points(
-  learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]
-) -> tuple[tuple[float, float], ...]:
-  """Pairs every learning rate with every weight decay."""
-  return tuple((r, d) for r in learning_rates for d in weight_decays)

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
 from vjepa_jax.data.features import FeatureSource
+from vjepa_jax.data.records import check_label
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.parallel.mesh import make_mesh
@@ -38,14 +39,11 @@ def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:
   source = FeatureSource(paths)
   features, labels = [], []
   for video in make_bar(source, desc='reading features', leave=False):
-    if video.label < 0:
-      raise ValueError(f'{video.name} has no label, a probe needs one')
+    check_label(video, 10**6)
     pooled = video.features.ndim == 2
     shape = (-1,) if pooled else (-1, video.features.shape[-1])
     features.append(video.features.astype(np.float32).reshape(shape))
     labels.append(video.label)
-  if not features:
-    raise ValueError(f'{paths} holds features of no video')
   return np.stack(features), np.array(labels)
 
 
@@ -81,15 +79,6 @@ def score_linear(
   return float(classifier.score(test, test_labels))
 
 
-def _standardize(
-  train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Standardises features `[N, tokens, D]` by those of the training clips."""
-  mean = train.mean(axis=(0, 1))
-  std = train.std(axis=(0, 1)) + 1e-6
-  return (train - mean) / std, (test - mean) / std
-
-
 def score_attentive(
   train: np.ndarray,
   train_labels: np.ndarray,
@@ -112,10 +101,8 @@ def score_attentive(
   beside that of a constant.
 
   Args:
-    train: float32 `[N, tokens, D]`.
-    train_labels: int `[N]`.
-    test: float32 `[M, tokens, D]`.
-    test_labels: int `[M]`.
+    train, test: float32 `[N, tokens, D]` and `[M, tokens, D]`.
+    train_labels, test_labels: int `[N]` and `[M]`.
     num_heads: Attention heads of the probe.
     steps: Batches to train on; each pass over the clips has an order of its
       own.
@@ -127,7 +114,8 @@ def score_attentive(
   Returns:
     Share of test clips that are classified right.
   """
-  train, test = _standardize(train, test)
+  mean, std = train.mean(axis=(0, 1)), train.std(axis=(0, 1)) + 1e-6
+  train, test = (train - mean) / std, (test - mean) / std
   num_classes = int(max(train_labels.max(), test_labels.max())) + 1
   grid, step, classify = _compile_attentive(
     AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
@@ -15,7 +15,7 @@ from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
 
 
-def open_split(config: config_dict.ConfigDict, name: str) -> sources.Source:
+def open_split(config: ConfigDict, name: str) -> sources.Source:
   """Opens the labelled videos of one split."""
   if not config.data[name]:
     raise ValueError(
@@ -25,7 +25,7 @@ def open_split(config: config_dict.ConfigDict, name: str) -> sources.Source:
   return sources.open_source(config.data[name])
 
 
-def read_backbone(config: config_dict.ConfigDict) -> Weights:
+def read_backbone(config: ConfigDict) -> Weights:
   """Reads the backbone, and fills in what the config leaves to it.
 
   Raises:
@@ -56,14 +56,9 @@ def read_backbone(config: config_dict.ConfigDict) -> Weights:
 def place_encoder(
   encoder: Encoder, params: Any, seed: int, shardings: Any
 ) -> Any:
-  """Places the parameters of an encoder; without any, untrained ones.
+  """Places the parameters of an encoder, which every host has whole.
 
-  Args:
-    encoder: The encoder.
-    params: What every host has whole; None for the very weights that
-      pretraining with this seed starts from.
-    seed: Of the run.
-    shardings: Where they shall go.
+  None are untrained ones: those that pretraining with this seed starts from.
   """
   if params is not None:
     return jax.tree.map(place, params, shardings)
@@ -90,8 +85,8 @@ def count_classes(*labelled: sources.Source) -> int:
   """
   largest = 0
   for source in labelled:
-    bar = make_bar(range(len(source)), desc='labels', leave=False)
-    for record in (source[i] for i in bar):
+    for i in make_bar(range(len(source)), desc='labels', leave=False):
+      record = source[i]
       pipeline.check_label(record, 10**6)
       largest = max(largest, record.label)
   if not largest:

@@ -1,6 +1,5 @@
 """The feature decoder: from a backbone to a decoder of its features."""
 
-import functools
 import itertools
 import math
 from typing import Any
@@ -9,7 +8,7 @@ from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import load_clips
@@ -20,17 +19,9 @@ from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.backbone import place
-from vjepa_jax.tasks.program import (
-  Program,
-  get_compute,
-  make_program,
-  make_schedules,
-)
-from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.tasks.program import get_compute, make_program, make_schedules
+from vjepa_jax.tasks.session import Session, open_sources, prepare, report
 from vjepa_jax.training.checkpoint import hash_params
-from vjepa_jax.training.optimizer import make_optimizer
-from vjepa_jax.training.state import init_state
-from vjepa_jax.training.step import make_train_step
 from vjepa_jax.world import decoding
 from vjepa_jax.world.model import (
   TargetSpace,
@@ -41,40 +32,30 @@ from vjepa_jax.world.model import (
 
 
 def train_decoder(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   workdir: epath.PathLike,
   profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
-  """Trains a decoder, or resumes; writes `results.json` and `decoder.png`.
+  """Trains the decoder of `configs/decoder.py`.
 
-  Args:
-    config: `configs/decoder.py`.
-    workdir: Directory of the run, shared by all hosts.
-    profile_steps: First and last step to trace.
-
-  Returns:
-    What `results.json` holds; None if the platform took the machine back.
-
-  Raises:
-    ValueError: The config does not fit together, or the backbone has nothing to
-      decode; before anything is compiled.
+  Writes `results.json` and `decoder.png`.
   """
   config = prepare(config, workdir)
   world = _load_world(config)
   loader = _make_loader(config, world)
-  run = Session(
-    config,
-    workdir,
-    sum(len(source) for source in loader.sources),
-    clips_per_video=loader.options.num_clips,
-    profile_steps=profile_steps,
-  )
+  run = Session(config, workdir, loader, profile_steps)
   models = _build(config, run.mesh, world)
   clip = loader.options
   grid = world.get_grid((1, clip.frames, clip.resolution, clip.resolution, 3))
-  space = _measure_or_read(config, run, world, loader)
+  space = _measure_or_read(config, run, world)
   frozen = decoding.pack_frozen(world, space)
-  program = _build_program(config, run, models, frozen)
+  program = make_program(
+    config,
+    models,
+    make_schedules(config, run.total_steps, run.steps_per_epoch),
+    run.mesh,
+    jax.eval_shape(lambda x: x, frozen),
+  )
   frozen = jax.tree.map(place, frozen, program.shardings.frozen)
   held_out = _make_held_out(config, run.mesh, models, frozen, loader)
   model = {
@@ -90,7 +71,6 @@ def train_decoder(
   state = run.train(
     state,
     program.train_step,
-    loader,
     evaluate=held_out,
     evaluate_every=config.held_out.every_steps,
   )
@@ -100,7 +80,7 @@ def train_decoder(
   return _report(run, held_out, state.target, is_held_out)
 
 
-def _load_world(config: config_dict.ConfigDict) -> WorldModel:
+def _load_world(config: ConfigDict) -> WorldModel:
   """Loads the backbone; its predictions must be features of whole clips."""
   path = config.backbone
   if not path:
@@ -120,7 +100,7 @@ def _load_world(config: config_dict.ConfigDict) -> WorldModel:
 
 
 def _make_loader(
-  config: config_dict.ConfigDict, world: WorldModel
+  config: ConfigDict, world: WorldModel
 ) -> pipeline.SampleLoader:
   """Opens the sources of the config, or those of the backbone; no masks."""
   given = [dict(s) for s in config.data.sources.values() if s['path']]
@@ -135,18 +115,11 @@ def _make_loader(
     options = complete_clip(world, **config.clip)
   except ValueError as error:
     raise ValueError(f'config.clip: {error}') from None
-  opened = tuple(
-    sources.open_source(**{k: v for k, v in s.items() if k != 'weight'})
-    for s in given
-  )
-  return pipeline.SampleLoader(opened, options, (), config.seed)
+  return pipeline.SampleLoader(open_sources(config), options, (), config.seed)
 
 
 def _measure_or_read(
-  config: config_dict.ConfigDict,
-  run: Session,
-  world: WorldModel,
-  loader: pipeline.SampleLoader,
+  config: ConfigDict, run: Session, world: WorldModel
 ) -> TargetSpace:
   """Measures the space of features, for all of a run the same."""
   space = decoding.read_space(run.workdir)
@@ -154,7 +127,7 @@ def _measure_or_read(
     return space
   count = max(1, config.statistics_clips // config.data.batch_size)
   # Every host reads the same clips, the first of the run.
-  batches = itertools.islice(run.make_batches(loader, 0, whole=True), count)
+  batches = itertools.islice(run.make_batches(0, whole=True), count)
   batches = make_bar(
     batches, total=count, desc='statistics of features', leave=False
   )
@@ -166,7 +139,7 @@ def _measure_or_read(
 
 
 def _build(
-  config: config_dict.ConfigDict, mesh: Mesh, world: WorldModel
+  config: ConfigDict, mesh: Mesh, world: WorldModel
 ) -> decoding.Decoding:
   """Builds the decoder, and the encoder for the platform of the mesh."""
   compute = get_compute(config, mesh)
@@ -185,29 +158,8 @@ def _build(
   return decoding.Decoding(stripped, decoder, config.loss_exp)
 
 
-def _build_program(
-  config: config_dict.ConfigDict,
-  run: Session,
-  models: decoding.Decoding,
-  frozen: dict[str, Any],
-) -> Program:
-  """Builds the program that trains the decoder."""
-  tx = make_optimizer(**config.optimizer)
-  train_step = make_train_step(
-    models,
-    tx,
-    make_schedules(config, run.total_steps, run.steps_per_epoch),
-    clip_norm=config.clip_norm,
-    clip_start_step=config.clip_start_step,
-    microbatches=config.microbatches,
-  )
-  shapes = jax.eval_shape(lambda x: x, frozen)
-  init = functools.partial(init_state, models, tx)
-  return make_program(models, init, train_step, run.mesh, shapes)
-
-
 def _make_held_out(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   mesh: Mesh,
   models: decoding.Decoding,
   frozen: Any,
@@ -243,17 +195,16 @@ def _report(
     'clips': len(decoded),
     'held_out': is_held_out,
   }
-  run.write_results(results)
-  if jax.process_index():
-    return results
   picture = run.workdir / 'decoder.png'
-  pictures.draw_reconstructions(
-    picture, held_out.videos, decoded, held_out.encoder.tubelet[0]
-  )
-  print(
+  if jax.process_index() == 0:
+    pictures.draw_reconstructions(
+      picture, held_out.videos, decoded, held_out.encoder.tubelet[0]
+    )
+  ours, colour = results['decoded_psnr'], results['mean_colour_psnr']
+  text = (
     f'PSNR of {len(decoded)} {"held-out" if is_held_out else "seen"} clips '
-    f'decoded from their features: {results["decoded_psnr"]["mean"]:.2f} dB '
-    f'(mean colour of the clip: {results["mean_colour_psnr"]["mean"]:.2f} dB)\n'
-    f'picture: {picture}\nresults: {run.workdir / "results.json"}'
+    f'decoded from their features: {ours["mean"]:.2f} dB (mean colour of the '
+    f'clip: {colour["mean"]:.2f} dB)'
   )
+  report(run.workdir, results, text, [picture])
   return results

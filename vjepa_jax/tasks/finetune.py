@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -10,7 +9,7 @@ from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.evaluation import classification
@@ -29,51 +28,38 @@ from vjepa_jax.tasks.program import (
   get_compute,
   get_steps,
   make_program,
+  make_rate,
 )
-from vjepa_jax.tasks.session import Session, prepare
-from vjepa_jax.training.optimizer import make_optimizer
+from vjepa_jax.tasks.session import Session, prepare, report
 from vjepa_jax.training.schedules import Schedule, make_schedule
-from vjepa_jax.training.state import TrainState, init_state
-from vjepa_jax.training.step import make_train_step
+from vjepa_jax.training.state import TrainState
 
-_MODULES = ('encoder', 'probe')
 _RATE_BATCH = 256  # that the learning rates of recipes are given for
 
 
 def finetune(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   workdir: epath.PathLike,
   profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
-  """Fine-tunes, or resumes what was interrupted in this workdir.
-
-  Args:
-    config: See `configs/finetune.py`.
-    workdir: Directory of the run, shared by all hosts.
-    profile_steps: First and last step to trace.
-
-  Returns:
-    What `results.json` holds; None if the platform took the machine back.
-
-  Raises:
-    ValueError: The config does not fit together; before anything is compiled.
-  """
+  """Fine-tunes as `configs/finetune.py` says; writes `results.json`."""
   start = time.perf_counter()
   config = prepare(config, workdir)
   train, test = (open_split(config, name) for name in ('train', 'test'))
   backbone = read_backbone(config)
-  run = Session(
-    config,
-    workdir,
-    len(train),
-    clips_per_video=config.clip.num_clips,
-    profile_steps=profile_steps,
-  )
   num_classes = config.num_classes or count_classes(train, test)
+  options = pipeline.ClipOptions(**config.clip)
+  loader = pipeline.SampleLoader(
+    (train,), options, (), config.seed, num_classes
+  )
+  run = Session(config, workdir, loader, profile_steps)
   program = _build_program(config, backbone.encoder, num_classes, run)
   classifier = program.objective
   evaluate, results = _make_evaluate(config, classifier, run.mesh, test)
-  model = {name: describe(getattr(classifier, name)) for name in _MODULES}
+  model = {
+    'encoder': describe(classifier.encoder),
+    'probe': describe(classifier.probe),
+  }
   state = run.open(program, model)
   if not run.resumed and backbone.encoder_params is not None:
     places = program.shardings.params['encoder']
@@ -86,11 +72,9 @@ def finetune(
     num_classes,
     sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
   )
-  options = pipeline.ClipOptions(**config.clip)
   state = run.train(
     state,
     program.train_step,
-    pipeline.SampleLoader((train,), options, (), config.seed, num_classes),
     evaluate=evaluate,
     evaluate_every=get_steps(config.evaluation, 'every', run.steps_per_epoch),
   )
@@ -105,17 +89,13 @@ def finetune(
     'backbone': config.backbone or 'random init',
     'seconds': time.perf_counter() - start,
   }
-  run.write_results(results)
-  if jax.process_index() == 0:
-    print(_format(results, run.workdir))
+  scores, videos = classification.describe(results)
+  report(run.workdir, results, f'{scores}, of {videos}')
   return results
 
 
 def _build_program(
-  config: config_dict.ConfigDict,
-  encoder: Encoder,
-  num_classes: int,
-  run: Session,
+  config: ConfigDict, encoder: Encoder, num_classes: int, run: Session
 ) -> Program:
   """Puts a probe on an encoder, and trains both."""
   encoder = encoder.clone(
@@ -125,31 +105,18 @@ def _build_program(
   )
   probe = AttentiveProbe(num_classes, encoder.num_heads, **config.probe)
   classifier = Classifier(encoder, probe, config.label_smoothing, config.seed)
-  tx = make_optimizer(**config.optimizer, layer_decay=config.layer_decay)
-  train_step = make_train_step(
-    classifier,
-    tx,
-    make_schedules(config, run.total_steps, run.steps_per_epoch),
-    clip_norm=config.clip_norm,
-  )
-  init = functools.partial(init_state, classifier, tx)
-  return make_program(classifier, init, train_step, run.mesh)
+  schedules = make_schedules(config, run.total_steps, run.steps_per_epoch)
+  return make_program(config, classifier, schedules, run.mesh)
 
 
 def make_schedules(
-  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
+  config: ConfigDict, total_steps: int, steps_per_epoch: float
 ) -> dict[str, Schedule]:
   """Makes the schedules of learning rate, by the batch, and weight decay."""
-  rate = config.learning_rate
   scale = config.data.batch_size / _RATE_BATCH
   return {
-    'learning_rate': make_schedule(
-      rate.kind,
-      start=rate.start * scale,
-      value=rate.value * scale,
-      final=rate.final * scale,
-      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
-      total_steps=total_steps,
+    'learning_rate': make_rate(
+      config, total_steps, steps_per_epoch, scale=scale
     ),
     'weight_decay': make_schedule(
       'constant', value=config.weight_decay, total_steps=total_steps
@@ -158,14 +125,11 @@ def make_schedules(
 
 
 def _make_evaluate(
-  config: config_dict.ConfigDict,
-  classifier: Classifier,
-  mesh: Mesh,
-  source: sources.Source,
+  config: ConfigDict, classifier: Classifier, mesh: Mesh, source: sources.Source
 ) -> tuple[Callable[[TrainState], dict[str, float]], dict[str, Any]]:
   """Makes what classifies the test videos, and where its last results go."""
   predict = classification.make_predict(
-    classification.average_clips(classifier),
+    classifier.classify_videos,
     classifier.probe.num_classes,
     mesh,
     config.evaluation.batch_size,
@@ -179,11 +143,7 @@ def _make_evaluate(
   def evaluate(state: TrainState) -> dict[str, float]:
     predictions = predict(state.params, source, options)
     scores = classification.score(predictions)
-    results.update(
-      scores,
-      test_videos=len(predictions.labels),
-      left_out=predictions.left_out,
-    )
+    results.update(scores, **predictions.count())
     logging.info(
       'step %d: top-1 %.4f on %d test videos',
       int(state.step),
@@ -193,15 +153,3 @@ def _make_evaluate(
     return {f'test_{name}': score for name, score in scores.items()}
 
   return evaluate, results
-
-
-def _format(results: dict[str, Any], workdir: epath.Path) -> str:
-  """Says the results in words."""
-  left_out = ''
-  if results['left_out']:
-    left_out = f', {results["left_out"]} left out'
-  return (
-    f'top-1 {results["top1"]:.3f}, top-5 {results["top5"]:.3f}, mean over '
-    f'classes {results["mean_class"]:.3f}, of {results["test_videos"]} test '
-    f'videos{left_out}\nresults: {workdir / "results.json"}'
-  )

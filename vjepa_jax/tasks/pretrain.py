@@ -1,12 +1,13 @@
 """Pretraining: from a config to a trained encoder."""
 
 from collections.abc import Callable
+import math
 
 from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import Clips, load_clips
@@ -17,39 +18,21 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import build_program, get_grid
-from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.tasks.session import Session, open_sources, prepare
 from vjepa_jax.tasks.teacher import load_teacher
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.state import TrainState
 
 
 def pretrain(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   workdir: epath.PathLike,
   profile_steps: tuple[int, int] | None = None,
 ) -> TrainState | None:
-  """Pretrains, or resumes what was interrupted in this workdir.
-
-  Args:
-    config: See `configs/base.py`.
-    workdir: Directory of the run, shared by all hosts.
-    profile_steps: First and last step to trace.
-
-  Returns:
-    The final state; None if the platform took the machine back before.
-
-  Raises:
-    ValueError: The config does not fit together; before anything is compiled.
-  """
+  """Pretrains as `configs/base.py` says; returns the final state."""
   config = prepare(config, workdir)
   loader = make_loader(config)
-  run = Session(
-    config,
-    workdir,
-    sum(len(source) for source in loader.sources),
-    clips_per_video=config.clip.num_clips,
-    profile_steps=profile_steps,
-  )
+  run = Session(config, workdir, loader, profile_steps)
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch
   )
@@ -74,7 +57,6 @@ def pretrain(
   return run.train(
     state,
     program.train_step,
-    loader,
     diagnose=diagnose,
     diagnose_every=config.diagnose_every_steps,
     evaluate=evaluate,
@@ -82,7 +64,7 @@ def pretrain(
   )
 
 
-def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
+def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
   """Opens the sources and builds the mask samplers."""
   if not config.mask_names:
     raise ValueError('config.mask_names is empty: nothing would be predicted')
@@ -99,25 +81,20 @@ def make_loader(config: config_dict.ConfigDict) -> pipeline.SampleLoader:
       samplers.append(build_mask_sampler(get_grid(config), kind, spec))
     except ValueError as error:
       raise ValueError(f'config.masks.{name}: {error}') from error
-  opened = []
   for name, source in config.data.sources.items():
     if not source.path:
       raise ValueError(
         f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
         'manifest, ArrayRecord shards or tfds:name/split'
       )
-    options = {k: v for k, v in source.items() if k != 'weight'}
-    opened.append(sources.open_source(**options))
+  options = pipeline.ClipOptions(**config.clip)
   return pipeline.SampleLoader(
-    tuple(opened),
-    pipeline.ClipOptions(**config.clip),
-    tuple(samplers),
-    config.seed,
+    open_sources(config), options, tuple(samplers), config.seed
   )
 
 
 def make_evaluate(
-  config: config_dict.ConfigDict, encoder: Encoder, mesh: Mesh
+  config: ConfigDict, encoder: Encoder, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]] | None:
   """Makes the online probe of the target; None if it is off."""
   probe = config.probe
@@ -133,9 +110,7 @@ def make_evaluate(
   )
 
 
-def load_probe_clips(
-  config: config_dict.ConfigDict, limit: int
-) -> tuple[Clips, Clips]:
+def load_probe_clips(config: ConfigDict, limit: int) -> tuple[Clips, Clips]:
   """Decodes labelled clips to train probes on, and to test them."""
   options = pipeline.ClipOptions(**config.clip)
   return tuple(
@@ -146,7 +121,7 @@ def load_probe_clips(
 
 def log_plan(config, loader, abstract, mesh: Mesh) -> None:
   """Logs what is about to run, so that a mistake is seen before it costs."""
-  num_parameters = {
+  millions = {
     name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
     for name, tree in abstract.params.items()
   }
@@ -155,7 +130,7 @@ def log_plan(config, loader, abstract, mesh: Mesh) -> None:
   logging.info(
     'encoder %s; %s; state %.2f GiB a device',
     config.encoder.size,
-    ', '.join(f'{k} {v:.1f} M parameters' for k, v in num_parameters.items()),
+    ', '.join(f'{k} {v:.1f} M parameters' for k, v in millions.items()),
     num_bytes / shards / 2**30,
   )
   logging.info(
@@ -173,11 +148,8 @@ def log_plan(config, loader, abstract, mesh: Mesh) -> None:
       name,
       sampler.context_tokens,
       sampler.target_tokens,
-      sampler.grid[0] * sampler.grid[1] * sampler.grid[2],
+      math.prod(sampler.grid),
       100 * sampler.check(),
     )
-  logging.info(
-    '%d videos in %d sources',
-    sum(len(s) for s in loader.sources),
-    len(loader.sources),
-  )
+  lengths = [len(source) for source in loader.sources]
+  logging.info('%d videos in %d sources', sum(lengths), len(lengths))

@@ -1,6 +1,7 @@
 """Frozen evaluation: a grid of probes on features that stay as they are."""
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -8,21 +9,13 @@ from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.data.features import (
-  FeatureLoader,
-  FeatureSource,
-  holds_features,
-)
-from vjepa_jax.evaluation.classification import Predictions
-from vjepa_jax.evaluation.probe_grid import (
-  ProbeGrid,
-  make_points,
-  make_probe_step,
-)
+from vjepa_jax.data.features import FeatureLoader, FeatureSource, holds_features
+from vjepa_jax.evaluation import classification
+from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.evaluation.selection import Selection
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models.encoder import Encoder, check_layers
@@ -34,8 +27,8 @@ from vjepa_jax.tasks.backbone import (
   place_encoder,
   read_backbone,
 )
-from vjepa_jax.tasks.program import Program, get_compute, make_program
-from vjepa_jax.tasks.session import Session, prepare
+from vjepa_jax.tasks.program import Program, get_compute, jit_program
+from vjepa_jax.tasks.session import Session, prepare, report
 from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
@@ -45,45 +38,28 @@ _LOOKED_AT = 6
 
 
 def probe(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   workdir: epath.PathLike,
   profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
   """Trains a grid of probes, selects one on validation videos and tests it.
 
-  Args:
-    config: See `configs/probe.py`.
-    workdir: Directory of the run, shared by all hosts; an interrupted run
-      resumes there.
-    profile_steps: First and last step to trace.
-
-  Returns:
-    What `results.json` holds; None if the platform took the machine back.
-
-  Raises:
-    ValueError: The config does not fit together; before anything is compiled.
+  The config is of `configs/probe.py`. Writes `results.json` and pictures.
   """
   start = time.perf_counter()
   config = prepare(config, workdir)
   train, validation, test = _open_splits(config)
   backbone = read_backbone(config)
-  run = Session(
-    config,
-    workdir,
-    len(train),
-    clips_per_step=config.data.batch_size * config.segments,
-    clips_per_video=config.segments,
-    profile_steps=profile_steps,
-  )
   num_classes = config.num_classes or count_classes(train, validation, test)
+  loader, options = _make_loader(config, train, num_classes)
+  run = Session(config, workdir, loader, profile_steps)
   program = _build_program(config, backbone.encoder, num_classes, run)
   grid = program.objective
-  loader, options = _make_loader(config, train, num_classes)
   selection = Selection(
     grid,
-    run.mesh,
     validation,
     options,
+    mesh=run.mesh,
     batch_size=config.evaluation.batch_size,
     num_threads=config.data.num_threads,
   )
@@ -98,11 +74,7 @@ def probe(
   logging.info('%d training, %d validation and %d test videos', *sizes)
   every = round(config.validate_every_epochs * run.steps_per_epoch)
   state = run.train(
-    state,
-    program.train_step,
-    loader,
-    evaluate=selection,
-    evaluate_every=max(1, every),
+    state, program.train_step, evaluate=selection, evaluate_every=max(1, every)
   )
   if state is None:
     return None
@@ -116,14 +88,12 @@ def probe(
     'random_init': config.random_init,
     'seconds': time.perf_counter() - start,
   }
-  run.write_results(results)
-  _draw(run.workdir, selection, state, test, results, tested)
-  if jax.process_index() == 0:
-    print(_format(results, run.workdir))
+  drawn = _draw(run.workdir, selection, state, test, results, tested)
+  report(run.workdir, results, _format(results), drawn)
   return results
 
 
-def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
+def _open_splits(config: ConfigDict) -> list[sources.Source]:
   """Opens training, validation and test videos, or their features."""
   names = [n for n in ('train', 'validation', 'test') if config.data[n]]
   cached = [n for n in names if holds_features(config.data[n])]
@@ -160,7 +130,7 @@ def _open_splits(config: config_dict.ConfigDict) -> list[sources.Source]:
 
 
 def _make_loader(
-  config: config_dict.ConfigDict, train: sources.Source, num_classes: int
+  config: ConfigDict, train: sources.Source, num_classes: int
 ) -> tuple[Any, pipeline.ClipOptions | None]:
   """Makes the loader of training clips, and says how test clips are cut.
 
@@ -177,31 +147,25 @@ def _make_loader(
 
 
 def _build_program(
-  config: config_dict.ConfigDict,
-  encoder: Encoder,
-  num_classes: int,
-  run: Session,
+  config: ConfigDict, encoder: Encoder, num_classes: int, run: Session
 ) -> Program:
   """Builds the program that trains the probes; its objective is the grid."""
   grid = _build_grid(config, encoder, num_classes, run.mesh)
   tx = make_optimizer(**config.optimizer)
-  train_step = make_probe_step(
-    grid,
-    tx,
-    make_schedule('cosine', value=1.0, final=0.0, total_steps=run.total_steps),
-    config.probe.clip_norm,
+  share = make_schedule(
+    'cosine', value=1.0, final=0.0, total_steps=run.total_steps
   )
-  return make_program(
+  return jit_program(
     grid,
     lambda key: grid.init(key, tx),
-    train_step,
+    make_probe_step(grid, tx, share, config.probe.clip_norm),
     run.mesh,
     frozen=make_abstract(grid.encoder),
   )
 
 
 def _build_grid(
-  config: config_dict.ConfigDict, encoder: Encoder, num_classes: int, mesh: Mesh
+  config: ConfigDict, encoder: Encoder, num_classes: int, mesh: Mesh
 ) -> ProbeGrid:
   """Builds the probes, for the mesh's platform."""
   compute = get_compute(config, mesh)
@@ -222,9 +186,7 @@ def _build_grid(
     raise ValueError(
       f'config.probe.kind {options.kind!r} is not attentive or linear'
     )
-  points = make_points(
-    tuple(options.learning_rates), tuple(options.weight_decays)
-  )
+  points = itertools.product(options.learning_rates, options.weight_decays)
   layers = config.layers or config.layers_of_depth.get(str(encoder.depth))
   if layers:
     layers = tuple(layers)
@@ -234,9 +196,13 @@ def _build_grid(
         f'config.layers {layers} of features that hold the last layer: give '
         'videos, or set config.layers=None and config.layers_of_depth={}'
       )
-  encoder = encoder.clone(remat='none', **compute)
   return ProbeGrid(
-    encoder, module, points, config.segments, layers, options.group_size
+    encoder.clone(remat='none', **compute),
+    module,
+    tuple(points),
+    config.segments,
+    layers,
+    options.group_size,
   )
 
 
@@ -246,28 +212,28 @@ def _draw(
   state: TrainState,
   test: sources.Source,
   results: dict[str, Any],
-  tested: Predictions,
-) -> None:
+  tested: classification.Predictions,
+) -> list[epath.Path]:
   """Draws confusions, and where the selected probe looks."""
   best = results['grid'].index(results['selected'])
   few = sources.Subset(test, np.arange(min(_LOOKED_AT, len(test))))
   attention = selection.attend(state, best, few)
   if jax.process_index():
-    return
-  predicted = tested.probabilities.argmax(axis=-1)
+    return []
+  drawn = [workdir / 'confusion.png']
+  predicted = tested.outputs.argmax(axis=-1)
   pictures.draw_confusion(
-    workdir / 'confusion.png', tested.labels, predicted, results['classes']
+    drawn[0], tested.labels, predicted, results['classes']
   )
   if attention is not None:
-    pictures.draw_attention(
-      workdir / 'attention.png',
-      attention.videos,
-      attention.weights,
-      [f'class {label}' for label in attention.labels],
-    )
+    videos, weights, labels = attention
+    titles = [f'class {label}' for label in labels]
+    drawn.append(workdir / 'attention.png')
+    pictures.draw_attention(drawn[1], videos, weights, titles)
+  return drawn
 
 
-def _format(results: dict[str, Any], workdir: epath.Path) -> str:
+def _format(results: dict[str, Any]) -> str:
   """Says the results in words."""
   selected = results['selected']
   lines = ['', 'learning rate  weight decay  validation top-1']
@@ -277,21 +243,7 @@ def _format(results: dict[str, Any], workdir: epath.Path) -> str:
     for row in results['grid']
   ]
   encoder = 'untrained encoder' if results['random_init'] else 'frozen features'
-  left_out = ''
-  if results['left_out']:
-    left_out = f', {results["left_out"]} left out'
-  knn = ''
+  scores, videos = classification.describe(results)
   if 'knn_top1' in results:
-    knn = f', kNN top-1 {results["knn_top1"]:.3f}'
-  lines += [
-    '',
-    f'{encoder} on {results["test_videos"]} test videos{left_out}: top-1 '
-    f'{results["top1"]:.3f}, top-5 {results["top5"]:.3f}, mean over classes '
-    f'{results["mean_class"]:.3f}{knn}',
-    f'results: {workdir / "results.json"}',
-    f'picture: {workdir / "confusion.png"}',
-  ]
-  attention = workdir / 'attention.png'
-  if attention.exists():
-    lines.append(f'picture: {attention}')
-  return '\n'.join(lines)
+    scores += f', kNN top-1 {results["knn_top1"]:.3f}'
+  return '\n'.join([*lines, '', f'{encoder} on {videos}: {scores}'])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
@@ -37,39 +37,22 @@ OBJECTIVES = {
 
 
 class Program(NamedTuple):
-  """A training program for one mesh.
-
-  Attributes:
-    objective: The models and what they are trained for.
-    init: From a random key to a state, to be jitted with `shardings`. Nothing
-      in it is frozen: that is in the checkpoint of a teacher.
-    abstract: Shapes and dtypes of the state.
-    shardings: Where each leaf of the state lives.
-    batch_sharding: Where each leaf of a batch lives.
-    train_step: The jitted step; it takes over the state it is given.
-  """
+  """A training program for one mesh."""
 
   objective: Objective
+  # From a random key to a state, to be jitted with `shardings`. Nothing in it
+  # is frozen: that is in the checkpoint of a teacher.
   init: Callable[[jax.Array], TrainState]
-  abstract: TrainState
-  shardings: TrainState
+  abstract: TrainState  # shapes and dtypes
+  shardings: TrainState  # where each leaf lives
   batch_sharding: NamedSharding
-  train_step: TrainStep
+  train_step: TrainStep  # jitted; it takes over the state it is given
 
 
 def build_program(
-  config: config_dict.ConfigDict,
-  mesh: Mesh,
-  total_steps: int,
-  steps_per_epoch: float,
+  config: ConfigDict, mesh: Mesh, total_steps: int, steps_per_epoch: float
 ) -> Program:
-  """Builds the training program of a config.
-
-  Args:
-    config: See `configs/base.py`.
-    mesh: Devices, attached or not.
-    total_steps: Length of the run, for the schedules.
-    steps_per_epoch: Steps of one pass over the data, for the schedules.
+  """Builds the training program of a config, for devices attached or not.
 
   Raises:
     ValueError: The config does not fit together or does not fit the mesh.
@@ -77,43 +60,34 @@ def build_program(
   check_batch(config, mesh, config.data.batch_size)
   get_grid(config)  # raises where clips are not whole tubelets
   objective = build_objective(config, mesh)
-  tx = make_optimizer(**config.optimizer)
-  train_step = make_train_step(
-    objective,
-    tx,
-    make_schedules(config, total_steps, steps_per_epoch),
-    clip_norm=config.clip_norm,
-    clip_start_step=config.clip_start_step,
-    microbatches=config.microbatches,
-  )
   frozen = None
   if objective.teacher is not None:
     frozen = make_abstract(objective.teacher.encoder)
-  init = functools.partial(init_state, objective, tx)
-  return make_program(objective, init, train_step, mesh, frozen)
+  schedules = make_schedules(config, total_steps, steps_per_epoch)
+  return make_program(config, objective, schedules, mesh, frozen)
 
 
-def make_abstract_batch(config: config_dict.ConfigDict) -> Batch:
+def make_abstract_batch(config: ConfigDict) -> Batch:
   """Returns shapes and dtypes of the batches that a config trains on."""
-  clip, batch_size = config.clip, config.data.batch_size
+  clip, rows = config.clip, config.data.batch_size
   sides = clip.frames, clip.resolution, clip.resolution
 
-  def ids(name, part):
-    count = config.masks[name][f'{part}_tokens']
-    return jax.ShapeDtypeStruct((batch_size, count), jnp.int32)
+  def ids(count):
+    return jax.ShapeDtypeStruct((rows, count), jnp.int32)
 
+  specs = [config.masks[name] for name in config.mask_names]
   stream = {
-    'pixels': jax.ShapeDtypeStruct((batch_size, *sides, 3), jnp.uint8),
+    'pixels': jax.ShapeDtypeStruct((rows, *sides, 3), jnp.uint8),
     'masks': tuple(
-      {part: ids(name, part) for part in ('context', 'target')}
-      for name in config.mask_names
+      {'context': ids(spec.context_tokens), 'target': ids(spec.target_tokens)}
+      for spec in specs
     ),
   }
   return {'video': stream}
 
 
 def get_steps(
-  config: config_dict.ConfigDict, name: str, steps_per_epoch: float
+  config: ConfigDict, name: str, steps_per_epoch: float
 ) -> int | None:
   """Reads a duration, `{name}_steps` or `{name}_epochs`, in steps.
 
@@ -130,7 +104,7 @@ def get_steps(
   return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
 
 
-def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
+def get_grid(config: ConfigDict) -> tuple[int, int, int]:
   """Returns the tubelet grid (T, H, W) of the config's clips."""
   return compute_grid(
     (1, config.clip.frames, config.clip.resolution, config.clip.resolution),
@@ -138,7 +112,7 @@ def get_grid(config: config_dict.ConfigDict) -> tuple[int, int, int]:
   )
 
 
-def build_objective(config: config_dict.ConfigDict, mesh: Mesh) -> Objective:
+def build_objective(config: ConfigDict, mesh: Mesh) -> Objective:
   """Builds the objective, its models for the platform of the mesh.
 
   Raises:
@@ -166,22 +140,13 @@ def build_objective(config: config_dict.ConfigDict, mesh: Mesh) -> Objective:
 
 
 def make_schedules(
-  config: config_dict.ConfigDict, total_steps: int, steps_per_epoch: float
+  config: ConfigDict, total_steps: int, steps_per_epoch: float
 ) -> dict[str, Schedule]:
   """Makes the schedules of learning rate, weight decay and EMA momentum."""
   length = int(config.schedule_scale * total_steps)
-  rate = config.learning_rate
   return {
     # These two count steps from 1, as published; the momentum from 0.
-    'learning_rate': make_schedule(
-      rate.kind,
-      start=rate.start,
-      value=rate.value,
-      final=rate.final,
-      warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
-      total_steps=length,
-      offset=1,
-    ),
+    'learning_rate': make_rate(config, length, steps_per_epoch, offset=1),
     'weight_decay': make_schedule(
       **config.weight_decay, total_steps=length, offset=1
     ),
@@ -189,7 +154,27 @@ def make_schedules(
   }
 
 
-def get_compute(config: config_dict.ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def make_rate(
+  config: ConfigDict,
+  total_steps: int,
+  steps_per_epoch: float,
+  *,
+  scale: float = 1.0,
+  offset: int = 0,
+) -> Schedule:
+  """Makes the schedule of the learning rate, `scale` times the config's."""
+  rate = config.learning_rate
+  values = {name: rate[name] for name in ('start', 'value', 'final')}
+  return make_schedule(
+    rate.kind,
+    **{name: x and x * scale for name, x in values.items()},
+    warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
+    total_steps=total_steps,
+    offset=offset,
+  )
+
+
+def get_compute(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns `dtype` and `attention` of modules, for the mesh's platform."""
   dtype = jnp.dtype(config.compute_dtype)
   attention = config.attention
@@ -198,9 +183,7 @@ def get_compute(config: config_dict.ConfigDict, mesh: Mesh) -> dict[str, Any]:
   return {'dtype': dtype, 'attention': attention}
 
 
-def check_batch(
-  config: config_dict.ConfigDict, mesh: Mesh, clips_per_step: int
-) -> None:
+def check_batch(config: ConfigDict, mesh: Mesh, clips_per_step: int) -> None:
   """Raises ValueError if a batch does not split evenly over the devices."""
   shards, parts = mesh.devices.size, config.get('microbatches', 1)
   if clips_per_step % (shards * parts):
@@ -215,6 +198,27 @@ def check_batch(
 
 
 def make_program(
+  config: ConfigDict,
+  objective: Objective,
+  schedules: dict[str, Schedule],
+  mesh: Mesh,
+  frozen: Any = None,
+) -> Program:
+  """Makes the program of an objective; arguments as of `jit_program`."""
+  tx = make_optimizer(**config.optimizer, layer_decay=config.get('layer_decay'))
+  train_step = make_train_step(
+    objective,
+    tx,
+    schedules,
+    clip_norm=config.clip_norm,
+    clip_start_step=config.get('clip_start_step', 0),
+    microbatches=config.get('microbatches', 1),
+  )
+  init = functools.partial(init_state, objective, tx)
+  return jit_program(objective, init, train_step, mesh, frozen)
+
+
+def jit_program(
   objective: Any,
   init: Callable[[jax.Array], TrainState],
   train_step: TrainStep,
@@ -224,8 +228,7 @@ def make_program(
   """Decides where each leaf of a state lives, and jits the step for that.
 
   Args:
-    objective: What is trained.
-    init: From a random key to a state at step 0, without what is frozen.
+    objective, init: See `Program`.
     train_step: Takes over the state it is given.
     mesh: Devices, attached or not.
     frozen: Shapes of what is frozen.

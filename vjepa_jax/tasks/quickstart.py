@@ -5,7 +5,7 @@ import time
 
 from absl import logging
 from etils import epath
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import sources
@@ -17,39 +17,34 @@ from vjepa_jax.sets import motion, package_videos
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.tasks.backbone import place_encoder
 from vjepa_jax.tasks.program import build_objective, get_grid
+from vjepa_jax.tasks.session import report
 from vjepa_jax.training.telemetry import read_metrics
 
 _IN_RESULTS = ('random_init', 'pretrained', 'pixels')
 
 
 def quickstart(
-  config: config_dict.ConfigDict,
+  config: ConfigDict,
   workdir: epath.PathLike,
   profile_steps: tuple[int, int] | None = None,
 ) -> dict | None:
-  """Runs the quickstart and writes `results.json` and `report.png`.
+  """Runs `configs/quickstart.py`; writes `results.json` and `report.png`.
 
-  Args:
-    config: `configs/quickstart.py`. With `smoke` its pretraining alone is run.
-    workdir: Directory of the run; an interrupted run resumes.
-    profile_steps: First and last step to trace.
-
-  Returns:
-    What `results.json` holds; None if preempted.
+  With `config.smoke` its pretraining alone is run.
   """
   if config.smoke:
     return pretraining.pretrain(config, workdir, profile_steps)
   start = time.perf_counter()
   workdir = epath.Path(workdir)
-  config = config_dict.ConfigDict(config.to_dict())
-  train, test, download_seconds = _write_data(config)
+  config = ConfigDict(config.to_dict())
+  download_seconds = _write_data(config)
+  train, test = pretraining.load_probe_clips(config, config.motion.max_clips)
   seconds = {'data': time.perf_counter() - start - download_seconds}
 
   mesh = mesh_lib.make_mesh(config.fsdp)
   encoder = build_objective(config, mesh).encoder
-  untrained = place_encoder(
-    encoder, None, config.seed, sharding.replicate(mesh)
-  )
+  places = sharding.replicate(mesh)
+  untrained = place_encoder(encoder, None, config.seed, places)
   extract = batching.make_extract(
     batching.apply_encoder(encoder),
     mesh,
@@ -62,10 +57,9 @@ def quickstart(
   )
 
   def score(params):
-    features = (extract(params, clips.videos) for clips in (train, test))
-    return baselines.score_features(
-      *features, train.labels, test.labels, few=few, **options
-    )
+    features = [extract(params, clips.videos) for clips in (train, test)]
+    labels = train.labels, test.labels
+    return baselines.score_features(labels, few, features, **options)
 
   # What the same probes reach on pixels and on an untrained encoder, first.
   path = workdir / 'baselines.json'
@@ -89,39 +83,46 @@ def quickstart(
   seconds['train'] = time.perf_counter() - train_start
   scores['pretrained'] = score(state.target)
   seconds['total'] = time.perf_counter() - start - download_seconds
-  results = _write_results(workdir, scores, seconds)
-  shown = test.videos[:32]
-  features = (extract(params, shown) for params in (untrained, state.target))
-  _draw(workdir, config, shown[:2], *features)
-  print(baselines.format_table(scores, len(train.labels), few))
-  print(
-    f'target std {results["target_std"]:.3f}, effective rank '
-    f'{results["effective_rank"]:.1f} of {encoder.width}\n'
-    f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
-    f'{seconds["total"]:.0f} s without downloads\n'
-    f'results: {workdir / "results.json"}\npicture: {workdir / "report.png"}'
-  )
-  return results
-
-
-def _write_results(workdir, scores, seconds):
-  """Writes `results.json`: accuracies, time, and how collapsed features are."""
-  diagnosed = [m for m in read_metrics(workdir) if 'effective_rank' in m][-1]
+  metrics = read_metrics(workdir)
+  diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
   results = {
     **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in baselines.METHODS},
     'target_std': diagnosed['target_std'],
     'effective_rank': diagnosed['effective_rank'],
     'seconds': seconds,
   }
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  shown = test.videos[:32]
+  masks = pretraining.make_loader(config).mask_samplers
+  pictures.draw_report(
+    workdir / 'report.png',
+    videos=shown[:2],
+    masks={
+      name: sampler(np.random.default_rng(config.seed))
+      for name, sampler in zip(config.mask_names, masks, strict=True)
+    },
+    features={
+      'random init': extract(untrained, shown),
+      'pretrained': extract(state.target, shown),
+    },
+    grid=get_grid(config),
+    metrics=metrics,
+  )
+  text = (
+    f'{baselines.format_table(scores, len(train.labels), few)}\n'
+    f'target std {results["target_std"]:.3f}, effective rank '
+    f'{results["effective_rank"]:.1f} of {encoder.width}\n'
+    f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
+    f'{seconds["total"]:.0f} s without downloads'
+  )
+  report(workdir, results, text, [workdir / 'report.png'])
   return results
 
 
-def _write_data(config):
-  """Writes the motion set and points the config at it.
+def _write_data(config: ConfigDict) -> float:
+  """Writes the motion set, and points the config at it.
 
   Returns:
-    Labelled training and test clips, and the seconds of the downloads.
+    The seconds that downloads took.
   """
   folder = epath.Path(config.motion.folder)
   start, download_seconds = time.perf_counter(), 0.0
@@ -138,30 +139,7 @@ def _write_data(config):
     num_test=config.motion.num_test,
     seed=0,
   )
-  config.data.sources = dict(
-    motion=dict(path=str(folder / 'train.csv'), weight=1.0)
-  )
-  config.probe.update(
-    train=str(folder / 'train.csv'), test=str(folder / 'test.csv')
-  )
-  count = config.motion.max_clips
-  return *pretraining.load_probe_clips(config, count), download_seconds
-
-
-def _draw(workdir, config, videos, untrained, pretrained):
-  """Draws report.png over the first held-out clips."""
-  loader = pretraining.make_loader(config)
-  masks = {
-    name: sampler(np.random.default_rng(config.seed))
-    for name, sampler in zip(
-      config.mask_names, loader.mask_samplers, strict=True
-    )
-  }
-  pictures.draw_report(
-    workdir / 'report.png',
-    videos=videos,
-    masks=masks,
-    features={'random init': untrained, 'pretrained': pretrained},
-    grid=get_grid(config),
-    metrics=read_metrics(workdir),
-  )
+  train, test = (str(folder / f'{name}.csv') for name in ('train', 'test'))
+  config.data.sources = dict(motion=dict(path=train, weight=1.0))
+  config.probe.update(train=train, test=test)
+  return download_seconds

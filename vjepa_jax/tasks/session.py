@@ -1,16 +1,17 @@
 """What all tasks share: a run, from its devices to its last step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
 from typing import Any
 
 from absl import logging
 from etils import epath
+from flax.traverse_util import flatten_dict
 import jax
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
-from vjepa_jax.data import pipeline
+from vjepa_jax.data import pipeline, sources
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import Program, check_batch, get_steps
@@ -23,34 +24,29 @@ from vjepa_jax.training.step import TrainStep
 from vjepa_jax.training.telemetry import Telemetry
 
 
-def prepare(
-  config: config_dict.ConfigDict, workdir: epath.PathLike
-) -> config_dict.ConfigDict:
+def prepare(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
   """Copies a config, so that a task may complete it; shrinks it for `smoke`."""
   if config.get('smoke'):
     return shrink(config, epath.Path(workdir))
-  return config_dict.ConfigDict(config.to_dict())
+  return ConfigDict(config.to_dict())
+
+
+def open_sources(config: ConfigDict) -> tuple[sources.Source, ...]:
+  """Opens `config.data.sources`."""
+  return tuple(
+    sources.open_source(**{k: v for k, v in source.items() if k != 'weight'})
+    for source in config.data.sources.values()
+  )
 
 
 class Session:
-  """A run: `open` gives its state, `train` takes that to the end.
-
-  Attributes:
-    workdir: Directory of the run, shared by all hosts.
-    mesh: All devices.
-    steps_per_epoch: Steps of one pass over the videos.
-    total_steps: Where the run ends.
-    resumed: Whether `open` found a checkpoint of this run.
-  """
+  """A run: `open` gives its state, `train` takes that to the end."""
 
   def __init__(
     self,
-    config: config_dict.ConfigDict,
+    config: ConfigDict,
     workdir: epath.PathLike,
-    num_videos: int,
-    *,
-    clips_per_step: int | None = None,
-    clips_per_video: int = 1,
+    loader: Any,
     profile_steps: tuple[int, int] | None = None,
   ):
     """Makes the mesh and counts the steps; writes nothing.
@@ -58,10 +54,7 @@ class Session:
     Args:
       config: The config of the task, complete.
       workdir: Directory of the run.
-      num_videos: Videos of one epoch.
-      clips_per_step: Clips of a batch, over all hosts; None for
-        `config.data.batch_size`.
-      clips_per_video: Clips of a batch that are of the same video.
+      loader: See `pipeline.make_batches`.
       profile_steps: First and last step to trace.
 
     Raises:
@@ -69,12 +62,13 @@ class Session:
     """
     self.workdir = epath.Path(workdir)
     self.mesh = mesh_lib.make_mesh(config.fsdp)
+    num_videos = sum(len(source) for source in loader.sources)
     self.steps_per_epoch = num_videos / config.data.batch_size
     self.total_steps = get_steps(config, 'total', self.steps_per_epoch)
-    self.resumed = False
-    self._config = config
-    self._clips_per_step = clips_per_step or config.data.batch_size
-    self._samples_per_step = self._clips_per_step // clips_per_video
+    self.resumed = False  # whether `open` found a checkpoint of this run
+    self._config, self._loader = config, loader
+    # Where a probe sees several segments together, batches count videos.
+    self._clips_per_step = config.data.batch_size * config.get('segments', 1)
     self._profile_steps = profile_steps
     check_batch(config, self.mesh, self._clips_per_step)
     self._check_steps(0)
@@ -84,12 +78,7 @@ class Session:
   ) -> TrainState:
     """Takes the state from this run, from `config.init_from`, or makes it.
 
-    Args:
-      program: What is run.
-      model: What each checkpoint says of the model, JSON.
-
-    Returns:
-      The state, without what is frozen.
+    Nothing in it is frozen yet. Each checkpoint says `model`, JSON.
     """
     config, shardings = self._config, program.shardings
     self._checkpoints = Checkpoints(
@@ -110,7 +99,6 @@ class Session:
     self,
     state: TrainState,
     train_step: TrainStep,
-    loader: Any,
     *,
     diagnose: Callable[..., Any] | None = None,
     diagnose_every: int = 0,
@@ -122,7 +110,6 @@ class Session:
     Args:
       state: What `open` returned, with what is frozen; donated.
       train_step: Jitted.
-      loader: See `pipeline.make_batches`.
       diagnose, evaluate: See `loop.train`.
       diagnose_every, evaluate_every: Steps from one to the next; 0 for never.
 
@@ -136,7 +123,7 @@ class Session:
     with contextlib.ExitStack() as stack:
       stack.callback(self._checkpoints.close)
       self._check_steps(start_step)
-      batches = self.make_batches(loader, self._position)
+      batches = self.make_batches(self._position)
       write_config(self.workdir, config, start_step)
       logging.info(
         'steps %d to %d of %d clips, %.1f epochs',
@@ -150,7 +137,7 @@ class Session:
         sharding.shard_batch(self.mesh),
         Quarantine(self.workdir),
         position=self._position,
-        samples_per_batch=self._samples_per_step,
+        samples_per_batch=self._clips_per_step // self._loader.num_clips,
       )
       stack.callback(feed.close)
       telemetry = Telemetry(
@@ -181,19 +168,13 @@ class Session:
       )
 
   def make_batches(
-    self, loader: Any, position: int, *, whole: bool = False
+    self, position: int, *, whole: bool = False
   ) -> Iterator[Any]:
-    """Makes this host's share of the batches, or the whole ones.
-
-    Args:
-      loader: See `pipeline.make_batches`.
-      position: Samples consumed before, over all hosts.
-      whole: Every host gets the same, whole batches.
-    """
+    """Makes this host's part of the batches, or whole ones, from a position."""
     data = self._config.data
     weights = [s.weight for s in data.get('sources', {}).values()]
     return pipeline.make_batches(
-      loader,
+      self._loader,
       weights=weights or [1.0],
       batch_size=self._clips_per_step,
       position=position,
@@ -202,12 +183,6 @@ class Session:
       num_workers=data.num_workers,
       num_threads=data.num_threads,
     )
-
-  def write_results(self, results: dict[str, Any]) -> None:
-    """Writes `results.json`, by one host."""
-    if jax.process_index() == 0:
-      text = json.dumps(results, indent=2)
-      (self.workdir / 'results.json').write_text(text + '\n')
 
   def _check_steps(self, start_step: int) -> None:
     """Raises ValueError if a run is past its end, or its trace would be."""
@@ -225,27 +200,26 @@ class Session:
 
 
 def write_config(
-  workdir: epath.Path, config: config_dict.ConfigDict, start_step: int = 0
+  workdir: epath.Path, config: ConfigDict, start_step: int = 0
 ) -> None:
-  """Writes `config.json`, by one host; says what differs from the one before.
-
-  Args:
-    workdir: Directory of the run.
-    config: Of a run that starts.
-    start_step: Where it starts.
-  """
+  """Writes `config.json`, by one host; says what differs from the last one."""
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
   text = json.dumps(config.to_dict(), indent=2, default=str)
   if start_step and path.exists():
-    before, after = (dict(_flatten(x)) for x in (_read(path), json.loads(text)))
+    try:
+      before = flatten_dict(json.loads(path.read_text()), sep='.')
+    except ValueError as error:
+      logging.warning('%s is damaged and written anew: %s', path, error)
+      before = {}
+    after = flatten_dict(json.loads(text), sep='.')
     for name in sorted(before | after):
       old, new = before.get(name, 'absent'), after.get(name, 'absent')
       if old != new:
         logging.info(
-          'config%s is %s from step %d on, was %s', name, new, start_step, old
+          'config.%s is %s from step %d on, was %s', name, new, start_step, old
         )
   # Whole or not at all: a resume reads it.
   partial = path.with_name('config.json.tmp')
@@ -253,19 +227,17 @@ def write_config(
   partial.replace(path)
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
-  """Reads a config; one that was cut off is said and taken for empty."""
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    logging.warning('%s is damaged and written anew: %s', path, error)
-    return {}
-
-
-def _flatten(values: Any, name: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields the settings of nested dicts and their names, each after a dot."""
-  if not isinstance(values, dict):
-    yield name, values
+def report(
+  workdir: epath.Path,
+  results: dict[str, Any],
+  text: str,
+  pictures: Sequence[epath.Path] = (),
+) -> None:
+  """Writes `results.json`, and prints what is said of it; by one host."""
+  if jax.process_index():
     return
-  for key, value in values.items():
-    yield from _flatten(value, f'{name}.{key}')
+  path = workdir / 'results.json'
+  path.write_text(json.dumps(results, indent=2) + '\n')
+  print(f'{text}\nresults: {path}')
+  for picture in pictures:
+    print(f'picture: {picture}')

@@ -1,7 +1,7 @@
 """Shrinks recipes to toy size, so that each one can be run anywhere."""
 
 from etils import epath
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.sets.toy import write_toy_videos
@@ -9,9 +9,7 @@ from vjepa_jax.sets.toy import write_toy_videos
 _STEPS = 4
 
 
-def shrink(
-  config: config_dict.ConfigDict, workdir: epath.Path
-) -> config_dict.ConfigDict:
+def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   """Shrinks a recipe to a few steps of a toy model on rendered videos.
 
   What makes the recipe stays: positions, initialisation, mask patterns,
@@ -36,7 +34,7 @@ def shrink(
       f'{config.task} needs a backbone, whose size it has: try it with a few '
       'config.total_steps'
     )
-  config = config_dict.ConfigDict(config.to_dict())
+  config = ConfigDict(config.to_dict())
   config.smoke = False
   manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
   config.encoder.update(size='nano', tubelet=(2, 8, 8))

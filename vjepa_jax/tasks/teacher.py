@@ -17,17 +17,11 @@ from vjepa_jax.training import checkpoint
 
 
 def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder:
-  """Rebuilds the teacher from what its run says of it.
-
-  Args:
-    path: Workdir of its run.
-    tubelet: Of the student.
-
-  Returns:
-    The encoder, without parameters.
+  """Rebuilds the teacher, without parameters, from what its run says of it.
 
   Raises:
-    ValueError: There is no such run, or it cuts clips into other tubelets.
+    ValueError: There is no such run, or it cuts clips into other tubelets than
+      the student's.
   """
   try:
     teacher = read_encoder(path)
@@ -57,14 +51,11 @@ def load_teacher(
   resumes takes that one, though its teacher may have gone on.
 
   Args:
-    path: Workdir of the teacher's run.
+    path: Workdir of the teacher's run, whose EMA encoder is taken.
     workdir: Directory of this run.
     abstract: Shapes of the parameters.
     shardings: Where they shall go.
     resumed: This run goes on from a checkpoint of its own.
-
-  Returns:
-    The EMA encoder of the teacher's run.
 
   Raises:
     ValueError: The run had another teacher, or its checkpoint is gone.
