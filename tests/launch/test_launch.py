@@ -82,26 +82,14 @@ def test_scripts_are_sound(script):
     ('0x0042', False, '.'),
   ],
 )
-def test_installation_says_what_it_found(tmp_path, device, gpu, extra):
+def test_installation_says_what_it_found(tools, tmp_path, device, gpu, extra):
   card = tmp_path / 'pci' / '0000:00:04.0'
   card.mkdir(parents=True)
   (card / 'vendor').write_text('0x1ae0\n')
   (card / 'device').write_text(device + '\n')
-  smi = tmp_path / 'nvidia-smi'
-  smi.write_text(f'#!/bin/sh\necho "GPU 0: H100"\nexit {int(not gpu)}\n')
-  smi.chmod(0o755)
-  result = subprocess.run(
-    ['bash', ROOT / 'launch' / 'install.sh'],
-    env=os.environ
-    | {
-      'DRY_RUN': '1',
-      'PCI': str(card.parent),
-      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-    },
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  tools('nvidia-smi', f'echo "GPU 0: H100"; exit {int(not gpu)}')
+  settings = tools.environment | {'DRY_RUN': '1', 'PCI': str(card.parent)}
+  result = _run('install.sh', **settings)
   assert result.stdout.endswith(f"installing '{extra}'\n")
 
 
