@@ -19,11 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vjepa_jax.masks import Grid
 from vjepa_jax.masks.multiblock import MultiBlock
 from vjepa_jax.masks.temporal import DIRECTIONS, Temporal
 from vjepa_jax.masks.tube import RandomTube, RandomTubelets
-
-Grid = tuple[int, int, int]
 
 SUBSETS = ('random', 'first')
 COMPLEMENTS = ('none', 'target', 'context')
@@ -49,34 +48,26 @@ PATTERNS: dict[str, Callable[..., Pattern]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MaskSampler:
-  """Draws context and target token ids of fixed counts for one clip.
-
-  Attributes:
-    pattern: What is hidden.
-    grid: Tubelet grid (T, H, W).
-    context_tokens: Number of context tokens, Kc.
-    target_tokens: Number of target tokens, Kt.
-    subset: Which tokens are kept of those that a draw offers: a uniformly
-      'random' subset, or the 'first' in raster order, as published.
-    complement: 'target': the targets are all that is not context ("full
-      complement"). 'context': the context is all that is not target
-      ("predictor complement"). 'none': neither, some tokens are unused.
-  """
+  """Draws context and target token ids of fixed counts for one clip."""
 
   pattern: Pattern
   grid: Grid
-  context_tokens: int
-  target_tokens: int
+  context_tokens: int  # Kc
+  target_tokens: int  # Kt
+  # Which tokens are kept of those that a draw offers: a uniformly 'random'
+  # subset, or the 'first' in raster order, as published.
   subset: str = 'random'
+  # 'target': the targets are all that is not context ("full complement").
+  # 'context': the context is all that is not target ("predictor complement").
+  # 'none': neither, some tokens are unused.
   complement: str = 'none'
 
   def __post_init__(self):
-    if self.subset not in SUBSETS:
-      raise ValueError(f'subset {self.subset!r} is not one of {SUBSETS}')
-    if self.complement not in COMPLEMENTS:
-      raise ValueError(
-        f'complement {self.complement!r} is not one of {COMPLEMENTS}'
-      )
+    for name, choices in (('subset', SUBSETS), ('complement', COMPLEMENTS)):
+      if getattr(self, name) not in choices:
+        raise ValueError(
+          f'{name} {getattr(self, name)!r} is not one of {choices}'
+        )
     if min(self.context_tokens, self.target_tokens) < 1:
       raise ValueError(
         f'a mask needs at least one context and one target token, got '
@@ -109,7 +100,8 @@ class MaskSampler:
       hidden = self.pattern.draw(self.grid, rng).reshape(-1)
       visible_ids, hidden_ids = np.flatnonzero(~hidden), np.flatnonzero(hidden)
       if self._accepts(len(visible_ids), len(hidden_ids)):
-        return self._keep(visible_ids, hidden_ids, rng)
+        context, target = self._keep(visible_ids, hidden_ids, rng)
+        return context.astype(np.int32), target.astype(np.int32)
     raise RuntimeError(
       f'{self.pattern} met {self.context_tokens} context and '
       f'{self.target_tokens} target tokens in none of {_MAX_DRAWS} draws'
@@ -122,25 +114,19 @@ class MaskSampler:
     ) and (self.complement == 'target' or num_hidden >= self.target_tokens)
 
   def _keep(self, visible, hidden, rng):
-    if self.complement != 'context':
-      context = self._subset(visible, self.context_tokens, rng)
-    if self.complement == 'target':
-      target = self._others(context)
-    else:
-      target = self._subset(hidden, self.target_tokens, rng)
+    tokens = np.arange(np.prod(self.grid))
     if self.complement == 'context':
-      context = self._others(target)
-    return context.astype(np.int32), target.astype(np.int32)
+      target = self._subset(hidden, self.target_tokens, rng)
+      return np.setdiff1d(tokens, target, assume_unique=True), target
+    context = self._subset(visible, self.context_tokens, rng)
+    if self.complement == 'target':
+      return context, np.setdiff1d(tokens, context, assume_unique=True)
+    return context, self._subset(hidden, self.target_tokens, rng)
 
   def _subset(self, ids, count, rng):
     if self.subset == 'first':
       return ids[:count]
     return np.sort(rng.choice(ids, count, replace=False))
-
-  def _others(self, ids):
-    kept = np.ones(int(np.prod(self.grid)), bool)
-    kept[ids] = False
-    return np.flatnonzero(kept)
 
   def check(self, num_draws: int = 500) -> float:
     """Measures the acceptance rate, so that a hopeless spec fails at start.

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-Grid = tuple[int, int, int]
+from vjepa_jax.masks import Grid
+
 Range = tuple[float, float]
 
 
@@ -16,24 +17,17 @@ class MultiBlock:
   The published systems draw one block size a batch, because all samples of a
   batch are cut to the shortest. Here sizes are fixed, so each sample draws its
   own block size: the same distribution, and no dependence on the batch.
-
-  Attributes:
-    num_blocks: Blocks a sample.
-    spatial_scale: Range of a block's share of the frame.
-    aspect_ratio: Range of height over width, drawn uniformly.
-    temporal_scale: Range of a block's share of the clip's duration; 1 makes
-      tubes that hide a place for the whole clip.
-    max_context_time: Share of the clip, from its start, that may be context;
-      what lies after it is hidden too.
-    invert: Swap the two: the blocks are the context and what is around them
-      is predicted.
   """
 
   num_blocks: int
-  spatial_scale: Range
-  aspect_ratio: Range = (0.75, 1.5)
+  spatial_scale: Range  # of a block's share of the frame
+  aspect_ratio: Range = (0.75, 1.5)  # of height over width
+  # Of a block's share of the duration; at 1 a place is hidden all the time.
   temporal_scale: Range = (1.0, 1.0)
+  # Share of the clip, from its start, that may be context; what lies after it
+  # is hidden too.
   max_context_time: float = 1.0
+  # Swap the two: blocks are the context, what is around them is predicted.
   invert: bool = False
 
   def draw(self, grid: Grid, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from vjepa_jax.masks import Grid
+
 DIRECTIONS = ('future', 'past', 'either', 'both')
 
 
@@ -14,22 +16,15 @@ class Temporal:
   No published recipe predicts the future explicitly: a tube hides a place for
   the whole clip. Temporal masks do, and so does the use of the model that
   predicts what comes next.
-
-  Attributes:
-    direction: 'future' shows the first steps and hides the rest; 'past' shows
-      the last ones; 'either' tosses a coin for each sample; 'both' shows the
-      middle and hides both ends.
-    context_ratio: Range of the share of time steps that is context.
   """
 
+  # 'future' shows the first steps and hides the rest; 'past' shows the last
+  # ones; 'either' tosses a coin for each sample; 'both' shows the middle and
+  # hides both ends.
   direction: str
-  context_ratio: tuple[float, float] = (0.5, 0.5)
+  context_ratio: tuple[float, float] = (0.5, 0.5)  # range of a clip's share
 
   def __post_init__(self):
-    if self.direction not in DIRECTIONS:
-      raise ValueError(
-        f'temporal mask {self.direction!r} is not one of {DIRECTIONS}'
-      )
     low, high = self.context_ratio
     if not 0 < low <= high < 1:
       raise ValueError(
@@ -37,9 +32,7 @@ class Temporal:
         'increasing and between 0 and 1'
       )
 
-  def draw(
-    self, grid: tuple[int, int, int], rng: np.random.Generator
-  ) -> np.ndarray:
+  def draw(self, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Draws the hidden tokens of one clip: bool `[T, H, W]`.
 
     Raises:

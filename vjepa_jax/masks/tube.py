@@ -4,20 +4,16 @@ import dataclasses
 
 import numpy as np
 
+from vjepa_jax.masks import Grid
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomTube:
-  """Hides random places, each for the whole clip.
+  """Hides random places, each for the whole clip."""
 
-  Attributes:
-    ratio: Share of the places that is hidden.
-  """
+  ratio: float = 0.9  # share of the places that is hidden
 
-  ratio: float = 0.9
-
-  def draw(
-    self, grid: tuple[int, int, int], rng: np.random.Generator
-  ) -> np.ndarray:
+  def draw(self, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Draws the hidden tokens of one clip: bool `[T, H, W]`."""
     duration, height, width = grid
     places = height * width
@@ -32,16 +28,11 @@ class RandomTubelets:
 
   What a hidden tubelet shows can be seen next to it and, moved, before and
   after it: prediction asks where things have gone from the first step on.
-
-  Attributes:
-    ratio: Share of the tubelets that is hidden.
   """
 
-  ratio: float = 0.7
+  ratio: float = 0.7  # share of the tubelets that is hidden
 
-  def draw(
-    self, grid: tuple[int, int, int], rng: np.random.Generator
-  ) -> np.ndarray:
+  def draw(self, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Draws the hidden tokens of one clip: bool `[T, H, W]`."""
     count = int(np.prod(grid))
     hidden = np.zeros(count, bool)

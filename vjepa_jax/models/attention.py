@@ -18,8 +18,6 @@ from vjepa_jax.models.positions import Rope, rotate
 from vjepa_jax.models.tubelets import pack, unpack
 from vjepa_jax.parallel.sharding import map_rows
 
-IMPLEMENTATIONS = ('xla', 'cudnn', 'pallas', 'pallas_interpret')
-
 
 def choose_attention(platform: str, dtype: jnp.dtype) -> str:
   """Names the fastest of `IMPLEMENTATIONS` for a compute dtype.
@@ -46,9 +44,7 @@ def attend(
 
   Args:
     q, k, v: Queries, keys and values, `[B, heads, N, d]`.
-    implementation: 'xla' (any platform), 'cudnn' (NVIDIA GPUs, 16-bit),
-      'pallas' (TPUs; splash attention) or 'pallas_interpret' (the same,
-      interpreted on any platform).
+    implementation: One of `IMPLEMENTATIONS`.
     mask: What a query sees.
 
   Returns:
@@ -58,12 +54,7 @@ def attend(
     ValueError: There is no such implementation, or it has no such mask.
   """
   check_choice('attention', implementation, IMPLEMENTATIONS)
-  if implementation == 'xla':
-    return _attend_xla(q, k, v, mask)
-  if implementation == 'cudnn':
-    return _attend_cudnn(q, k, v, mask)
-  interpret = implementation == 'pallas_interpret'
-  return _attend_splash(q, k, v, mask, interpret)
+  return IMPLEMENTATIONS[implementation](q, k, v, mask)
 
 
 def _attend_xla(q, k, v, mask):
@@ -79,13 +70,12 @@ def _attend_xla(q, k, v, mask):
 def _attend_cudnn(q, k, v, mask):
   dense = None
   if mask != FULL:
-    length = q.shape[2]
-    if length % 2:
+    if q.shape[2] % 2:
       raise ValueError(
         f"attention 'cudnn' takes {mask} of an even number of tokens, not "
-        f"{length}: set attention='xla'"
+        f"{q.shape[2]}: set attention='xla'"
       )
-    dense = mask.make_dense(length)[None, None]
+    dense = mask.make_dense(q.shape[2])[None, None]
   # The kernel's layout is [B, N, heads, d].
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   out = jax.nn.dot_product_attention(
@@ -94,14 +84,13 @@ def _attend_cudnn(q, k, v, mask):
   return out.transpose(0, 2, 1, 3)
 
 
-def _attend_splash(q, k, v, mask, interpret):
+def _attend_splash(q, k, v, mask, interpret=False):
   num_heads, num_tokens, head_dim = q.shape[1:]
   padding = -num_tokens % tpu_attention.LANES
-  if padding:
-    q, k, v = (
-      jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q, k, v)
-    )
   length = num_tokens + padding
+  q, k, v = (
+    jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q, k, v)
+  )
   if mask == FULL:
     blocks = splash.FullMask((length, length))
   else:
@@ -137,24 +126,25 @@ def _attend_splash(q, k, v, mask, interpret):
   return map_rows(run)(q, k, v)[:, :, :num_tokens]
 
 
-class Attention(nn.Module):
-  """Multi-head self-attention within one or several sequences.
+# By name: 'xla' on any platform, 'cudnn' on NVIDIA GPUs in 16 bits, 'pallas'
+# (splash attention) on TPUs, and the same interpreted on any platform.
+IMPLEMENTATIONS = {
+  'xla': _attend_xla,
+  'cudnn': _attend_cudnn,
+  'pallas': _attend_splash,
+  'pallas_interpret': functools.partial(_attend_splash, interpret=True),
+}
 
-  Attributes:
-    num_heads: Attention heads; they divide the width.
-    kernel_init: Initialiser of the kernels of query, key and value.
-    out_init: Initialiser of the output projection's kernel.
-    implementation: Kernel, see `attend`. 'pallas' uses `attend_lanes` for all
-      sequences that it takes.
-    mask: What a token sees of its sequence.
-    dtype: Compute dtype.
-  """
+
+class Attention(nn.Module):
+  """Multi-head self-attention within one or several sequences."""
 
   num_heads: int
-  kernel_init: Callable = nn.initializers.normal(0.02)
+  kernel_init: Callable = nn.initializers.normal(0.02)  # query, key and value
   out_init: Callable = nn.initializers.normal(0.02)
+  # 'pallas' uses `attend_lanes` for all sequences that it takes.
   implementation: str = 'xla'
-  mask: Mask = FULL
+  mask: Mask = FULL  # what a token sees of its sequence
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -193,14 +183,13 @@ class Attention(nn.Module):
     bias = self.param('out_bias', nn.initializers.zeros, (width,))
     if uses_lanes(self.implementation, head_dim, lengths, self.mask):
       heads = self._attend_lanes(x, projections, rope, lengths)  # [B, N, C]
-      heads = checkpoint_name(heads, 'attention')
-      kernel = _fill_lanes(kernel, (0, 1))
-      out = einsum('bnc,cd->bnd', heads, kernel.reshape(-1, width))
+      equation = 'bnc,cd->bnd'
+      kernel = _fill_lanes(kernel, (0, 1)).reshape(-1, width)
     else:
       heads = self._attend_heads(x, projections, rope, lengths)  # [B, H, N, d]
-      heads = checkpoint_name(heads, 'attention')
-      out = einsum('bhnd,hdc->bnc', heads, kernel)
-    return add_bias(out, bias)
+      equation = 'bhnd,hdc->bnc'
+    heads = checkpoint_name(heads, 'attention')
+    return add_bias(einsum(equation, heads, kernel), bias)
 
   def _attend_heads(self, x, projections, rope, lengths):
     """Attention over `[B, H, N, d]`.
@@ -219,23 +208,16 @@ class Attention(nn.Module):
     """Attention over `[B, N, heads * slot]`, see tpu_attention."""
     width = x.shape[-1]
     head_dim = width // self.num_heads
-    kernels, biases = zip(
-      *((p.kernel, p.bias) for p in projections), strict=True
-    )
+
+    def interleave(arrays):
+      filled = [_fill_lanes(a, (-2, -1)) for a in arrays]
+      shape = *filled[0].shape[:-2], -1, tpu_attention.LANES
+      return jnp.stack([a.reshape(shape) for a in filled], axis=-2)
+
     # One matmul for all three, their columns interleaved by 128.
-    kernel, bias = (
-      jnp.stack(
-        [
-          _fill_lanes(a, (-2, -1)).reshape(
-            *a.shape[:-2], -1, tpu_attention.LANES
-          )
-          for a in arrays
-        ],
-        axis=-2,
-      )
-      for arrays in (kernels, biases)
-    )
-    qkv = einsum('bnc,cd->bnd', x.astype(self.dtype), kernel.reshape(width, -1))
+    kernel = interleave([p.kernel for p in projections]).reshape(width, -1)
+    bias = interleave([p.bias for p in projections])
+    qkv = einsum('bnc,cd->bnd', x.astype(self.dtype), kernel)
     run = functools.partial(
       tpu_attention.attend_lanes,
       lengths=lengths,
@@ -294,7 +276,7 @@ def widen_tables(rope: Rope, head_dim: int) -> Rope:
     table = jnp.pad(table, ((0, 0), (0, 0), (0, slot - head_dim)))
     return jnp.tile(table, (1, 1, tpu_attention.LANES // slot))
 
-  return tuple(widen(table) for table in rope)
+  return tuple(map(widen, rope))
 
 
 def _fill_lanes(x: jnp.ndarray, axes: tuple[int, int]) -> jnp.ndarray:

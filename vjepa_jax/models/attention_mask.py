@@ -8,14 +8,10 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """What the tokens of one sequence see of it.
+  """What the tokens of one sequence see of it: all others, by default."""
 
-  Attributes:
-    tokens_per_step: None if each token sees all others ('full'); else they are
-      in order of time, so many a step, and a token sees its own step and those
-      before ('block-causal', V-JEPA 2-AC).
-  """
-
+  # 'Block-causal' (V-JEPA 2-AC): tokens are in order of time, so many a step,
+  # and see their own step and those before.
   tokens_per_step: int | None = None
 
   def __str__(self) -> str:

@@ -16,15 +16,10 @@ class FeatureDecoder(nn.Module):
   plain regression: where features leave several pictures open it paints their
   mean. A linear map of each token by itself, which is learned first, is added
   to what the transformer makes of all of them.
-
-  Attributes:
-    out_width: Numbers of a tubelet, t * p * p * 3.
-    width: Features inside, divisible by `num_heads`.
-    attention: Attention kernel, see `attention.attend`.
   """
 
-  out_width: int
-  width: int = 384
+  out_width: int  # numbers of a tubelet, t * p * p * 3
+  width: int = 384  # of features inside, divisible by num_heads
   depth: int = 4
   num_heads: int = 6
   attention: str = 'xla'

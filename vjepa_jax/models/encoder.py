@@ -12,9 +12,7 @@ from vjepa_jax.models.tubelets import Tokens
 
 def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
   """Raises ValueError unless the layers exist and increase."""
-  if layers is None:
-    return
-  if list(layers) != sorted(set(layers) & {*range(depth)}):
+  if layers and list(layers) != sorted(set(layers) & {*range(depth)}):
     raise ValueError(
       f'layers {layers} of an encoder with {depth} blocks: name some of 0 to '
       f'{depth - 1}, in increasing order'
@@ -22,28 +20,18 @@ def check_layers(layers: tuple[int, ...] | None, depth: int) -> None:
 
 
 class Encoder(Options):
-  """Vision transformer over the tubelets of a clip.
-
-  Attributes:
-    width: Features of a token.
-    depth: Number of blocks.
-    num_heads: Attention heads.
-    mlp_dim: Hidden features of the perceptrons.
-    tubelet: Tubelet size in (frames, pixels, pixels).
-    positions: 'sincos' (V-JEPA 1), 'rope_tiled' (V-JEPA 2 as released) or
-      'rope_interleaved' (the exact rotation).
-    pixel_norm: How uint8 pixels are normalised, see `tubelets`.
-    drop_path_rate: See `transformer.Transformer`.
-  """
+  """Vision transformer over the tubelets of a clip."""
 
   width: int
   depth: int
   num_heads: int
   mlp_dim: int
-  tubelet: tuple[int, int, int] = (2, 16, 16)
+  tubelet: tuple[int, int, int] = (2, 16, 16)  # frames, pixels, pixels
+  # 'sincos' (V-JEPA 1), 'rope_tiled' (V-JEPA 2 as released) or
+  # 'rope_interleaved' (the exact rotation).
   positions: str = 'sincos'
-  pixel_norm: str = 'imagenet'
-  drop_path_rate: float = 0.0
+  pixel_norm: str = 'imagenet'  # of uint8 pixels, see `tubelets.PIXEL_NORMS`
+  drop_path_rate: float = 0.0  # see `transformer.Transformer`
 
   def __post_init__(self):
     check_choice('positions', self.positions, pos.POSITIONS)

@@ -76,14 +76,9 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(bias, gradient):
-  added = gradient.ndim - bias.ndim
-  axes = [
-    i
-    for i in range(gradient.ndim)
-    if i < added or bias.shape[i - added] < gradient.shape[i]
-  ]
-  total = gradient.sum(axes, dtype=bias.dtype)
-  return gradient, total.reshape(bias.shape)
+  # What broadcasting copies, its transpose adds up.
+  _, add_up = jax.vjp(lambda b: jnp.broadcast_to(b, gradient.shape), bias)
+  return gradient, *add_up(gradient.astype(bias.dtype))
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

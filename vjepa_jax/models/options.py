@@ -14,27 +14,19 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 class Options(nn.Module, kw_only=True):
-  """How a transformer, and a model around one, is initialised and computed.
+  """How a transformer, and a model around one, is initialised and computed."""
 
-  Attributes:
-    init_std: Standard deviation of the kernels at initialisation, see
-      `linear.make_initializer`.
-    scale_init_by_depth: Scale the kernels that write to the residual stream by
-      `1 / sqrt(2 (layer + 1))` at initialisation (V-JEPA 2; in V-JEPA 1 the
-      rescale is overwritten and has no effect).
-    remat: What the backward pass recomputes. 'none': nothing. 'full': the
-      whole block, keeping its input only. 'attention': the same but for the
-      output of the attention kernel. 'dots': all but the matmuls without batch
-      dimensions.
-    attention: Attention kernel, see `attention.attend`.
-    dtype: Compute dtype; parameters are float32.
-  """
-
-  init_std: float = 0.02
+  init_std: float = 0.02  # of kernels, see `linear.make_initializer`
+  # Whether kernels that write to the residual stream start scaled by
+  # `1 / sqrt(2 (layer + 1))`, as in V-JEPA 2; in V-JEPA 1 the rescale is
+  # overwritten and has no effect.
   scale_init_by_depth: bool = False
+  # What the backward pass recomputes. 'none': nothing. 'full': the whole block,
+  # keeping its input only. 'attention': the same but for the output of the
+  # attention kernel. 'dots': all but the matmuls without batch dimensions.
   remat: str = 'none'
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
+  attention: str = 'xla'  # kernel, see `attention.attend`
+  dtype: jnp.dtype = jnp.float32  # of computation; parameters are float32
 
   def get_options(self) -> dict[str, Any]:
     """Returns the fields of `Options`, for a model inside or beside."""

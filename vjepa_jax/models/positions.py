@@ -20,18 +20,11 @@ ROPE_STYLES = ('tiled', 'interleaved')
 POSITIONS = ('sincos', *(f'rope_{style}' for style in ROPE_STYLES))
 
 
-def _sincos_1d(positions: np.ndarray, dim: int) -> np.ndarray:
-  """Returns `[sin | cos]` features, float64 `[N, dim]`, of positions `[N]`."""
-  omega = 10000.0 ** -(np.arange(dim // 2) / (dim / 2.0))
-  angles = positions[:, None] * omega[None]  # [N, dim / 2]
-  return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-
 def make_sincos_table(grid: Grid, dim: int) -> np.ndarray:
   """Makes the fixed 3-D position table of V-JEPA 1.
 
-  Each axis has `2 * ceil(dim / 6)` features, in the order t, h, w, and what is
-  more than `dim` is cut off.
+  Each axis, in the order t, h, w, has `ceil(dim / 6)` sines and then as many
+  cosines; what is more than `dim` is cut off.
 
   Args:
     grid: Number of tubelets in (time, height, width).
@@ -40,8 +33,10 @@ def make_sincos_table(grid: Grid, dim: int) -> np.ndarray:
   Returns:
     float32 `[T * H * W, dim]`.
   """
-  axes = np.indices(grid, dtype=np.float64).reshape(3, -1)
-  parts = [_sincos_1d(axis, 2 * math.ceil(dim / 6)) for axis in axes]
+  half = math.ceil(dim / 6)
+  omega = 10000.0 ** -(np.arange(half) / half)
+  angles = np.indices(grid).reshape(3, -1, 1) * omega  # [3, N, half]
+  parts = [f(axis) for axis in angles for f in (np.sin, np.cos)]
   return np.concatenate(parts, axis=1)[:, :dim].astype(np.float32)
 
 
@@ -79,7 +74,7 @@ def make_rope_tables(
   Args:
     coordinates: float32 `[B, N, 3]`, (t, h, w) of each token; on the tubelet
       grid those of `compute_coordinates`.
-    head_dim: Channels of one attention head, at least 6.
+    head_dim: Channels of one attention head, even, at least 6.
     style: 'tiled' or 'interleaved'.
 
   Returns:
@@ -110,23 +105,15 @@ def rotate(x: jnp.ndarray, tables: Rope) -> jnp.ndarray:
   cos, sin = (table[:, None] for table in tables)  # [B, 1, N, head_dim]
   # (a, b) -> (-b, a) for each pair, as a product with a matrix of signs. It is
   # exact, and on a TPU much cheaper than moving single lanes.
+  swap = np.kron(np.eye(x.shape[-1] // 2), [[0.0, 1.0], [-1.0, 0.0]])
   partner = jnp.einsum(
     'bhnc,cd->bhnd',
     x,
-    jnp.asarray(_make_pair_swap(x.shape[-1]), x.dtype),
+    jnp.asarray(swap, x.dtype),
     precision='highest',
     preferred_element_type=jnp.float32,
   )
   return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
-
-
-def _make_pair_swap(dim: int) -> np.ndarray:
-  """Returns the matrix `[dim, dim]` that maps each pair (a, b) to (-b, a)."""
-  swap = np.zeros((dim, dim), np.float32)
-  even = np.arange(0, dim - 1, 2)
-  swap[even + 1, even] = -1.0
-  swap[even, even + 1] = 1.0
-  return swap
 
 
 def encode_positions(

@@ -16,27 +16,18 @@ class Predictor(Options):
 
   Context features, brought to `width`, and mask tokens, one for each hidden
   place, go through one transformer with full attention (V-JEPA 1, section 3).
-
-  Attributes:
-    out_width: Features of the encoder, which are also predicted.
-    width: Features inside.
-    depth: Number of blocks.
-    num_heads: Attention heads. V-JEPA 1 has as many as the encoder, V-JEPA 2
-      has 12.
-    predict_context: Predict the features of the visible tokens too, through a
-      projection of their own (V-JEPA 2.1).
-    num_mask_tokens: Learned mask tokens: one a mask spec in V-JEPA 1; in
-      V-JEPA 2 all specs share the first, so one is enough.
-    positions: See `Encoder`.
   """
 
-  out_width: int
+  out_width: int  # features of the encoder, which are also predicted
   width: int = 384
   depth: int = 12
-  num_heads: int = 12
+  num_heads: int = 12  # of V-JEPA 2; V-JEPA 1 has as many as its encoder
+  # One a mask spec in V-JEPA 1; in V-JEPA 2 all specs share the first.
   num_mask_tokens: int = 1
+  # The features of visible tokens, through a projection of their own
+  # (V-JEPA 2.1).
   predict_context: bool = False
-  positions: str = 'sincos'
+  positions: str = 'sincos'  # see `Encoder`
 
   @nn.compact
   def __call__(

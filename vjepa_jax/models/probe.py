@@ -18,24 +18,17 @@ class AttentiveProbe(nn.Module):
   which one query attends to them, itself not normalised; a linear classifier.
   Probes of V-JEPA 1 (section 4.1) have no self-attention and project what the
   query attended to; those of V-JEPA 2 (section 5) have 3 blocks and do not.
-
-  Attributes:
-    num_heads: Attention heads; they divide the features.
-    depth: Self-attention blocks.
-    output_projection: Project what the query attended to (V-JEPA 1).
-    epsilon: Of the LayerNorms. The official probes have 1e-5; the classifiers
-      of Hugging Face take their encoder's, 1e-6.
-    attention: Kernel of the self-attention, see `attention.attend`.
-    dtype: Compute dtype; parameters and logits are float32.
   """
 
   num_classes: int
   num_heads: int
   depth: int = 0
   output_projection: bool = True
+  # Of the LayerNorms. The official probes have 1e-5; the classifiers of Hugging
+  # Face take their encoder's, 1e-6.
   epsilon: float = 1e-5
-  attention: str = 'xla'
-  dtype: jnp.dtype = jnp.float32
+  attention: str = 'xla'  # of the blocks, see `attention.attend`
+  dtype: jnp.dtype = jnp.float32  # of computation; logits are float32
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:

@@ -125,25 +125,16 @@ class Mlp(nn.Module):
 
 
 class Block(Options):
-  """Pre-norm block: attention, then the perceptron, each with a residual.
-
-  Attributes:
-    num_heads: Attention heads.
-    mlp_dim: Hidden features of the perceptron.
-    mask: What a token sees of its sequence.
-    drop_path_slope: By how much `Transformer.drop_path_rate` grows a block.
-  """
+  """Pre-norm block: attention, then the perceptron, each with a residual."""
 
   num_heads: int
   mlp_dim: int
   mask: Mask = FULL
-  drop_path_slope: float = 0.0
+  drop_path_slope: float = 0.0  # of `Transformer.drop_path_rate`, a block
 
   @nn.compact
   def __call__(self, x, layer, rope, lengths):
     """Maps `x` `[B, N, D]` to the same; `layer` is the block's index, int."""
-    width = x.shape[-1]
-    kernel_init = make_initializer(self.init_std, width)
 
     def out_init(key, shape, dtype=jnp.float32):
       num_inputs = math.prod(shape[:-1])
@@ -152,11 +143,11 @@ class Block(Options):
         kernel *= (2.0 * (layer + 1)) ** -0.5
       return kernel
 
-    common = {
-      'kernel_init': kernel_init,
-      'out_init': out_init,
-      'dtype': self.dtype,
-    }
+    common = dict(
+      kernel_init=make_initializer(self.init_std, x.shape[-1]),
+      out_init=out_init,
+      dtype=self.dtype,
+    )
     y = LayerNorm(dtype=self.dtype, name='norm1')(x)
     y = Attention(
       num_heads=self.num_heads,
@@ -186,20 +177,16 @@ class Transformer(Options):
 
   A scan compiles one block, whatever the depth: minutes and gigabytes less
   than an unrolled stack on a TPU, at a few percent of its speed.
-
-  Attributes:
-    depth: Number of blocks.
-    num_heads, mlp_dim, mask: See `Block`.
-    drop_path_rate: Probability that the last block leaves out a branch of a
-      clip, attention or perceptron; it grows linearly from 0 in the first
-      block (stochastic depth, arXiv 1603.09382). Only where `apply` is given
-      an rng 'drop_path': never in evaluation.
   """
 
   depth: int
   num_heads: int
   mlp_dim: int
   mask: Mask = FULL
+  # Probability that the last block leaves out a branch of a clip, attention or
+  # perceptron; it grows linearly from 0 in the first block (stochastic depth,
+  # arXiv 1603.09382). Only where `apply` is given an rng 'drop_path': never in
+  # evaluation.
   drop_path_rate: float = 0.0
 
   @nn.compact

@@ -15,7 +15,7 @@ Tokens = jnp.ndarray | tuple[jnp.ndarray, ...]
 # How uint8 pixels are normalised: by the statistics of ImageNet, as in every
 # published config, or of each clip.
 PIXEL_NORMS = ('imagenet', 'clip')
-# Statistics of ImageNet, in units of 0..255, as in every published config.
+# In units of 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -28,16 +28,16 @@ def compute_grid(
   Raises:
     ValueError: A side of the clip is not a multiple of the tubelet's.
   """
-  sides = video_shape[1:4]
-  for name, side, size in zip(
-    ('frames', 'height', 'width'), sides, tubelet, strict=True
-  ):
+  grid = []
+  names = 'frames', 'height', 'width'
+  for name, side, size in zip(names, video_shape[1:4], tubelet, strict=True):
     if side % size or not side:
       raise ValueError(
         f'{name} of the clip, {side}, is not a multiple of the tubelet, '
         f'{size}: crop or resample the clip, or change the tubelet'
       )
-  return tuple(s // t for s, t in zip(sides, tubelet, strict=True))
+    grid.append(side // size)
+  return tuple(grid)
 
 
 def patchify(video: jnp.ndarray, tubelet: tuple[int, int, int]) -> jnp.ndarray:
@@ -80,8 +80,6 @@ def pack(
 ) -> tuple[jnp.ndarray, tuple[int, ...]]:
   """Joins sequences end to end: `[B, sum of K_i, ...]` and the lengths K_i."""
   lengths = tuple(x.shape[axis] for x in sequences)
-  if len(sequences) == 1:
-    return sequences[0], lengths
   return jnp.concatenate(sequences, axis=axis), lengths
 
 
@@ -89,8 +87,6 @@ def unpack(
   x: jnp.ndarray, lengths: tuple[int, ...], axis: int = 1
 ) -> tuple[jnp.ndarray, ...]:
   """Inverts `pack`."""
-  if len(lengths) == 1:
-    return (x,)
   return tuple(jnp.split(x, np.cumsum(lengths)[:-1], axis=axis))
 
 

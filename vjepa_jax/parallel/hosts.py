@@ -1,6 +1,6 @@
 """The processes of one run join, and make sure that they fit together."""
 
-from collections import Counter
+from collections import defaultdict
 import contextlib
 import hashlib
 import json
@@ -33,10 +33,9 @@ def connect(
   """Joins the other processes of a run, before anything else uses jax.
 
   Args:
-    coordinator: HOST:PORT of process 0; 'auto' where jax finds all three out by
-      itself: TPU pods, SLURM, GKE.
-    num_processes: Number of processes.
-    process_index: Which one this is.
+    coordinator: HOST:PORT of process 0; 'auto' where jax finds this and the
+      next two out by itself: TPU pods, SLURM, GKE.
+    num_processes, process_index: How many there are, and which one this is.
     heartbeat_seconds: Silence after which the runtime takes a process for lost,
       and ends the others.
 
@@ -59,14 +58,10 @@ def connect(
 
 
 def leave(code: int, seconds: float) -> NoReturn:
-  """Ends this process together with the others, or without them.
+  """Ends this process together with the others, or after `seconds` alone.
 
   What an ordinary exit does is wait for the others, who may be in a collective
   that waits for this one.
-
-  Args:
-    code: Exit code.
-    seconds: How long the others are waited for.
   """
 
   def shut_down():
@@ -86,45 +81,36 @@ def leave(code: int, seconds: float) -> NoReturn:
 
 
 def check(facts: dict[str, Any], workdir: epath.PathLike) -> None:
-  """Checks that the processes of a run fit together.
-
-  Args:
-    facts: What must be the same in all of them, JSON.
-    workdir: Directory that must be the same for all of them.
+  """Checks that the processes of a run fit together, see below.
 
   Raises:
     UserError: On all processes alike, if they do not.
   """
+  # First: processes of unequal numbers of devices cannot gather anything.
   check_devices()
   check_agreement(facts)
   check_shared(workdir)
 
 
 def check_devices() -> None:
-  """Checks that all processes have as many devices, of one kind.
-
-  Raises:
-    UserError: The first that differs is named.
-  """
-  counts = Counter((d.process_index, d.device_kind) for d in jax.devices())
-  (first, kind), count = next(iter(counts.items()))
-  for (process, other_kind), other_count in counts.items():
-    if (other_kind, other_count) != (kind, count):
+  """Raises UserError unless all processes have as many devices, of one kind."""
+  kinds = defaultdict(list)
+  for device in jax.devices():
+    kinds[device.process_index].append(device.device_kind)
+  for process, others in kinds.items():
+    if others != kinds[0]:
       raise UserError(
-        f'process {process} has {other_count} devices ({other_kind}), process '
-        f'{first} has {count} ({kind}): all processes need the same'
+        f'process {process} has {len(others)} devices ({others[0]}), process 0 '
+        f'has {len(kinds[0])} ({kinds[0][0]}): all processes need the same'
       )
 
 
 def check_agreement(facts: dict[str, Any]) -> None:
-  """Checks that all processes are about to run the same program.
+  """Raises UserError unless processes are about to run the same program.
 
   Args:
     facts: What must be the same everywhere, JSON. This package's code and
       jax's version are added.
-
-  Raises:
-    UserError: The first difference is named.
   """
   facts = facts | {'code': _hash_code(), 'jax': jax.__version__}
   everywhere = map(json.loads, _gather(json.dumps(facts, default=str)))
@@ -139,11 +125,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
 
 
 def check_shared(workdir: epath.PathLike) -> None:
-  """Checks that the directory is one that all processes see.
-
-  Raises:
-    UserError: The processes that do not see it are named.
-  """
+  """Raises UserError unless the directory is one that all processes see."""
   workdir = epath.Path(workdir)
   path = workdir / f'seen_by_all_hosts_{_gather(secrets.token_hex(8))[0]}'
   if jax.process_index() == 0:

@@ -53,9 +53,5 @@ def make_mesh(
 
 
 def get_platform(mesh: Mesh) -> str:
-  """Returns 'cpu', 'gpu' or 'tpu': what the mesh's devices are.
-
-  Kernels are chosen by this, never by the default backend, so that a step can
-  be compiled for devices that are not attached.
-  """
+  """Returns 'cpu', 'gpu' or 'tpu': what its devices are, attached or not."""
   return mesh.devices.flat[0].platform

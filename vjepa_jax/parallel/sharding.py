@@ -16,6 +16,7 @@ MIN_SHARDED_ELEMENTS = 2**13
 # Parameters under these names are stacked over depth by a scan.
 _SCANNED = re.compile(r'(^|/)blocks/')
 _MAX_UNSHARDED = 0.02
+_ROWS = PartitionSpec(('data', 'fsdp'))
 # Below this many bytes nobody minds: a toy model fits whole.
 _ALWAYS_FITS = 2**22
 
@@ -27,7 +28,7 @@ def replicate(mesh: Mesh) -> NamedSharding:
 
 def shard_batch(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of batches: the first axis over all devices."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+  return NamedSharding(mesh, _ROWS)
 
 
 def _choose_spec(
@@ -72,15 +73,11 @@ def shard_tree(
 
 
 def check_sufficiently_sharded(tree: Any, shardings: Any, mesh: Mesh) -> None:
-  """Fails if more than 2 % of the state's bytes are left whole everywhere.
-
-  Args:
-    tree: Abstract state.
-    shardings: What `shard_tree` returned for it.
-    mesh: The mesh.
+  """Checks what `shard_tree` returned for an abstract state.
 
   Raises:
-    UserError: The largest replicated leaves are named.
+    UserError: More than 2 % of the bytes are left whole everywhere; the largest
+      leaves are named.
   """
   if mesh.shape['fsdp'] == 1:
     return
@@ -112,7 +109,7 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   """
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
+  return jax.lax.with_sharding_constraint(x, _ROWS)
 
 
 def map_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -129,11 +126,10 @@ def map_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   def mapped(*arrays):
     if jax.sharding.get_abstract_mesh().empty:
       return function(*arrays)
-    rows = PartitionSpec(('data', 'fsdp'))
-    specs = tuple(PartitionSpec() if a.shape[0] == 1 else rows for a in arrays)
+    specs = tuple(PartitionSpec() if len(a) == 1 else _ROWS for a in arrays)
     # Kernels do not say how their results vary over the mesh.
     return jax.shard_map(
-      function, in_specs=specs, out_specs=rows, check_vma=False
+      function, in_specs=specs, out_specs=_ROWS, check_vma=False
     )(*arrays)
 
   return mapped
@@ -142,12 +138,8 @@ def map_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def make_global(batch: Any, sharding: NamedSharding) -> Any:
   """Assembles the global batch from the rows that each process holds.
 
-  Args:
-    batch: Tree of host arrays `[B / processes, ...]`.
-    sharding: Sharding of the global batch, over its first axis.
-
-  Returns:
-    The tree as global jax.Arrays `[B, ...]`.
+  Takes a tree of host arrays `[B / processes, ...]`, and a sharding over the
+  first axis; returns the tree as global jax.Arrays `[B, ...]`.
   """
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(

@@ -47,13 +47,8 @@ def compute_effective_rank(covariance: np.ndarray) -> float:
   """Computes the effective rank of centred features from their covariance.
 
   It is exp of the entropy of the normalised singular values (Roy and Vetterli
-  2007; RankMe, Garrido et al. 2023), between 1 and D.
-
-  Args:
-    covariance: `[D, D]`.
-
-  Returns:
-    The effective rank; 1 if nothing varies, NaN if features are not finite.
+  2007; RankMe, Garrido et al. 2023): of a covariance `[D, D]` between 1, where
+  nothing varies, and D; NaN where features are not finite.
   """
   if not np.isfinite(covariance).all():
     return float('nan')

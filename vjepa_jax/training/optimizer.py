@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import optax.contrib
 
+from vjepa_jax.models.options import check_choice
+
 
 def make_optimizer(
   *,
@@ -36,8 +38,7 @@ def make_optimizer(
   """
   adam = optax.scale_by_adam(b1, b2, eps)
   kinds = {'adamw': adam, 'muon': _scale_by_muon(adam)}
-  if kind not in kinds:
-    raise ValueError(f'optimizer kind {kind!r} is not one of {list(kinds)}')
+  check_choice('optimizer kind', kind, kinds)
   direction = kinds[kind]
 
   def update(grads, opt_state, params, *, learning_rate, weight_decay):
@@ -66,13 +67,12 @@ def _scale_by_muon(
   serves both.
   """
 
+  def resize(update, axes):
+    sides = [math.prod(update.shape[a] for a in side) for side in axes]
+    return 0.2 * max(sides) ** 0.5 * update
+
   def scale(updates, params=None):
     del params
-
-    def resize(update, axes):
-      sides = [math.prod(update.shape[a] for a in side) for side in axes]
-      return 0.2 * max(sides) ** 0.5 * update
-
     return jax.tree.map(resize, updates, find_matrices(updates))
 
   def label(params):
@@ -113,13 +113,10 @@ def find_matrices(params: Any) -> Any:
 
 
 def mask_decayed(params: Any) -> Any:
-  """Marks the leaves that weight decay applies to: no biases, no norms.
+  """Marks by a bool the leaves that decay: no biases, no norms.
 
-  Mask tokens do decay, as published: they have three dimensions there and no
-  'bias' in their name.
-
-  Returns:
-    The tree with a bool for each leaf.
+  Mask tokens do, as published: they have three dimensions there and no 'bias'
+  in their name.
   """
 
   def decays(path, _):
@@ -149,9 +146,8 @@ def decay_by_layer(params: dict[str, Any], decay: float) -> Any:
     names = [key.key for key in path]
     if names[0] != 'encoder' or 'norm' in names[1:2]:
       return np.float32(1.0)
-    depth = params['encoder']['transformer']['blocks']['norm1']['scale'].shape[
-      0
-    ]
+    blocks = params['encoder']['transformer']['blocks']
+    depth = len(blocks['norm1']['scale'])
     if names[1] == 'embed':
       return np.float32(decay ** (depth + 1))
     powers = depth - np.arange(depth, dtype=np.float32)
@@ -165,12 +161,8 @@ def clip_by_module(
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
   """Clips the gradients of each module to a global norm of its own.
 
-  Args:
-    grads: Gradients by module: 'encoder' and 'predictor'.
-    max_norm: Largest norm; infinity for none.
-
   Returns:
-    The clipped gradients, and each module's norm before, a float32 scalar.
+    The clipped gradients by module, and the norms before, float32 scalars.
   """
   norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
 

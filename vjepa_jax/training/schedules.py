@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from vjepa_jax.models.options import check_choice
+
 Schedule = Callable[[int], jnp.ndarray]
 
 KINDS = ('constant', 'cosine', 'linear')
@@ -40,8 +42,7 @@ def make_schedule(
   Raises:
     ValueError: Unknown kind, or the warm-up is longer than the schedule.
   """
-  if kind not in KINDS:
-    raise ValueError(f'schedule {kind!r} is not one of {KINDS}')
+  check_choice('schedule', kind, KINDS)
   if warmup_steps > total_steps:
     raise ValueError(
       f'{warmup_steps} warm-up steps do not fit into a schedule of '

@@ -14,23 +14,18 @@ class TrainState(struct.PyTreeNode):
   """Parameters, their moving average and the optimizer's moments.
 
   Random numbers are a function of seed and step, so no key is carried.
-
-  Attributes:
-    step: int32 scalar, number of steps done.
-    params: What is learned by gradient, by module.
-    target: The EMA of the module that the objective names, float32: in bfloat16
-      an average with momentum .99925 would not move at all. None for none.
-    opt_state: State of the optimizer.
-    frozen: Parameters of another run that the loss needs, as those of a
-      teacher; None in most recipes. They are sharded and donated as the rest,
-      and pass through a step as they are, without a copy; checkpoints leave
-      them out, since their own run has them.
   """
 
-  step: jax.Array
-  params: Any
+  step: jax.Array  # int32, steps done
+  params: Any  # by module
+  # The EMA of the module that the objective names, float32: in bfloat16 an
+  # average with momentum .99925 would not move at all. None for none.
   target: Any
   opt_state: Any
+  # Parameters of another run that the loss needs, as those of a teacher; None
+  # in most recipes. They are sharded and donated as the rest, and pass through
+  # a step as they are, without a copy; checkpoints leave them out, since their
+  # own run has them.
   frozen: Any = None
 
 
@@ -46,10 +41,3 @@ def init_state(
   if objective.averaged is not None:
     target = jax.tree.map(jnp.copy, params[objective.averaged])
   return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params))
-
-
-def update_target(target: Any, params: Any, momentum: jax.Array) -> Any:
-  """Moves the target: `momentum * target + (1 - momentum) * params`."""
-  return jax.tree.map(
-    lambda t, p: momentum * t + (1.0 - momentum) * p, target, params
-  )

@@ -1,6 +1,7 @@
 """One training step as one pure function."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -8,15 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from vjepa_jax.parallel.sharding import constrain_batch
-from vjepa_jax.training.objectives.base import (
-  Batch,
-  Metrics,
-  Objective,
-  Params,
-)
+from vjepa_jax.training.objectives.base import Batch, Metrics, Objective, Params
 from vjepa_jax.training.optimizer import clip_by_module
 from vjepa_jax.training.schedules import Schedule
-from vjepa_jax.training.state import TrainState, update_target
+from vjepa_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -77,9 +73,13 @@ def make_train_step(
       )
     target = state.target
     if target is not None:
+      momentum = rates['ema']
       with jax.named_scope('ema'):
-        online = params[objective.averaged]
-        target = update_target(target, online, rates['ema'])
+        target = jax.tree.map(
+          lambda t, p: momentum * t + (1.0 - momentum) * p,
+          target,
+          params[objective.averaged],
+        )
     state = state.replace(
       step=state.step + 1, params=params, target=target, opt_state=opt_state
     )
@@ -101,11 +101,9 @@ def update(
   """Clips gradients and updates parameters, if all is finite.
 
   Args:
-    tx: See `optimizer.make_optimizer`.
-    params: Parameters by module.
-    opt_state: State of the optimizer.
-    grads: Gradients by module.
-    loss: Loss.
+    tx: See `optimizer.make_optimizer`; `opt_state` is its state.
+    params, grads: Parameters and their gradients, by module.
+    loss: What has to be finite beside the gradients.
     rates: This step's 'learning_rate' and 'weight_decay'.
     max_norm: Largest gradient norm of each module.
 
@@ -115,13 +113,8 @@ def update(
   """
   grads, norms = clip_by_module(grads, max_norm)
   finite = jnp.isfinite(loss + sum(norms.values()))
-  updates, new_state = tx.update(
-    grads,
-    opt_state,
-    params,
-    learning_rate=rates['learning_rate'],
-    weight_decay=rates['weight_decay'],
-  )
+  rates = {name: rates[name] for name in ('learning_rate', 'weight_decay')}
+  updates, new_state = tx.update(grads, opt_state, params, **rates)
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),
     (optax.apply_updates(params, updates), new_state),
@@ -157,14 +150,12 @@ def _accumulate(
     batch,
   )
 
-  def add(total, part):
-    part = differentiate(objective, state, part)
-    return jax.tree.map(jnp.add, total, part), None
+  run = functools.partial(differentiate, objective, state)
 
-  first = jax.tree.map(lambda x: x[0], parts)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, jnp.float32),
-    jax.eval_shape(lambda part: differentiate(objective, state, part), first),
-  )
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, run(part)), None
+
+  shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
   total, _ = jax.lax.scan(add, zeros, parts)
   return jax.tree.map(lambda x: x / microbatches, total)

@@ -1,6 +1,6 @@
 """What an objective is, and what builds one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,18 +26,14 @@ class Objective:
   """Modules, and the loss that they are trained with.
 
   Modules are attributes under the names that they have in the parameters.
-
-  Attributes:
-    averaged: Name of the module whose moving average is the state's target;
-      None for none.
-    whole_batch: Why the loss of a batch is not the mean over its parts, for
-      which microbatches are refused; None if it is.
-    teacher: Where frozen parameters come from; None where there are none, or
-      the task has them.
   """
 
+  # Name of the module whose moving average is the state's target, if any.
   averaged: str | None = 'encoder'
+  # Why the loss of a batch is not the mean over its parts, for which
+  # microbatches are refused; None if it is.
   whole_batch: str | None = None
+  # Where frozen parameters come from, unless the task has them.
   teacher: Teacher | None = None
 
   def init(self, key: jax.Array) -> Params:
@@ -65,23 +61,15 @@ class Objective:
 
 
 class Setup(NamedTuple):
-  """What an objective of pretraining is built of, beside its own options.
-
-  Attributes:
-    encoder: The context encoder.
-    build_predictor: Builds the predictor that goes with it, see
-      `zoo.build_predictor`, of which 'out_width' and 'predict_context' are the
-      objective's to choose.
-    read_teacher: Rebuilds the encoder of another run, on the same tubelets,
-      from its workdir.
-    mask_names: Names of the mask specs, in the order of a stream's masks.
-    seed: Of all that is drawn.
-  """
+  """What an objective of pretraining is built of, beside its own options."""
 
   encoder: Encoder
+  # `zoo.build_predictor`, of which 'out_width' and 'predict_context' are the
+  # objective's to choose.
   build_predictor: Callable[..., Predictor]
+  # Rebuilds the encoder of another run, on the same tubelets, from its workdir.
   read_teacher: Callable[[str], Encoder]
-  mask_names: tuple[str, ...]
+  mask_names: tuple[str, ...]  # in the order of a stream's masks
   seed: int
 
 
@@ -123,6 +111,11 @@ def predict(
     return context, predictor.apply(
       {'params': params['predictor']}, context, context_ids, target_ids, grid
     )
+
+
+def average(values: Sequence[Any]) -> Any:
+  """Computes the mean, as that over mask specs."""
+  return sum(values) / len(values)
 
 
 def add_terms(

@@ -4,7 +4,6 @@ The terms of VICReg (arXiv 2105.04906) and LeJEPA (SIGReg, arXiv 2511.08544), on
 the features of the visible tokens.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
@@ -15,30 +14,26 @@ from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.training.objectives import base, regularizers, vjepa
 from vjepa_jax.training.objectives.targets import center_by_position
 
+# By the names of their weights; from features `[N, D]` and a random key.
+_TERMS = {
+  'feature_variance': lambda x, _: regularizers.compute_variance_term(x),
+  'covariance': lambda x, _: regularizers.compute_covariance_term(x),
+  'sigreg': regularizers.compute_sigreg,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Regularized(vjepa.VJepa):
-  """V-JEPA and the terms of `regularizers` whose weight is not 0.
-
-  Attributes:
-    feature_variance_weight, covariance_weight, sigreg_weight: Weights.
-    seed: Of the random directions of SIGReg.
-    (others): See `VJepa`.
-  """
+  """V-JEPA and the terms of `regularizers` whose weight is not 0."""
 
   feature_variance_weight: float = 0.0
   covariance_weight: float = 0.0
   sigreg_weight: float = 0.0
-  seed: int = 0
+  seed: int = 0  # of the random directions of SIGReg
 
   def __post_init__(self):
     """Raises ValueError where nothing would be regularised."""
-    weights = (
-      self.feature_variance_weight,
-      self.covariance_weight,
-      self.sigreg_weight,
-    )
-    if not any(weights):
+    if not any(getattr(self, f'{name}_weight') for name in _TERMS):
       raise ValueError(
         'objective.kind regularized has no weight that is not 0: set one of '
         'objective.regularized, or objective.kind=vjepa'
@@ -46,11 +41,9 @@ class Regularized(vjepa.VJepa):
 
   @property
   def whole_batch(self) -> str | None:
-    """See `Objective`."""
     return 'regularizers take statistics over the clips of a batch'
 
   def loss(self, params, frozen, batch, step=0):
-    """See `Objective`."""
     stream = batch['video']
     targets = self.targets.encode(frozen, stream)
     context, predictions = self.predict(params, stream)
@@ -61,27 +54,17 @@ class Regularized(vjepa.VJepa):
       # What is left is content: features that tell positions apart and nothing
       # else vary as much over tokens, and would satisfy the terms.
       content = [
-        center_by_position(features, mask['context'], math.prod(grid))
+        center_by_position(features, mask['context'], math.prod(grid)).reshape(
+          -1, features.shape[-1]
+        )
         for features, mask in zip(context, stream['masks'], strict=True)
       ]
-      terms = self._compute_terms(content, key)
+      terms = {
+        name: (weight, base.average([compute(x, key) for x in content]))
+        for name, compute in _TERMS.items()
+        if (weight := getattr(self, f'{name}_weight'))
+      }
     return base.add_terms(loss, metrics, terms)
-
-  def _compute_terms(
-    self, content: Sequence[jax.Array], key: jax.Array
-  ) -> dict[str, tuple[float, jax.Array]]:
-    """Weights and values of the terms, means over the mask specs."""
-    rows = [x.reshape(-1, x.shape[-1]) for x in content]
-    terms = {
-      'feature_variance': regularizers.compute_variance_term,
-      'covariance': regularizers.compute_covariance_term,
-      'sigreg': lambda x: regularizers.compute_sigreg(x, key),
-    }
-    return {
-      name: (weight, sum(map(term, rows)) / len(rows))
-      for name, term in terms.items()
-      if (weight := getattr(self, f'{name}_weight'))
-    }
 
 
 def build(setup: base.Setup, **options: Any) -> vjepa.VJepa:

@@ -2,7 +2,8 @@
 
 A falling loss with a healthy standard deviation can hide that the features use
 ever fewer directions. These terms look at a matrix of features `[N, D]`, whose
-rows are clips or tokens, and are small only if all D directions vary.
+rows are clips or tokens, and are small only if all D directions vary. Each is a
+float32 scalar.
 """
 
 import jax
@@ -15,13 +16,8 @@ _LARGEST_FREQUENCY = 3.0
 def compute_variance_term(features: jax.Array) -> jax.Array:
   """Computes the hinge on standard deviations (VICReg, equation 1).
 
-  `mean_d max(0, 1 - sqrt(Var_n z_nd + 1e-4))`, Bardes et al. 2022.
-
-  Args:
-    features: `[N, D]`.
-
-  Returns:
-    A float32 scalar between 0 and 1.
+  `mean_d max(0, 1 - sqrt(Var_n z_nd + 1e-4))`, Bardes et al. 2022; between 0
+  and 1.
   """
   variance = jnp.var(features.astype(jnp.float32), axis=0)
   return jnp.mean(jax.nn.relu(1.0 - jnp.sqrt(variance + 1e-4)))
@@ -30,13 +26,7 @@ def compute_variance_term(features: jax.Array) -> jax.Array:
 def compute_covariance_term(features: jax.Array) -> jax.Array:
   """Computes the sum of squared covariances (VICReg, equations 3 and 4).
 
-  `1 / D sum_{i != j} C_ij^2` with the unbiased covariance C.
-
-  Args:
-    features: `[N, D]`, N at least 2.
-
-  Returns:
-    A float32 scalar.
+  `1 / D sum_{i != j} C_ij^2` with the unbiased covariance C of at least 2 rows.
   """
   x = features.astype(jnp.float32)
   x = x - x.mean(axis=0)
@@ -58,9 +48,6 @@ def compute_sigreg(
     features: `[N, D]`.
     key: Draws the directions; the same on every host.
     num_directions: How many.
-
-  Returns:
-    A float32 scalar.
   """
   x = features.astype(jnp.float32)
   directions = jax.random.normal(key, (x.shape[1], num_directions))

@@ -47,8 +47,7 @@ class PixelTargets:
     return 3 * math.prod(self.tubelet)
 
   def encode(self, params: Any, stream: base.Batch) -> list[jax.Array]:
-    """See `targets.Targets`; there are no parameters."""
-    del params
+    del params  # there are none
     with jax.named_scope('target_encoder'):
       clip = normalize_tubelets(patchify(stream['pixels'], self.tubelet))
     return gather(jax.lax.stop_gradient(clip), stream['masks'], 'target')

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.tubelets import gather_tokens
 from vjepa_jax.training.objectives.base import Batch
 
@@ -27,11 +28,7 @@ def normalize_features(features: jax.Array) -> jax.Array:
 def normalize_over_clips(features: jax.Array) -> jax.Array:
   """Standardises each feature over clips at each position, in float32.
 
-  Args:
-    features: `[B, N, D]` of all tokens, so that row n is one position.
-
-  Returns:
-    float32 `[B, N, D]` with mean 0 over B.
+  Row n of all `[B, N, D]` is one position.
   """
   x = features.astype(jnp.float32)
   x = x - x.mean(axis=0)
@@ -49,8 +46,7 @@ def center_by_position(
   """Subtracts the mean over clips at each position.
 
   Args:
-    features: `[B, K, D]`.
-    ids: Their token ids, int32 `[B, K]`.
+    features: `[B, K, D]`, of tokens `ids`, int32 `[B, K]`.
     num_tokens: Tokens of the whole grid.
 
   Returns:
@@ -79,29 +75,22 @@ class Targets(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTargets:
-  """Features of the target encoder.
-
-  Attributes:
-    encoder: The encoder.
-    norm: How they are normalised: each token by itself ('layer', the paper), or
-      each feature over the clips of the batch at each 'position'. The second
-      takes away what clips have in common, so that neither a position nor a
-      constant can be predicted for gain.
-    view: What the encoder sees: the whole 'clip' (the paper) or only the
-      'targets' tubelets, which cannot look at the context.
-  """
+  """Features of the target encoder."""
 
   encoder: Encoder
+  # How they are normalised: each token by itself ('layer', the paper), or each
+  # feature over the clips of the batch at each 'position'. The second takes
+  # away what clips have in common, so that neither a position nor a constant
+  # can be predicted for gain.
   norm: str = 'layer'
+  # What the encoder sees: the whole 'clip' (the paper) or only the 'targets'
+  # tubelets, which cannot look at the context.
   view: str = 'clip'
 
   def __post_init__(self):
     """Raises ValueError unless the options are known and go together."""
-    for name, options in (('norm', tuple(_NORMS)), ('view', _VIEWS)):
-      if getattr(self, name) not in options:
-        raise ValueError(
-          f'target_{name} {getattr(self, name)!r} is not one of {options}'
-        )
+    check_choice('target_norm', self.norm, _NORMS)
+    check_choice('target_view', self.view, _VIEWS)
     if self.norm == 'position' and self.view == 'targets':
       raise ValueError(
         "target_norm 'position' compares clips at the same places: it needs "
@@ -110,7 +99,6 @@ class FeatureTargets:
 
   @property
   def whole_batch(self) -> str | None:
-    """See `Objective`."""
     if self.norm == 'position':
       return "target_norm='position' takes statistics over the clips of a batch"
     return None
@@ -122,7 +110,6 @@ class FeatureTargets:
       return jax.lax.stop_gradient(_NORMS[self.norm](features))
 
   def encode(self, params: Any, stream: Batch) -> list[jax.Array]:
-    """See `Targets`."""
     video, masks = stream['pixels'], stream['masks']
     if self.view == 'clip':
       return gather(self.encode_clip(params, video), masks, 'target')

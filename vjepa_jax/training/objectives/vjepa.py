@@ -23,38 +23,26 @@ from vjepa_jax.training.objectives.targets import (
 
 @dataclasses.dataclass(frozen=True)
 class VJepa(base.Objective):
-  """Regression of targets from what is visible (V-JEPA 1, equation 1).
-
-  Attributes:
-    encoder: Context encoder; its moving average is kept, and evaluated.
-    predictor: Predictor.
-    targets: What is predicted.
-    mask_names: Names of the mask specs, in the order of a stream's masks.
-    loss_exp: Power of the error; 1 in every published config.
-    variance_weight: Weight of the hinge on the deviation of predictions over
-      the tokens of a clip; 0 in every published config.
-    teacher: See `Objective`.
-  """
+  """Regression of targets from what is visible (V-JEPA 1, equation 1)."""
 
   encoder: Encoder
   predictor: Predictor
   targets: Targets
-  mask_names: tuple[str, ...]
-  loss_exp: float = 1.0
+  mask_names: tuple[str, ...]  # in the order of a stream's masks
+  loss_exp: float = 1.0  # power of the error; 1 in every published config
+  # Of the hinge on the deviation of predictions over the tokens of a clip; 0 in
+  # every published config.
   variance_weight: float = 0.0
   teacher: base.Teacher | None = None
 
   @property
   def whole_batch(self) -> str | None:
-    """See `Objective`."""
     return self.targets.whole_batch
 
   def init(self, key: jax.Array) -> base.Params:
-    """See `Objective`."""
     return base.init_models(key, self.encoder, self.predictor)
 
   def loss(self, params, frozen, batch, step=0):
-    """See `Objective`."""
     del step
     targets = self.targets.encode(frozen, batch['video'])
     _, predictions = self.predict(params, batch['video'])
@@ -78,41 +66,32 @@ class VJepa(base.Objective):
     Returns:
       The loss and its metrics.
     """
-    losses, sizes, stds, cosines, target_stds = {}, {}, [], [], []
-    for name, features, target, mask in zip(
-      self.mask_names, predictions, targets, masks, strict=True
-    ):
+    losses, stds, cosines, target_stds = [], [], [], []
+    for features, target in zip(predictions, targets, strict=True):
       with jax.named_scope('loss'):
         predicted = features.astype(jnp.float32)
-        losses[f'loss_{name}'] = jnp.mean(
-          measure_error(predicted, target, self.loss_exp)
-        )
+        error = measure_error(predicted, target, self.loss_exp)
+        losses.append(jnp.mean(error))
         # Over the tokens of each clip, unbiased, as published.
         variance = jnp.var(predicted, axis=1, ddof=1)  # [B, D]
         stds.append(jnp.sqrt(variance + 1e-4))
         cosines.append(measure_cosine(predicted, target))
         target_stds.append(jnp.mean(jnp.std(target, axis=(0, 1))))
-      for part, ids in mask.items():
-        sizes[f'tokens_{part}_{name}'] = jnp.float32(ids.shape[1])
-    std = _average(stds)
-    variance_loss = jnp.mean(jax.nn.relu(1.0 - std))
-    prediction_loss = _average(losses.values())
-    loss = prediction_loss + self.variance_weight * variance_loss
-    return loss, {
-      'loss': loss,
-      'loss_prediction': prediction_loss,
-      'loss_variance': variance_loss,
-      **losses,
+    std = base.average(stds)
+    metrics = {
+      'loss_prediction': base.average(losses),
+      'loss_variance': jnp.mean(jax.nn.relu(1.0 - std)),
       'prediction_std': jnp.mean(std),
-      'prediction_cosine': _average(cosines),
-      'target_std': _average(target_stds),
-      **sizes,
+      'prediction_cosine': base.average(cosines),
+      'target_std': base.average(target_stds),
     }
-
-
-def _average(values: Any) -> jax.Array:
-  values = list(values)
-  return sum(values) / len(values)
+    for name, loss, mask in zip(self.mask_names, losses, masks, strict=True):
+      metrics[f'loss_{name}'] = loss
+      for part, ids in mask.items():
+        metrics[f'tokens_{part}_{name}'] = jnp.float32(ids.shape[1])
+    variance_loss = self.variance_weight * metrics['loss_variance']
+    loss = metrics['loss_prediction'] + variance_loss
+    return loss, {'loss': loss} | metrics
 
 
 def build(

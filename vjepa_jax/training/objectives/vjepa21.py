@@ -3,7 +3,6 @@
 On the features of the last layer alone.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -18,18 +17,12 @@ from vjepa_jax.training.objectives.targets import gather, measure_error
 
 @dataclasses.dataclass(frozen=True)
 class VJepa21(vjepa.VJepa):
-  """The dense loss.
+  """The dense loss; the predictor has `predict_context`."""
 
-  Attributes:
-    context_weight: Weight of the loss on visible tokens.
-    context_warmup_steps: Steps between which that weight rises from 0.
-    context_distance: Divide it by the square root of a token's distance to the
-      nearest target, as published for pretraining.
-    (others): See `VJepa`; the predictor has `predict_context`.
-  """
-
-  context_weight: float = 0.5
-  context_warmup_steps: tuple[int, int] = (0, 0)
+  context_weight: float = 0.5  # of the loss on visible tokens
+  context_warmup_steps: tuple[int, int] = (0, 0)  # while it rises from 0
+  # Divide it by the square root of a token's distance to the nearest target, as
+  # published for pretraining.
   context_distance: bool = True
 
   def __post_init__(self):
@@ -41,26 +34,12 @@ class VJepa21(vjepa.VJepa):
       )
 
   def loss(self, params, frozen, batch, step=0):
-    """See `Objective`."""
     video, masks = batch['video']['pixels'], batch['video']['masks']
     clip = self.targets.encode_clip(frozen, video)
     _, (hidden, visible) = self.predict(params, batch['video'])
     loss, metrics = self.compare(hidden, gather(clip, masks, 'target'), masks)
-    context_loss = self._compare_context(
-      visible, gather(clip, masks, 'context'), masks, video.shape
-    )
-    weight = ramp_weight(self.context_weight, self.context_warmup_steps, step)
-    return base.add_terms(loss, metrics, {'context': (weight, context_loss)})
-
-  def _compare_context(
-    self,
-    visible: Sequence[jax.Array],
-    targets: Sequence[jax.Array],
-    masks: Sequence[dict[str, jax.Array]],
-    video_shape: tuple[int, ...],
-  ) -> jax.Array:
-    """Computes the loss on visible tokens, the mean over mask specs."""
-    grid = compute_grid(video_shape, self.encoder.tubelet)
+    grid = compute_grid(video.shape, self.encoder.tubelet)
+    targets = gather(clip, masks, 'context')
     losses = []
     for features, target, mask in zip(visible, targets, masks, strict=True):
       error = measure_error(features, target, self.loss_exp)
@@ -68,7 +47,9 @@ class VJepa21(vjepa.VJepa):
         distance = measure_distance(mask['context'], mask['target'], grid)
         error *= jax.lax.rsqrt(distance)[..., None]
       losses.append(jnp.mean(error))
-    return sum(losses) / len(losses)
+    weight = ramp_weight(self.context_weight, self.context_warmup_steps, step)
+    terms = {'context': (weight, base.average(losses))}
+    return base.add_terms(loss, metrics, terms)
 
 
 def ramp_weight(
