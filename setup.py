@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _TEST = [
+  'chex>=0.1.90',
   # Run launch/colab.ipynb.
   'ipykernel>=6.29',
   'nbclient>=0.10',
@@ -34,7 +35,6 @@ setup(
     'absl-py>=2.1',
     'array_record>=0.8; platform_system == "Linux"',
     'av==18.1.0',  # other versions decode, this one is measured and tested
-    'chex>=0.1.90',
     'etils[epath]>=1.9',
     'flax>=0.12.4',
     'grain>=0.2.18',

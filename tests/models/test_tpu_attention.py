@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +11,28 @@ import pytest
 from vjepa_jax.models import attention, positions, tpu_attention, zoo
 from vjepa_jax.models.attention_mask import FULL, block_causal
 from vjepa_jax.models.transformer import Transformer
+from vjepa_jax.models.tubelets import unpack
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.parallel.sharding import shard_batch
+from vjepa_jax.training.objectives.base import init_models, predict
 
 BATCH = 2
+
+
+def _sample(*shape):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def _attend_plainly(q, k, v, lengths, rope):
   """Reference over `[B, heads, N, d]`, one sequence at a time."""
   if rope is not None:
     q, k = (positions.rotate(x, rope) for x in (q, k))
-  outputs, start = [], 0
-  for length in lengths:
-    a, b, c = (x[:, :, start : start + length] for x in (q, k, v))
+  outputs = []
+  for a, b, c in zip(*(unpack(x, lengths, 2) for x in (q, k, v)), strict=True):
     scores = jnp.einsum('bhnd,bhmd->bhnm', a, b) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1)
     outputs.append(jnp.einsum('bhnm,bhmd->bhnd', weights, c))
-    start += length
   return jnp.concatenate(outputs, axis=2)
 
 
@@ -46,17 +52,12 @@ def _interleave(x, axis):
   ],
 )
 def test_lanes_kernel_is_attention(lengths, num_heads, head_dim, shared_rope):
-  rng = np.random.default_rng(0)
   shape = BATCH, num_heads, sum(lengths), head_dim
-  qkv = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
-  biases = [
-    jnp.asarray(rng.normal(size=shape[1::2]), jnp.float32) for _ in range(3)
-  ]
-  gradient = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  *qkv, gradient = _sample(4, *shape)
+  biases = list(_sample(3, num_heads, head_dim))
   rope = wide = None
   if shared_rope is not None:
-    rows = 1 if shared_rope else BATCH
-    places = jnp.asarray(rng.normal(size=(rows, sum(lengths), 3)), jnp.float32)
+    places = _sample(1 if shared_rope else BATCH, sum(lengths), 3)
     rope = positions.make_rope_tables(4 * places, head_dim, 'tiled')
     wide = attention.widen_tables(rope, head_dim)
 
@@ -80,14 +81,13 @@ def test_lanes_kernel_is_attention(lengths, num_heads, head_dim, shared_rope):
   actual, pull_actual = jax.vjp(kernel, qkv, biases)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
   actual, expected = pull_actual(gradient), pull_expected(gradient)
-  np.testing.assert_allclose(actual[0], expected[0], atol=1e-5)
+  chex.assert_trees_all_close(actual[0], expected[0], atol=1e-5)
   # Those of biases are sums over hundreds of tokens.
-  np.testing.assert_allclose(actual[1], expected[1], atol=1e-4)
+  chex.assert_trees_all_close(actual[1], expected[1], atol=1e-4)
 
 
 def test_block_causal_steps_see_themselves_and_those_before():
-  rng = np.random.default_rng(0)
-  q, k, v = jnp.asarray(rng.normal(size=(3, 1, 2, 20, 16)), jnp.float32)
+  q, k, v = _sample(3, 1, 2, 20, 16)
   out = attention.attend(q, k, v, 'xla', block_causal(6))
   for start in range(0, 20, 6):
     rows, end = slice(start, start + 6), start + 6
@@ -105,20 +105,14 @@ def test_block_causal_steps_see_themselves_and_those_before():
   ],
 )
 def test_splash_kernel_is_attention_at_any_length(num_tokens, mask):
-  rng = np.random.default_rng(0)
-  shape = BATCH, 2, num_tokens, 64
-  q, k, v, gradient = (
-    jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)
-  )
-  expected, pull_expected = jax.vjp(
-    lambda *x: attention.attend(*x, 'xla', mask), q, k, v
-  )
-  actual, pull_actual = jax.vjp(
-    lambda *x: attention.attend(*x, 'pallas_interpret', mask), q, k, v
-  )
-  np.testing.assert_allclose(actual, expected, atol=1e-5)
-  for a, e in zip(pull_actual(gradient), pull_expected(gradient), strict=True):
-    np.testing.assert_allclose(a, e, atol=1e-5)
+  *qkv, gradient = _sample(4, BATCH, 2, num_tokens, 64)
+
+  def run(kernel):
+    out, pull = jax.vjp(lambda *x: attention.attend(*x, kernel, mask), *qkv)
+    return out, pull(gradient)
+
+  actual, expected = run('pallas_interpret'), run('xla')
+  chex.assert_trees_all_close(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +126,14 @@ def test_models_do_not_depend_on_the_kernel(kind, context, target):
   rng = np.random.default_rng(0)
   video = rng.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8)
   order = np.tile(np.arange(64), (BATCH, 1))
-  context_ids, target_ids = (
-    tuple(jnp.asarray(rng.permuted(order, axis=1)[:, :n]) for n in lengths)
-    for lengths in (context, target)
-  )
+  masks = [
+    {
+      part: jnp.asarray(rng.permuted(order, axis=1)[:, :count])
+      for part, count in zip(('context', 'target'), counts, strict=True)
+    }
+    for counts in zip(context, target, strict=True)
+  ]
+  stream = {'pixels': video, 'masks': masks}
   encoder = zoo.build_encoder('nano', tubelet=(2, 8, 8), positions=kind)
   # Heads of 24, of which a slot of 32 holds one, three of them: the kernel has
   # room for a fourth.
@@ -144,26 +142,13 @@ def test_models_do_not_depend_on_the_kernel(kind, context, target):
   )
 
   def run(kernel, params):
-    features = encoder.clone(attention=kernel).apply(
-      params['encoder'], video, context_ids
-    )
-    return predictor.clone(attention=kernel).apply(
-      params['predictor'], features, context_ids, target_ids, (4, 4, 4)
-    )
+    models = (m.clone(attention=kernel) for m in (encoder, predictor))
+    return predict(*models, params, stream)[1]
 
-  params = {
-    'encoder': encoder.init(jax.random.key(0), video),
-    'predictor': predictor.init(
-      jax.random.key(1),
-      (jnp.zeros((BATCH, 1, 48)),),
-      (context_ids[0][:, :1],),
-      target_ids[:1],
-      (4, 4, 4),
-    ),
-  }
   # Away from the zeros of the initialisation.
   params = jax.tree.map(
-    lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), params
+    lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32),
+    init_models(jax.random.key(0), encoder, predictor),
   )
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -184,8 +169,7 @@ def test_models_do_not_depend_on_the_kernel(kind, context, target):
 
 
 def test_kernels_run_on_each_devices_rows():
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(8, 16, 64)), jnp.float32)
+  x = _sample(8, 16, 64)
   module = attention.Attention(num_heads=2, implementation='pallas_interpret')
   params = module.init(jax.random.key(0), x[:1])
 
@@ -197,8 +181,7 @@ def test_kernels_run_on_each_devices_rows():
   mesh = make_mesh(2, jax.devices()[:8])
   with jax.set_mesh(mesh):
     actual = jax.jit(step)(params, jax.device_put(x, shard_batch(mesh)))
-  compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  jax.tree.map(compare, actual, expected)
+  chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('kernel', ['xla', 'pallas_interpret'])

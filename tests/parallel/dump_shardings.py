@@ -17,12 +17,11 @@ from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.state import TrainState, init_state
 
 RECIPES = {
-  f'{module.__name__.removeprefix("configs.")}_{variant}': (module, variant)
-  for module, variants in (
-    (vjepa1, ('l16', 'h16')),
-    (vjepa2, ('l16', 'h16', 'g16')),
-  )
-  for variant in variants
+  'vjepa1_l16': (vjepa1, 'l16'),
+  'vjepa1_h16': (vjepa1, 'h16'),
+  'vjepa2_l16': (vjepa2, 'l16'),
+  'vjepa2_h16': (vjepa2, 'h16'),
+  'vjepa2_g16': (vjepa2, 'g16'),
 }
 FSDP = (8, 16)
 GOLDEN = Path(__file__).parent / 'golden'
@@ -54,24 +53,16 @@ def describe_shardings(state: TrainState) -> str:
     for fsdp in FSDP
   ]
   rows = [('# parameter', 'shape', *(f'fsdp={fsdp}' for fsdp in FSDP))]
-  for (path, leaf), *row in zip(
-    jax.tree_util.tree_leaves_with_path(state.params), *specs, strict=True
-  ):
-    rows.append(
-      (
-        jax.tree_util.keystr(path, simple=True, separator='/'),
-        'x'.join(map(str, leaf.shape)),
-        *(_describe(s.spec) for s in row),
-      )
-    )
+  leaves = jax.tree_util.tree_leaves_with_path(state.params)
+  for (path, leaf), *row in zip(leaves, *specs, strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    shape = 'x'.join(map(str, leaf.shape))
+    axes = (','.join(axis or '-' for axis in s.spec) for s in row)
+    rows.append((name, shape, *(spec or 'whole' for spec in axes)))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return ''.join(
     '  '.join(map(str.ljust, row, widths)).rstrip() + '\n' for row in rows
   )
-
-
-def _describe(spec: jax.P) -> str:
-  return ','.join(axis or '-' for axis in spec) or 'whole'
 
 
 if __name__ == '__main__':

@@ -9,17 +9,9 @@ import pytest
 from vjepa_jax.parallel import hosts
 
 
-def _answer(monkeypatch, *others):
-  """Lets two or more processes gather: this one, and what the others say."""
-  answers = iter(others)
-  monkeypatch.setattr(
-    hosts, '_gather', lambda text: [text, *next(answers, (text,))]
-  )
-
-
-def test_processes_that_agree_go_on(monkeypatch):
-  _answer(monkeypatch)
-  hosts.check_agreement({'config': {'fsdp': 8, 'path': None}})
+def _answer(monkeypatch, answer):
+  """Lets two processes gather: this one, and one that answers it."""
+  monkeypatch.setattr(hosts, '_gather', lambda text: [text, answer(text)])
 
 
 @pytest.mark.parametrize(
@@ -32,12 +24,12 @@ def test_processes_that_agree_go_on(monkeypatch):
   ],
 )
 def test_the_first_difference_is_named(monkeypatch, change, message):
-  def gather(text):
-    return [text, json.dumps(json.loads(text) | change)]
-
-  monkeypatch.setattr(hosts, '_gather', gather)
+  facts = {'config': {'fsdp': 8}}
+  _answer(monkeypatch, str)
+  hosts.check_agreement(facts)
+  _answer(monkeypatch, lambda text: json.dumps(json.loads(text) | change))
   with pytest.raises(ValueError, match=message):
-    hosts.check_agreement({'config': {'fsdp': 8}})
+    hosts.check_agreement(facts)
 
 
 def test_every_process_needs_the_same_devices(monkeypatch):
@@ -52,9 +44,9 @@ def test_every_process_needs_the_same_devices(monkeypatch):
 
 
 def test_every_process_must_see_the_workdir(monkeypatch, tmp_path):
-  _answer(monkeypatch, ('token',), ('written',), ('True',))
+  _answer(monkeypatch, str)
   hosts.check_shared(tmp_path / 'run')
-  _answer(monkeypatch, ('token',), ('written',), ('False',))
+  _answer(monkeypatch, lambda text: text.replace('True', 'False'))
   with pytest.raises(ValueError, match='run of process 1 is not that of proc'):
     hosts.check_shared(tmp_path / 'run')
   assert not list((tmp_path / 'run').iterdir())

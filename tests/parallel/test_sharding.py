@@ -15,13 +15,12 @@ from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 
 
-def _specs(shapes, fsdp, **options):
-  mesh = mesh_lib.make_mesh(fsdp)
+def _specs(shapes, fsdp):
   tree = {
     name: jax.ShapeDtypeStruct(shape, jnp.float32)
     for name, shape in shapes.items()
   }
-  shardings = sharding.shard_tree(tree, mesh, **options)
+  shardings = sharding.shard_tree(tree, mesh_lib.make_mesh(fsdp))
   return {name: s.spec for name, s in shardings.items()}
 
 
@@ -34,48 +33,36 @@ def test_mesh_has_data_and_fsdp_axes():
 
 
 def test_rule_takes_the_largest_divisible_dimension():
-  specs = _specs(
-    {
-      'wide': (1024, 4096),
-      'tall': (4096, 1024),
-      'odd': (1023, 512),
-      'none': (1023, 513),
-      'small': (64,),
-    },
-    fsdp=4,
-  )
-  assert specs == {
-    'wide': P(None, 'fsdp'),
+  shapes = {
+    'wide': (1024, 4096),
+    'tall': (4096, 1024),
+    'odd': (1023, 512),
+    'none': (1023, 513),
+    'small': (64,),
+    # The depth of scanned layers is left alone.
+    'transformer/blocks/kernel': (4096, 64, 8, 64),
+  }
+  split = {name: P(None, 'fsdp') for name in shapes}
+  assert _specs(shapes, fsdp=4) == split | {
     'tall': P('fsdp'),
-    'odd': P(None, 'fsdp'),
     'none': P(),
     'small': P(),
   }
+  assert set(_specs(shapes, fsdp=1).values()) == {P()}
 
 
-def test_rule_leaves_the_scanned_depth_alone():
-  mesh = mesh_lib.make_mesh(4)
-  kernel = jax.ShapeDtypeStruct((4096, 64, 8, 64), jnp.float32)
-  tree = {'transformer': {'blocks': {'query': {'kernel': kernel}}}}
-  spec = jax.tree.leaves(sharding.shard_tree(tree, mesh))[0].spec
-  assert spec == P(None, 'fsdp')
+def test_guard_names_what_is_not_sharded_and_matters():
+  mesh = dump_shardings.make_abstract_mesh(8)
 
-
-def test_without_fsdp_everything_is_replicated():
-  assert _specs({'a': (1024, 4096)}, fsdp=1) == {'a': P()}
-
-
-def test_guard_names_what_is_not_sharded():
-  mesh = mesh_lib.make_mesh(8)
-  tree = {
-    'good': jax.ShapeDtypeStruct((1024, 4096), jnp.float32),
-    'bad': jax.ShapeDtypeStruct((1001, 1111), jnp.float32),
-  }
-  shardings = sharding.shard_tree(tree, mesh)
-  with pytest.raises(ValueError, match='21.0% of the state .* most of it bad'):
+  def check(dtype, **shapes):
+    tree = {k: jax.ShapeDtypeStruct(v, dtype) for k, v in shapes.items()}
+    shardings = sharding.shard_tree(tree, mesh)
     sharding.check_sufficiently_sharded(tree, shardings, mesh)
-  del tree['bad'], shardings['bad']
-  sharding.check_sufficiently_sharded(tree, shardings, mesh)
+
+  with pytest.raises(ValueError, match='21.0% of the state .* most of it bad'):
+    check(jnp.float32, good=(1024, 4096), bad=(1001, 1111))
+  check(jnp.float32, good=(1024, 4096))
+  check(jnp.bfloat16, bad=(1001, 1111))
 
 
 def test_global_batch_keeps_the_order_of_rows():
@@ -130,10 +117,3 @@ def test_every_recipe_is_sufficiently_sharded(recipe, fsdp, states):
     for x, place in zip(leaves, places, strict=True)
   )
   assert held < whole / fsdp + 0.02 * whole
-
-
-def test_guard_is_for_sizes_that_matter():
-  mesh = dump_shardings.make_abstract_mesh(8)
-  tree = {'bad': jax.ShapeDtypeStruct((1001, 1111), jnp.bfloat16)}
-  shardings = sharding.shard_tree(tree, mesh)
-  sharding.check_sufficiently_sharded(tree, shardings, mesh)

@@ -59,24 +59,6 @@ RUNS = {
   'starved': {'total_steps': 60},
 }
 _SECONDS_A_CLIP = 0.05  # of the starved run
-_KEPT = (
-  'step',
-  'loss',
-  'target_std',
-  'content_std',
-  'position_std',
-  'effective_rank',
-  'effective_rank_clips',
-  'gradient_norm_encoder',
-  'gradient_norm_predictor',
-  'learning_rate',
-  'ema',
-  'skipped',
-  'seconds_per_step',
-  'clips_per_second',
-  'data_wait_seconds',
-  'replaced_videos',
-)
 
 
 def get_config(folder: pathlib.Path, overrides: dict):
@@ -115,9 +97,7 @@ def record(name: str, folder: pathlib.Path, output: pathlib.Path) -> None:
       pipeline.read_clips = read_clips
     lines = [{'overrides': RUNS[name]}]
     for metrics in read_metrics(workdir):
-      lines.append(
-        {k: float(f'{metrics[k]:.4g}') for k in _KEPT if k in metrics}
-      )
+      lines.append({k: float(f'{v:.4g}') for k, v in metrics.items()})
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (output / f'{name}.jsonl').write_text(text)
 
@@ -128,7 +108,6 @@ def main(_):
     videos = package_videos.fetch_package_videos(folder.parent / 'videos')
     motion.write_motion_set(folder, videos, num_train=6000)
   output = pathlib.Path(__file__).parent / 'recorded'
-  output.mkdir(exist_ok=True)
   for name in _ONLY.value or RUNS:
     record(name, folder, output)
 

@@ -63,22 +63,19 @@ def make_batch(seed):
   masks = []
   for context, target in ((8, 16), (4, 20)):
     ids = np.stack([rng.permutation(32) for _ in range(BATCH)]).astype(np.int32)
-    masks.append(
-      {
-        'context': np.sort(ids[:, :context]),
-        'target': np.sort(ids[:, context : context + target]),
-      }
-    )
+    context, target, _ = np.split(ids, (context, context + target), axis=1)
+    masks.append({'context': np.sort(context), 'target': np.sort(target)})
   video = rng.integers(0, 256, (BATCH, 4, 32, 32, 3), dtype=np.uint8)
   return {'video': {'pixels': video, 'masks': tuple(masks)}}
+
+
+def init_teacher():
+  """Initialises the encoder of another run."""
+  pixels = make_batch(0)['video']['pixels']
+  return jax.jit(TEACHER.init)(jax.random.key(0), pixels)['params']
 
 
 def make_schedules(**values):
   """Makes constant schedules."""
   values = {'learning_rate': 1e-3, 'weight_decay': 0.04, 'ema': 0.9} | values
   return {k: lambda _, v=v: jnp.float32(v) for k, v in values.items()}
-
-
-def assert_equal(a, b):
-  """Compares trees to the last bit."""
-  jax.tree.map(np.testing.assert_array_equal, a, b)

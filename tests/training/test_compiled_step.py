@@ -3,6 +3,7 @@
 import contextlib
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 from etils import epath
 import jax
@@ -115,21 +116,6 @@ def test_fsdp_gathers_parameters_and_moves_nothing_else(build):
   assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter'}
 
 
-class _Saved:
-  """Takes the place of checkpoints."""
-
-  steps = ()
-
-  def is_due(self, step):
-    return step % 8 == 0
-
-  def save(self, step, state, position):
-    self.steps = (*self.steps, step)
-
-  def wait(self):
-    pass
-
-
 class _Batches:
   """Takes the place of a feed: batches made beforehand."""
 
@@ -146,19 +132,20 @@ class _Batches:
 
 
 def _run_loop(step, make_batch, num_steps, workdir, train_step=None):
-  saved = _Saved()
+  """Returns the steps at which the loop saved."""
+  checkpoints = mock.Mock(is_due=lambda step: step % 8 == 0)
   telemetry = Telemetry(
     epath.Path(workdir), start_step=0, total_steps=num_steps, clips_per_step=8
   )
-  diagnose = jax.jit(
-    lambda target, video: {
+
+  def diagnose(target, video):
+    return {
       'content_std': video.astype('float32').std(),
       'position_std': target['norm']['scale'].mean(),
       'token_covariance': jax.numpy.eye(4),
       'clip_covariance': jax.numpy.eye(4),
-    },
-    out_shardings=sharding.replicate(step.mesh),
-  )
+    }
+
   with jax.set_mesh(step.mesh), contextlib.closing(telemetry):
     loop.train(
       step.init(),
@@ -166,11 +153,11 @@ def _run_loop(step, make_batch, num_steps, workdir, train_step=None):
       _Batches(make_batch),
       loop.Cadence(num_steps, diagnose_every=3),
       start_step=0,
-      checkpoints=saved,
+      checkpoints=checkpoints,
       telemetry=telemetry,
-      diagnose=diagnose,
+      diagnose=jax.jit(diagnose, out_shardings=sharding.replicate(step.mesh)),
     )
-  return saved
+  return [call.args[0] for call in checkpoints.save.call_args_list]
 
 
 def test_the_loop_compiles_once_and_keeps_no_old_state(build, tmp_path):
@@ -193,14 +180,14 @@ def test_the_loop_compiles_once_and_keeps_no_old_state(build, tmp_path):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    saved = _run_loop(step, make_batch, 20, tmp_path, train_step)
+    saved_steps = _run_loop(step, make_batch, 20, tmp_path, train_step)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   # Step and statistics, in the first two steps; then nothing any more.
   assert seen[-1] > 0 and set(seen[2:]) == {seen[-1]} == {len(compiled)}
   assert step.program.train_step._cache_size() == 1
   assert all(x.is_deleted() for state in old for x in jax.tree.leaves(state))
-  assert saved.steps == (0, 8, 16, 20)
+  assert saved_steps == [0, 8, 16, 20]
   assert [line['step'] for line in read_metrics(tmp_path)] == list(range(1, 21))
 
 

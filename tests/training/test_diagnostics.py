@@ -1,30 +1,24 @@
 """Statistics that show a collapse."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from vjepa_jax.training import diagnostics
 
 
-class _Fake:
-  """An 'encoder' whose features are given."""
-
-  def apply(self, variables, video):
-    return variables['params']
-
-
 def _measure(features):
-  statistics = diagnostics.make_diagnose(_Fake())(features, None)
+  encoder = SimpleNamespace(apply=lambda variables, video: features)
+  statistics = diagnostics.make_diagnose(encoder)(None, None)
   return diagnostics.summarize(statistics)
 
 
 def test_effective_rank_counts_the_directions_in_use():
   rng = np.random.default_rng(0)
+  directions = np.linalg.qr(rng.normal(size=(16, 16)))[0]
   for rank in (1, 4, 16):
-    x = (
-      rng.normal(size=(4000, rank))
-      @ np.linalg.qr(rng.normal(size=(16, 16)))[0][:rank]
-    )
+    x = rng.normal(size=(4000, rank)) @ directions[:rank]
     covariance = x.T @ x / len(x)
     measured = diagnostics.compute_effective_rank(covariance)
     assert measured == pytest.approx(rank, rel=0.02)

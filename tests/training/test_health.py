@@ -25,7 +25,7 @@ def test_runs_that_work_are_called_healthy_all_the_way(name):
   for end in range(1, len(metrics) + 1):
     findings = health.find(metrics[:end])
     assert [f.severity for f in findings] == ['fine'], (end, findings)
-  assert _states(metrics) == ['learning']
+  assert [f.state for f in findings] == ['learning']
   assert 'healthy' in health.format_findings(findings)
 
 
@@ -65,6 +65,10 @@ def _repeat(count, **metrics):
   ]
 
 
+def _fall(i):
+  return 0.5 if i == 0 else 0.3
+
+
 @pytest.mark.parametrize(
   'state,metrics',
   [
@@ -84,17 +88,8 @@ def _repeat(count, **metrics):
         'seconds_per_step': 1.0,
       },
     ),
-    (
-      'probes below their start',
-      {
-        'probe_knn': lambda i: 0.5 if i == 0 else 0.3,
-        'probe_linear': lambda i: 0.5 if i == 0 else 0.3,
-      },
-    ),
-    (
-      'probes below their start',
-      {'probe_attentive': lambda i: 0.5 if i == 0 else 0.3},
-    ),
+    ('probes below their start', {'probe_knn': _fall, 'probe_linear': _fall}),
+    ('probes below their start', {'probe_attentive': _fall}),
   ],
 )
 def test_each_state_by_itself(state, metrics):
@@ -103,16 +98,12 @@ def test_each_state_by_itself(state, metrics):
 
 
 def test_the_attentive_probe_outranks_the_others():
-  falling = {
-    'probe_knn': lambda i: 0.5 if i == 0 else 0.3,
-    'probe_linear': lambda i: 0.5 if i == 0 else 0.3,
-  }
+  falling = {'probe_knn': _fall, 'probe_linear': _fall}
   rising = {'probe_attentive': lambda i: 0.3 if i == 0 else 0.5}
   assert _states(_repeat(20, **falling, **rising)) == ['learning']
 
 
 def test_a_rising_loss_with_rich_targets_is_explained():
-  findings = health.find(_repeat(20, loss=lambda i: 0.5 + 0.01 * i))
-  assert [f.state for f in findings] == ['learning']
-  assert 'no harm' in findings[0].evidence
+  (finding,) = health.find(_repeat(20, loss=lambda i: 0.5 + 0.01 * i))
+  assert finding.state == 'learning' and 'no harm' in finding.evidence
   assert _states(_repeat(2)) == ['too early']

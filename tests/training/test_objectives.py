@@ -1,5 +1,6 @@
 """Losses: the published formulas, and what gets a gradient."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,21 +39,15 @@ def test_loss_is_the_published_formula(initial, loss_exp):
   clip = np.asarray(goal.encoder.apply({'params': initial.target}, pixels))
   mean, var = clip.mean(-1, keepdims=True), clip.var(-1, keepdims=True)
   clip = (clip - mean) / np.sqrt(var + 1e-5)
+  encoder, predictor = (
+    {'params': initial.params[name]} for name in ('encoder', 'predictor')
+  )
   losses, stds = [], []
   for i, mask in enumerate(batch['video']['masks']):
-    context = goal.encoder.apply(
-      {'params': initial.params['encoder']}, pixels, mask['context']
-    )
-    z = np.asarray(
-      goal.predictor.apply(
-        {'params': initial.params['predictor']},
-        context,
-        mask['context'],
-        mask['target'],
-        small.GRID,
-        i,
-      )
-    )
+    ids = mask['context'], mask['target']
+    context = goal.encoder.apply(encoder, pixels, mask['context'])
+    z = goal.predictor.apply(predictor, context, *ids, small.GRID, i)
+    z = np.asarray(z)
     h = np.stack([c[ids] for c, ids in zip(clip, mask['target'], strict=True)])
     losses.append((np.abs(z - h) ** loss_exp).mean() / loss_exp)
     stds.append(np.sqrt(z.var(axis=1, ddof=1) + 1e-4))
@@ -78,15 +73,11 @@ def test_targets_by_position_have_nothing_that_clips_share(initial):
   expected = (features - features.mean(0)) / (features.std(0) + 0.05)
   for target, mask in zip(targets, batch['video']['masks'], strict=True):
     np.testing.assert_allclose(target.mean(axis=0), 0.0, atol=1e-5)
-    np.testing.assert_allclose(
-      target, expected[:, mask['target'][0]], atol=1e-4
-    )
-  for kind, options in (
-    ('vjepa', {'target_norm': 'position'}),
-    ('vjepa21', {}),
-  ):
+    wanted = expected[:, mask['target'][0]]
+    np.testing.assert_allclose(target, wanted, atol=1e-4)
+  for options in ({'target_norm': 'position'}, {'kind': 'vjepa21'}):
     with pytest.raises(ValueError, match="target_view 'clip'"):
-      small.build(kind, target_view='targets', **options)
+      small.build(target_view='targets', **options)
 
 
 def test_target_of_targets_cannot_see_the_context(initial):
@@ -164,16 +155,13 @@ def test_terms_on_features_reach_the_encoder_alone(initial, term):
 
 def test_directions_of_sigreg_come_from_seed_and_step(initial):
   batch = small.make_batch(6)
-  values = []
+  weights = {'sigreg_weight': 0.1, 'covariance_weight': 0.1}
+  sigreg, covariance = [], []
   for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
-    goal = small.build(
-      'regularized', seed, sigreg_weight=0.1, covariance_weight=0.1
-    )
+    goal = small.build('regularized', seed, **weights)
     _, metrics = jax.jit(goal.loss)(initial.params, initial.target, batch, step)
-    values.append(
-      [float(metrics[f'loss_{name}']) for name in ('sigreg', 'covariance')]
-    )
-  sigreg, covariance = zip(*values, strict=True)
+    sigreg.append(float(metrics['loss_sigreg']))
+    covariance.append(float(metrics['loss_covariance']))
   assert sigreg[0] == sigreg[1] and len(set(sigreg)) == 3
   np.testing.assert_allclose(covariance, covariance[0], rtol=1e-5)
 
@@ -191,15 +179,14 @@ def test_pixel_targets_are_tubelets_and_need_no_target_encoder(initial):
   np.testing.assert_allclose(means, 0.0, atol=1e-5)
 
 
-def test_a_teacher_of_another_size_gives_the_targets(initial):
+def test_a_teacher_of_another_size_gives_the_targets():
   goal, batch = small.build('salt', teacher='somewhere'), small.make_batch(8)
-  pixels = batch['video']['pixels']
-  teacher = jax.jit(small.TEACHER.init)(jax.random.key(0), pixels)['params']
+  pixels, teacher = batch['video']['pixels'], small.init_teacher()
   expected = normalize_features(
     small.TEACHER.apply({'params': teacher}, pixels)
   )
   targets = goal.targets.encode(teacher, batch['video'])
-  for found, mask in zip(targets, batch['video']['masks'], strict=True):
-    wanted = gather_tokens(expected, mask['target'])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+  masks = batch['video']['masks']
+  wanted = [gather_tokens(expected, mask['target']) for mask in masks]
+  chex.assert_trees_all_close(targets, wanted, atol=1e-5)
   assert goal.teacher.path == 'somewhere' and goal.predictor.out_width == 64

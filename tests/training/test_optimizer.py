@@ -1,5 +1,7 @@
 """AdamW with the published exclusions, Muon on stacked layers, clipping."""
 
+import chex
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,7 @@ import optax
 import pytest
 import small
 
-from vjepa_jax.training.optimizer import (
-  clip_by_module,
-  make_optimizer,
-  mask_decayed,
-)
+from vjepa_jax.training import optimizer
 
 RATES = {'learning_rate': 1e-3, 'weight_decay': 0.04}
 
@@ -29,7 +27,7 @@ def _randomize(tree, seed):
 
 
 def _update(kind, params, grads):
-  tx = make_optimizer(kind=kind)
+  tx = optimizer.make_optimizer(kind=kind)
   return jax.jit(lambda p, g: tx.update(g, tx.init(p), p, **RATES)[0])(
     params, grads
   )
@@ -37,20 +35,12 @@ def _update(kind, params, grads):
 
 def test_adamw_has_the_published_exclusions(params):
   grads = _randomize(params, 0)
-  tx = optax.adamw(1e-3, weight_decay=0.04, mask=mask_decayed)
+  tx = optax.adamw(1e-3, weight_decay=0.04, mask=optimizer.mask_decayed)
   expected, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8),
-    _update('adamw', params, grads),
-    expected,
-  )
-  excluded = {
-    jax.tree_util.keystr(path, simple=True, separator='/')
-    for path, decays in jax.tree_util.tree_leaves_with_path(
-      mask_decayed(params)
-    )
-    if not decays
-  }
+  actual = _update('adamw', params, grads)
+  chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-8)
+  decays = flatten_dict(optimizer.mask_decayed(params), sep='/')
+  excluded = {name for name, decayed in decays.items() if not decayed}
   assert 'encoder/norm/scale' in excluded
   assert 'encoder/transformer/blocks/attention/query/bias' in excluded
   assert 'encoder/transformer/blocks/attention/out_bias' in excluded
@@ -69,40 +59,31 @@ def test_muon_of_a_stack_is_muon_of_its_layers(params):
 
   together = _update('muon', {'blocks': stacked}, {'blocks': grads})
   alone = _update('muon', unstack(stacked), unstack(grads))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
-    unstack(together['blocks']),
-    alone,
-  )
+  together = unstack(together['blocks'])
+  chex.assert_trees_all_close(together, alone, atol=1e-7)
 
 
 def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw(params):
   grads = _randomize(params, 2)
   muon, adamw = (_update(kind, params, grads) for kind in ('muon', 'adamw'))
-  matrices = 0
-  for (path, new), old, p in zip(
-    jax.tree_util.tree_leaves_with_path(muon),
-    *map(jax.tree.leaves, (adamw, params)),
-    strict=True,
-  ):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if not ('blocks' in name and name.endswith('kernel')):
-      np.testing.assert_allclose(new, old, atol=1e-9)
-      continue
-    matrices += 1
-    for layer in np.asarray(new + 4e-5 * p) / -1e-3:
+  muon, adamw, flat = (flatten_dict(x, sep='/') for x in (muon, adamw, params))
+  matrices = [n for n in muon if 'blocks' in n and n.endswith('kernel')]
+  assert len(matrices) == 2 * 6
+  for name in muon.keys() - matrices:
+    np.testing.assert_allclose(muon[name], adamw[name], atol=1e-9)
+  for name in matrices:
+    for layer in np.asarray(muon[name] + 4e-5 * flat[name]) / -1e-3:
       axis = 2 if 'out_kernel' in name else 1  # where outputs start
       matrix = layer.reshape(int(np.prod(layer.shape[:axis])), -1)
       # Newton-Schulz leaves them around 1; .2 sqrt(side) is Adam's size.
       values = np.linalg.svd(matrix, compute_uv=False)
       values /= 0.2 * max(matrix.shape) ** 0.5
       assert np.quantile(values, 0.1) > 0.5 and values.max() < 1.4, name
-  assert matrices == 2 * 6
 
 
 def test_modules_are_clipped_separately():
   grads = {'encoder': jnp.full(4, 10.0), 'predictor': jnp.full(4, 0.1)}
-  clipped, norms = clip_by_module(grads, 10.0)
+  clipped, norms = optimizer.clip_by_module(grads, 10.0)
   assert float(norms['encoder']) == pytest.approx(20.0)
   np.testing.assert_allclose(clipped['encoder'], 5.0, rtol=1e-6)
   np.testing.assert_array_equal(clipped['predictor'], grads['predictor'])

@@ -30,12 +30,11 @@ def test_covariance_term_is_that_of_numpy():
 
 
 def test_sigreg_tells_gaussian_features_from_collapsed_ones():
-  key = jax.random.key(0)
   x = jnp.asarray(_sample(512, 16))
-  gaussian = float(regularizers.compute_sigreg(x, key))
-  narrow = float(regularizers.compute_sigreg(0.3 * x, key))
-  flat = float(regularizers.compute_sigreg(x.at[:, 4:].set(0.0), key))
-  constant = float(regularizers.compute_sigreg(0.0 * x, key))
+  gaussian, narrow, flat, constant = (
+    float(regularizers.compute_sigreg(features, jax.random.key(0)))
+    for features in (x, 0.3 * x, x.at[:, 4:].set(0.0), 0.0 * x)
+  )
   assert gaussian < 2.0 < flat < constant
   assert gaussian < narrow < constant
   t = np.linspace(-3, 3, 2001)
@@ -61,10 +60,9 @@ def test_centering_leaves_content_only():
   places = rng.normal(size=(10, 3))
   ids = np.stack([rng.permutation(10)[:6] for _ in range(40)])
   content = rng.normal(size=(40, 6, 3))
-  centred = center_by_position(
-    jnp.asarray(content + 100 * places[ids]), jnp.asarray(ids), 10
+  centred, alone, nothing = (
+    center_by_position(jnp.asarray(features), jnp.asarray(ids), 10)
+    for features in (content + 100 * places[ids], content, places[ids])
   )
-  alone = center_by_position(jnp.asarray(content), jnp.asarray(ids), 10)
   np.testing.assert_allclose(centred, alone, atol=1e-3)
-  nothing = center_by_position(jnp.asarray(places[ids]), jnp.asarray(ids), 10)
   np.testing.assert_allclose(nothing, 0.0, atol=1e-5)

@@ -31,9 +31,8 @@ def test_v2_pretrains_at_a_constant_rate_and_cools_down_linearly():
     assert float(schedules['learning_rate'](step)) == pytest.approx(5.25e-4)
     assert float(schedules['ema'](step)) == pytest.approx(0.99925)
     assert float(schedules['weight_decay'](step)) == pytest.approx(0.04)
-  rate = _published(vjepa2.get_config('variant=g16,stage=cooldown_256'))[
-    'learning_rate'
-  ]
+  cooldown = vjepa2.get_config('variant=g16,stage=cooldown_256')
+  rate = _published(cooldown)['learning_rate']
   assert float(rate(0)) == pytest.approx(5.25e-4, rel=1e-3)
   assert float(rate(12_000 - 1)) == pytest.approx(1.06e-4, rel=0.01)
 

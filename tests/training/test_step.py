@@ -1,8 +1,12 @@
 """The train step: what it updates, from what, on any mesh."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small
 
@@ -22,29 +26,25 @@ def initial():
 
 @pytest.fixture(scope='module')
 def run_step():
-  steps = {}
+  """Runs a step; each is compiled once."""
 
-  def run(state, batch, **options):
-    key = str(options)
-    if key not in steps:
-      steps[key] = jax.jit(
-        make_train_step(
-          small.build(), make_optimizer(), small.make_schedules(), **options
-        )
-      )
-    return steps[key](state, batch)
+  @functools.cache
+  def build_step(**options):
+    arguments = small.build(), make_optimizer(), small.make_schedules()
+    return jax.jit(make_train_step(*arguments, **options))
 
-  return run
+  return lambda state, batch, **options: build_step(**options)(state, batch)
+
+
+def _places(tree):
+  return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
 
 
 def test_target_starts_as_a_copy_of_the_context_encoder():
   init = jax.jit(lambda key: init_state(small.build(), make_optimizer(), key))
   state = init(jax.random.key(0))
-  small.assert_equal(state.target, state.params['encoder'])
-  for target, online in zip(
-    *map(jax.tree.leaves, (state.target, state.params['encoder'])), strict=True
-  ):
-    assert target.unsafe_buffer_pointer() != online.unsafe_buffer_pointer()
+  chex.assert_trees_all_equal(state.target, state.params['encoder'])
+  assert not {*_places(state.target)} & {*_places(state.params)}
 
 
 def test_target_moves_by_the_ema_formula(initial, run_step):
@@ -52,11 +52,7 @@ def test_target_moves_by_the_ema_formula(initial, run_step):
   expected = jax.tree.map(
     lambda t, p: 0.9 * t + 0.1 * p, initial.target, new.params['encoder']
   )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
-    new.target,
-    expected,
-  )
+  chex.assert_trees_all_close(new.target, expected, atol=1e-7)
   assert int(new.step) == 1 and float(metrics['skipped']) == 0
 
 
@@ -67,21 +63,19 @@ def test_clipping_starts_at_its_step(initial, run_step):
   first, _ = run_step(initial, batch, **options)
   later, _ = run_step(initial.replace(step=jnp.int32(1)), batch, **options)
   moments = [
-    np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(mu)))
-    for mu in (s.opt_state.mu['predictor'] for s in (first, later))
+    optax.tree.norm(s.opt_state.mu['predictor']) for s in (first, later)
   ]
   assert moments[1] == pytest.approx(1e-5, rel=1e-2)
   assert moments[0] > 10 * moments[1]
 
 
 def test_a_non_finite_update_is_skipped_and_counted(initial, run_step):
-  poisoned = jax.tree.map(lambda x: x, initial.params)
-  poisoned['predictor']['proj']['bias'] = jnp.full(48, jnp.nan)
-  bad = initial.replace(params=poisoned)
+  bad = initial.replace(params=jax.tree.map(jnp.copy, initial.params))
+  bad.params['predictor']['proj']['bias'] *= jnp.nan
   new, metrics = run_step(bad, small.make_batch(0))
   assert float(metrics['skipped']) == 1
-  small.assert_equal(new.params, bad.params)
-  small.assert_equal(new.opt_state, bad.opt_state)
+  chex.assert_trees_all_equal(new.params, bad.params)
+  chex.assert_trees_all_equal(new.opt_state, bad.opt_state)
   assert int(new.step) == 1  # schedules go on
 
 
@@ -95,11 +89,7 @@ def test_microbatches_give_the_step_of_the_whole_batch(initial, run_step):
   expected, actual = expected.opt_state.mu, actual.opt_state.mu
   # Some gradients, of the keys' biases, are rounding errors around zero.
   scale = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5 * scale),
-    actual,
-    expected,
-  )
+  chex.assert_trees_all_close(actual, expected, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
@@ -202,21 +192,17 @@ def test_eight_devices_give_the_losses_of_one(options):
 
 def test_what_is_frozen_passes_through_without_a_copy():
   objective, tx = small.build('salt', teacher='somewhere'), make_optimizer()
-  pixels = small.make_batch(0)['video']['pixels']
-  teacher = jax.jit(small.TEACHER.init)(jax.random.key(0), pixels)['params']
-  state = small.init(objective).replace(frozen=teacher)
-  before = jax.tree.map(np.array, teacher)
+  state = small.init(objective).replace(frozen=small.init_teacher())
+  before = jax.tree.map(np.array, state.frozen)
   target = np.array(state.target['embed']['proj']['kernel'])
-  places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.frozen)]
+  places = _places(state.frozen)
   train_step = jax.jit(
     make_train_step(objective, tx, small.make_schedules()), donate_argnums=0
   )
   for i in range(2):
     state, metrics = train_step(state, small.make_batch(i))
     assert np.isfinite(metrics['loss'])
-  small.assert_equal(state.frozen, before)
-  assert places == [
-    x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.frozen)
-  ]
+  chex.assert_trees_all_equal(state.frozen, before)
+  assert places == _places(state.frozen)
   # The average of the student goes on.
   assert np.abs(state.target['embed']['proj']['kernel'] - target).max() > 0
