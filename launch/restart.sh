@@ -27,6 +27,8 @@ while :; do
   # decoding workers, ends with it.
   setsid "$@" &
   child=$!
+  # The signal may have come before there was one to tell.
+  [ -n "$stopped" ] && kill -TERM "$child" 2>/dev/null
   wait "$child"
   code=$?
   # A signal ends a wait before the command has ended.

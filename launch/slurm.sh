@@ -9,7 +9,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 # One task a GPU; sbatch flags override the lines above. The folder logs must
-# exist, and .venv: python3 -m venv .venv; .venv/bin/pip install -e '.[cuda]'
+# exist, and .venv, which launch/install.sh makes (on a node with a GPU), or
+# another PYTHON that has the package.
 #   sbatch --nodes=16 launch/slurm.sh --config=... --workdir=/shared/run
 # The job is told two minutes before its time is up, saves, and is requeued. It
 # is requeued after a failure too, RETRIES times, but not after a mistake.
@@ -18,9 +19,12 @@ RETRIES="${RETRIES:-10}"
 cd "${SLURM_SUBMIT_DIR:-.}"
 # Each task sees all GPUs of its node, and jax takes the one of its number. A
 # task that fails ends the others, one that hangs among them; tasks that save and
-# leave wait for each other before they end.
-command=(srun --gpu-bind=none --kill-on-bad-exit=1 --label
-  .venv/bin/python main.py --coordinator=auto "$@")
+# leave wait for each other before they end. srun does not take over the cores
+# that sbatch gave a task; config.data.num_workers decoding processes of each
+# task share them.
+command=(srun ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
+  --gpu-bind=none --kill-on-bad-exit=1 --label
+  "${PYTHON:-.venv/bin/python}" main.py --coordinator=auto "$@")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"
   echo

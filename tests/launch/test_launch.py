@@ -173,8 +173,12 @@ def _wait_for(path):
 
 # Stands for gcloud: two workers, each of them a shell on this machine.
 _FAKE_GCLOUD = f"""#!{sys.executable}
-import os, pathlib, subprocess, sys
+import os, pathlib, shutil, subprocess, sys
 home = pathlib.Path(os.environ['HOME'])
+if 'scp' in sys.argv:
+  for host in ('pod-w-0', 'pod-w-1'):
+    shutil.copy(sys.argv[sys.argv.index('scp') + 1], home / host)
+  sys.exit()
 (home / 'gcloud').write_text(' '.join(sys.argv[1:-1]))
 command = sys.argv[-1].removeprefix('--command=')
 workers = [
@@ -277,6 +281,88 @@ def test_pod_trains_on_without_us_and_stops_when_told(pod, tools, tmp_path):
   assert 'pod-w-0: no run' in pod('logs').stderr
 
 
+# A Python that makes environments of itself, and writes down what it installs.
+_NEW_PYTHON = """case "$*" in
+  "-m venv"*)
+    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+    echo made >> "$HOME/made" ;;
+  "-m pip install"*) echo "$*" >> "$HOME/installed" ;;
+  main.py*) echo "$0" >> "$HOME/ran" ;;
+esac"""
+
+
+@pytest.fixture
+def old_machine(tools):
+  """Makes all Pythons of the machine too old; apt brings another."""
+  for name in ('python3', *(f'python3.{i}' for i in range(11, 15))):
+    tools(name, 'echo "Python 3.10"; exit 1')
+  tools('new_python', _NEW_PYTHON)
+  tools(
+    'sudo',
+    'echo "$*" >> "$HOME/sudo"\n'
+    'if [[ "$*" == *install* ]]; then\n'
+    '  cp "$(command -v new_python)" "$HOME/new"\n'
+    '  mv "$HOME/new" "$(dirname "$0")/python3.11"\nfi',
+  )
+
+
+def test_pod_is_set_up_with_code_and_python(pod, old_machine, tmp_path):
+  hosts = [tmp_path / 'pod-w-0', tmp_path / 'pod-w-1']
+  for host in hosts:
+    shutil.rmtree(host / 'vjepa_jax')
+  missing = pod(*ARGUMENTS)
+  assert missing.returncode == 2 and 'setup brings it' in missing.stderr
+  result = pod('setup')
+  assert result.returncode == 0, result.stderr
+  for host in hosts:
+    repository = host / 'vjepa_jax'
+    for file in ('main.py', 'launch/restart.sh', 'vjepa_jax/errors.py'):
+      assert (repository / file).read_bytes() == (ROOT / file).read_bytes()
+    assert not (repository / '.git').exists()
+    assert '--editable .[tpu]' in (host / 'installed').read_text()
+    assert f'{host.name}: ' in result.stdout
+  # Here the workers share a machine: the first may have done it for both.
+  told = ''.join(path.read_text() for path in tmp_path.glob('pod-w-*/sudo'))
+  assert 'python3.11-venv' in told
+  # The Python that is named is the one that trains.
+  (tmp_path / 'bin' / 'python3.11').unlink()
+  for host in hosts:
+    shutil.rmtree(host / 'vjepa_jax' / '.venv')
+  python = str(tmp_path / 'bin' / 'new_python')
+  assert pod(*ARGUMENTS, PYTHON=python).returncode == 0
+  for host in hosts:
+    venv = host / 'vjepa_jax' / '.venv' / 'bin' / 'python'
+    assert (host / 'ran').read_text() == f'{venv}\n'
+
+
+@pytest.mark.parametrize('damage', ['no pip', 'old', 'no python'])
+def test_a_half_made_environment_is_made_again(tools, tmp_path, damage):
+  tools('python3.14', _NEW_PYTHON)
+  python = tmp_path / '.venv' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  if damage == 'no python':
+    python.symlink_to(tmp_path / 'gone')
+  else:
+    failing = '-m pip --version|-m ensurepip' if damage == 'no pip' else '-c *'
+    python.write_text(f'case "$*" in {failing}) exit 1 ;; esac\n')
+    python.chmod(0o755)
+  script = (
+    f'set -e; source {ROOT}/launch/environment.sh test; command -v python'
+  )
+  for _ in range(2):
+    result = subprocess.run(
+      ['bash', '-c', script],
+      cwd=tmp_path,
+      env=os.environ | tools.environment,
+      capture_output=True,
+      text=True,
+    )
+    assert result.stdout == f'{python}\n', result.stderr
+  # The second found it whole.
+  assert (tmp_path / 'installed').read_text().count('.[test]') == 2
+  assert (tmp_path / 'made').read_text() == 'made\n'
+
+
 def test_pod_says_how_it_is_used(pod):
   result = pod('run')
   assert result.returncode == 2 and 'usage: ' in result.stderr
@@ -286,8 +372,12 @@ def test_pod_says_how_it_is_used(pod):
 
 
 def test_slurm_starts_one_task_a_gpu_that_sees_all(tools):
-  command = _dry_run('slurm.sh', *ARGUMENTS)
+  command = _dry_run('slurm.sh', *ARGUMENTS, SLURM_CPUS_PER_TASK='12')
   assert command[0] == 'srun' and command[-3:] == ARGUMENTS
+  # Without it the workers of a task would share one core.
+  assert '--cpus-per-task=12' in command
+  assert '.venv/bin/python' in command
+  assert '/a b/python' in _dry_run('slurm.sh', PYTHON='/a b/python')
   # jax takes the GPU of the task's number: all of them must be visible.
   assert '--gpu-bind=none' in command and '--coordinator=auto' in command
   # A task that hangs must not outlive the others.
