@@ -59,6 +59,7 @@ setup(
     'test': _TEST,
     'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
     'bench': ['decord==0.6.0', 'torch==2.13.0', 'torchcodec==0.12.0'],
+    'beam': ['apache-beam>=2.60'],
     'profile': ['xprof>=2.20', 'tensorboard>=2.18'],
   },
 )

@@ -2,8 +2,8 @@
 
 import io
 import json
+import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -47,10 +47,10 @@ def folder(tmp_path_factory) -> pathlib.Path:
   return root
 
 
-def _run(folder, output, encoding=_ENCODING, num_workers=0):
+def _run(folder, output, encoding=_ENCODING, shard_size=3):
   source, output = sources.open_source(str(folder)), str(output)
   prepare.prepare(
-    source, output, encoding, shard_size=3, num_workers=num_workers
+    source, output, encoding, shard_size=shard_size, num_workers=0
   )
 
 
@@ -126,12 +126,10 @@ def test_resumes_to_identical_bytes(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, 'convert', stop_at_the_eighth)
   with pytest.raises(KeyboardInterrupt):
     _run(folder, parts)
-  left = sorted(p.name for p in parts.glob('videos-*'))
-  assert left[:2] == [f'videos-0000{i}-of-00003.array_record' for i in range(2)]
-  assert all(name.endswith('.tmp') for name in left[2:])
-  # As if killed between writing down the bad files and finishing the shard.
-  with open(parts / 'bad_files.jsonl', 'a') as f:
-    f.write('{"name": "h.mp4", "reason": "empty file", "shard": 2}\n{"name"')
+  left = sorted(p.name for p in parts.glob('videos-*.array_record'))
+  assert left == [f'videos-0000{i}-of-00003.array_record' for i in range(2)]
+  # As if killed between writing down other bad files and finishing the shard.
+  (parts / 'videos-00002-of-00003.bad.jsonl').write_text('{"name": "g.mkv"}\n')
   monkeypatch.setattr(prepare, 'convert', convert)
   kept = (parts / left[0]).stat().st_mtime_ns
   _run(folder, parts)
@@ -160,26 +158,42 @@ def test_all_bad_leaves_readable_shards(tmp_path):
   assert [r.name for r in sources.open_source(str(out))] == ['9.mp4']
 
 
-def test_killed_command_line_run_is_continued(folder, tmp_path):
+def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):
+  out = tmp_path / 'out'
   arguments = [
     f'--input={folder}',
-    f'--output={tmp_path / "out"}',
-    *('--short_side=48', '--fps=7.5', '--gop=4'),
-    *('--shard_size=3', '--num_workers=2'),
+    f'--output={out}',
+    *('--short_side=48', '--fps=7.5', '--gop=4', '--shard_size=1'),
   ]
   command = [sys.executable, '-m', 'vjepa_jax.tools.prepare', *arguments]
-  process = subprocess.Popen(command, stderr=subprocess.PIPE)
-  deadline = time.time() + 30
-  while time.time() < deadline and process.poll() is None:
-    if list((tmp_path / 'out').glob('*.array_record')):
-      break
+  array = {'SLURM_ARRAY_TASK_MIN': '1', 'SLURM_ARRAY_TASK_COUNT': '3'}
+
+  def start(task):
+    environment = os.environ | array | {'SLURM_ARRAY_TASK_ID': str(task)}
+    return subprocess.Popen(
+      command, env=environment, text=True, stderr=subprocess.PIPE
+    )
+
+  machines = [start(task) for task in (1, 2, 3)]
+  # The second writes shards 1, 4 and 7.
+  first = out / 'videos-00001-of-00008.array_record'
+  deadline = time.time() + 60
+  while not first.exists() and time.time() < deadline:
     time.sleep(0.01)
-  process.send_signal(signal.SIGTERM)
-  process.communicate()
-  done = start_command('prepare', *arguments)
-  assert done.returncode == 0, done.stderr
-  _run(folder, tmp_path / 'expected')
-  assert _read_files(tmp_path / 'out') == _read_files(tmp_path / 'expected')
-  again = start_command('prepare', *arguments)
-  assert again.returncode == 0
-  assert 'Nothing to do' in again.stderr
+  machines[1].kill()
+  for machine in machines:
+    machine.communicate()
+  assert [machine.returncode for machine in machines] == [0, -9, 0]
+  again = start(2)
+  _, log = again.communicate()
+  assert again.returncode == 0, log
+  assert 'machine 1 of 3, by SLURM_ARRAY_TASK_ID' in log
+  _run(folder, tmp_path / 'expected', shard_size=1)
+  assert _read_files(out) == _read_files(tmp_path / 'expected')
+  done = start_command('prepare', *arguments, '--num_workers=2')
+  assert done.returncode == 0 and 'Nothing to do' in done.stderr
+  # One machine with workers makes the same.
+  first.unlink()
+  done = start_command('prepare', *arguments, '--num_workers=2')
+  assert 'Keeping 7 of 8 shards' in done.stderr
+  assert _read_files(out) == _read_files(tmp_path / 'expected')

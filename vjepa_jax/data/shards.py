@@ -22,6 +22,7 @@ from vjepa_jax.progress import make_bar
 # One record a chunk, so that reading one record reads nothing else; and no
 # compression, which neither videos nor features gain from.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
+_SUFFIX = '.array_record'
 
 
 class BadFile(NamedTuple):
@@ -34,7 +35,7 @@ class BadFile(NamedTuple):
 def name_shards(folder: str, stem: str, count: int) -> list[str]:
   """Returns the paths `FOLDER/STEM-00000-of-00002.array_record`, ..."""
   return [
-    os.path.join(folder, f'{stem}-{i:05d}-of-{count:05d}.array_record')
+    os.path.join(folder, f'{stem}-{i:05d}-of-{count:05d}{_SUFFIX}')
     for i in range(count)
   ]
 
@@ -82,64 +83,92 @@ def check_options(path: str, options: dict[str, Any]) -> None:
     )
 
 
+def find_missing(paths: Sequence[str]) -> list[int]:
+  """Finds which shards, of one folder, are not there yet."""
+  there = _list_names(paths)
+  return [i for i, p in enumerate(paths) if os.path.basename(p) not in there]
+
+
 def write_shards(
   paths: Sequence[str],
   ranges: Sequence[range],
   own: Sequence[int],
   convert: Callable[[list[range]], Iterable[Iterable[bytes | BadFile]]],
   bad_files: str,
-) -> None:
+) -> list[dict[str, Any]]:
   """Writes the shards that are not there yet, each atomically, in order.
 
+  Whoever finds that all shards are there joins the lists of bad files, one a
+  shard, to one file.
+
   Args:
-    paths: of all shards.
-    ranges: which items are in each.
-    own: the shards that are for this host to write.
-    convert: from the ranges of the missing shards to an iterable for each, in
+    paths: Of all shards.
+    ranges: Which items are in each.
+    own: The shards that are for this machine to write.
+    convert: From the ranges of the missing shards to an iterable for each, in
       order, of packed records or why there is none.
-    bad_files: JSON lines file that lists the bad ones, one a host.
+    bad_files: JSON lines file that lists all bad ones.
+
+  Returns:
+    The bad files of this machine's shards: 'name', 'reason' and 'shard'.
   """
-  missing = [i for i in own if not storage.exists(paths[i])]
+  missing = sorted(set(find_missing(paths)).intersection(own))
   if not missing:
     logging.info('Nothing to do: all %d shards are there.', len(own))
-    return
-  if len(missing) < len(own):
+  elif len(missing) < len(own):
     kept = len(own) - len(missing)
     logging.info('Keeping %d of %d shards, complete.', kept, len(own))
-  _drop_bad_files(bad_files, missing)
   total = sum(len(ranges[i]) for i in own)
   with make_bar(
     total=total,
     initial=total - sum(len(ranges[i]) for i in missing),
     unit='video',
     smoothing=0.05,
+    disable=not missing,
   ) as progress:
     converted = convert([ranges[i] for i in missing])
     for i, results in zip(missing, converted, strict=True):
-      _write_shard(paths[i], i, results, bad_files, progress)
+      _write_shard(paths[i], i, results, progress)
+  left = len(find_missing(paths))
+  if not left:
+    lines = _read_bad(paths, range(len(paths)))
+    storage.replace(bad_files, ''.join(f'{json.dumps(x)}\n' for x in lines))
+  elif len(own) > 1:
+    logging.info('%d of %d shards are for other machines.', left, len(paths))
+  return _read_bad(paths, own)
 
 
-def _drop_bad_files(path: str, missing: Sequence[int]) -> None:
-  """Forgets the bad files of shards that will be written again."""
-  if not storage.exists(path):
-    return
-  # A run that was killed can leave half a line behind.
-  kept = [
-    line
-    for line in storage.read(path).decode().splitlines(keepends=True)
-    if line.endswith('}\n') and json.loads(line)['shard'] not in missing
+def _list_names(paths: Sequence[str]) -> set[str]:
+  """Lists the names in the folder of some shards."""
+  folder = os.path.dirname(paths[0])
+  return set(map(os.path.basename, storage.list_files(folder)))
+
+
+def _name_bad(path: str) -> str:
+  """Names the list of the bad files of a shard."""
+  return f'{path.removesuffix(_SUFFIX)}.bad.jsonl'
+
+
+def _read_bad(
+  paths: Sequence[str], numbers: Sequence[int]
+) -> list[dict[str, Any]]:
+  """Reads the lists of shards, those that there are."""
+  there = _list_names(paths)
+  return [
+    {**json.loads(line), 'shard': i}
+    for i in numbers
+    if os.path.basename(_name_bad(paths[i])) in there
+    for line in storage.read(_name_bad(paths[i])).splitlines()
   ]
-  storage.replace(path, ''.join(kept))
 
 
 def _write_shard(
   path: str,
   number: int,
   results: Iterable[bytes | BadFile],
-  bad_files: str,
   progress: tqdm.tqdm,
 ) -> None:
-  """Writes one shard, atomically."""
+  """Writes one shard, atomically, and before it the list of its bad files."""
   # Imported late: worker processes start sooner.
   from array_record.python import array_record_module
 
@@ -149,17 +178,15 @@ def _write_shard(
     for result in results:
       if isinstance(result, BadFile):
         bad.append(result)
+        progress.write(f'left out {result.name}: {result.reason}')
       else:
         writer.write(result)
       progress.update()
     writer.close()
-    # Before the shard is there: entries of one that does not exist are dropped
-    # by the next run, entries missing from one that does would be lost.
-    with storage.open_file(bad_files, 'a') as f:
-      for name, reason in bad:
-        entry = {'name': name, 'reason': reason, 'shard': number}
-        f.write(json.dumps(entry) + '\n')
-        progress.write(f'left out {name}: {reason}')
+    lines = [json.dumps(b._asdict()) + '\n' for b in bad]
+    # An earlier attempt may have listed others.
+    if bad or storage.exists(_name_bad(path)):
+      storage.replace(_name_bad(path), ''.join(lines))
 
 
 def map_ahead(

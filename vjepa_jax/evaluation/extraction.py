@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import functools
 import itertools
-import json
 import os
 from typing import Any
 
@@ -62,7 +61,8 @@ def extract(
     ValueError: The options do not fit together or to earlier ones, or none of
       the videos can be read.
   """
-  num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
+  paths = name_shards(output, len(source), num_shards)
+  num_shards = len(paths)
   _check_counts(len(source), num_shards, host_index, num_hosts)
   mesh = mesh_lib.make_mesh(1, jax.local_devices())
   apply = batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype)
@@ -79,8 +79,7 @@ def extract(
   bounds = [len(source) * i // num_shards for i in range(num_shards + 1)]
   ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
   own = range(host_index, num_shards, num_hosts)
-  suffix = f'-{host_index}' if host_index else ''
-  bad_files = os.path.join(output, f'quarantine{suffix}.jsonl')
+  bad_files = os.path.join(output, 'quarantine.jsonl')
   num_threads = num_threads or len(os.sched_getaffinity(0))
   ahead = max(2 * num_threads, 2 * batch_size // options.num_clips)
   with futures.ThreadPoolExecutor(num_threads) as threads:
@@ -95,10 +94,20 @@ def extract(
         videos = itertools.islice(decoded, len(part))
         yield _encode_shard(videos, encode, batch_size)
 
-    paths = shards.name_shards(output, 'features', num_shards)
-    shards.write_shards(paths, ranges, own, convert, bad_files)
+    bad = shards.write_shards(paths, ranges, own, convert, bad_files)
   num_videos = sum(len(ranges[i]) for i in own)
-  return num_videos, _count_bad(bad_files, num_videos)
+  if len(bad) == num_videos:
+    raise ValueError(
+      f'none of {num_videos} videos could be read, the last one '
+      f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
+    )
+  return num_videos, len(bad)
+
+
+def name_shards(output: str, num_videos: int, count: int | None) -> list[str]:
+  """Names the shards of features, by default one for 256 videos."""
+  count = count or -(-num_videos // _VIDEOS_PER_SHARD)
+  return shards.name_shards(output, 'features', count)
 
 
 def _check_counts(num_videos, num_shards, host_index, num_hosts):
@@ -174,15 +183,3 @@ def _describe(source, encoder, params, options: ClipOptions) -> dict[str, Any]:
     'params_sha256': hash_params(params),
     **{name: getattr(options, name) for name in clip},
   }
-
-
-def _count_bad(path: str, num_videos: int) -> int:
-  """Counts what is listed; raises ValueError if it is all there was."""
-  with open(path, encoding='utf-8') as f:
-    bad = [json.loads(line) for line in f]
-  if len(bad) == num_videos:
-    raise ValueError(
-      f'none of {num_videos} videos could be read, the last one '
-      f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
-    )
-  return len(bad)

@@ -13,24 +13,24 @@ squares of evaluation. vjepa_jax.data.features.FeatureSource reads the result;
 configs/probe.py trains on it.
 
 An interrupted run is continued by the same command and ends with the same
-files. Several hosts share the work if each is given --host_index and
---num_hosts, in a program that uses jax.distributed by themselves. Videos that
-cannot be read are listed with the reason in OUTPUT/quarantine.jsonl (host 3:
-quarantine-3.jsonl).
+files. Machines share the work, and --engine=beam hands it to Apache Beam, as
+vjepa_jax.tools.prepare says. Videos that cannot be read are listed with the
+reason beside their shard, and once all shards are there in
+OUTPUT/quarantine.jsonl.
 """
 
+import functools
 from types import SimpleNamespace
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.errors import UserError
-from vjepa_jax.evaluation.extraction import extract
+from vjepa_jax.evaluation import extraction
 from vjepa_jax.interop.load import LoadedEncoder, load, read_clip
-from vjepa_jax.tools import command
+from vjepa_jax.tools import command, engine
 
 
 def choose_options(
@@ -76,25 +76,32 @@ def define_flags(define: SimpleNamespace) -> None:
   define.integer('batch_size', 'Clips a time, on this host.', 32, least=1)
   define.integer('shards', 'Number of shards; one for 256 videos.', least=1)
   define.integer('num_threads', 'Decoding threads; as many as cores.', least=1)
-  define.integer('host_index', 'Of this host, from 0.')
-  define.integer('num_hosts', 'Hosts that share this.')
+  engine.add_flags(define)
 
 
-def main(options: SimpleNamespace) -> None:
-  """Extracts as the flags say."""
-  if (options.host_index is None) != (options.num_hosts is None):
-    raise UserError('give both of --host_index and --num_hosts, or none')
-  alone = options.num_hosts is None
+# A worker of Beam writes shard after shard of the same source.
+@functools.lru_cache(1)
+def _load(input: str, backbone: str, which: str, compute_dtype: str):
+  """Opens the source and loads the backbone."""
+  dtype = jnp.dtype(compute_dtype)
+  model = load(backbone, which=which, resize=False, dtype=dtype)
+  return sources.open_source(input), model
+
+
+def name_shards(options: SimpleNamespace) -> list[str]:
+  """Names all shards that the flags ask for."""
   source = sources.open_source(options.input)
-  model = load(
-    options.backbone,
-    which=options.which,
-    resize=False,
-    dtype=jnp.dtype(options.compute_dtype),
+  return extraction.name_shards(options.output, len(source), options.shards)
+
+
+def write(options: SimpleNamespace, host_index: int, num_hosts: int) -> None:
+  """Extracts as the flags say."""
+  source, model = _load(
+    options.input, options.backbone, options.which, options.compute_dtype
   )
   clip = choose_options(options, model)
   logging.info('%d videos, clips: %s', len(source), clip)
-  num_videos, num_bad = extract(
+  num_videos, num_bad = extraction.extract(
     source,
     options.output,
     model.encoder,
@@ -105,12 +112,17 @@ def main(options: SimpleNamespace) -> None:
     batch_size=options.batch_size,
     num_shards=options.shards,
     num_threads=options.num_threads,
-    host_index=jax.process_index() if alone else options.host_index,
-    num_hosts=jax.process_count() if alone else options.num_hosts,
+    host_index=host_index,
+    num_hosts=num_hosts,
   )
   print(f'features of {num_videos - num_bad} videos are in {options.output}')
   if num_bad:
-    print(f'left out {num_bad}, listed in quarantine*.jsonl there')
+    print(f'left out {num_bad}, listed in *.jsonl there')
+
+
+def main(options: SimpleNamespace) -> None:
+  """Has the shards written by this machine, or through Beam."""
+  engine.spread('extract', options)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,16 @@ H.264 that is cheap to decode and has a keyframe every --gop frames. Sampling
 such a data set at its own rate is what frame_step=4 is on 30 fps originals.
 Without them the files are stored unchanged, once they are seen to open.
 
-An interrupted run is continued by the same command. Files that cannot be used
-are listed with the reason in OUTPUT/bad_files.jsonl.
+An interrupted run is continued by the same command. Several machines share the
+work if each is given --host_index and --num_hosts; the tasks of a SLURM array
+know them, and the pods of an indexed Kubernetes job the first:
+
+  sbatch --array=0-31 --wrap='python -m vjepa_jax.tools.prepare ...'
+
+--engine=beam hands a shard at a time to Apache Beam instead (pip install -e
+'.[beam]'), by default on the cores of this machine. The shards are the same to
+the byte. Files that cannot be used are listed with the reason beside their
+shard, and once all shards are there in OUTPUT/bad_files.jsonl.
 """
 
 import collections
@@ -37,7 +45,7 @@ from vjepa_jax.data import decode, shards, sources, storage
 from vjepa_jax.data.encode import write_frames
 from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.shards import BadFile
-from vjepa_jax.tools import command
+from vjepa_jax.tools import command, engine
 
 _CRF = 23
 # Timestamps of videos that keep their own frame times.
@@ -59,6 +67,8 @@ def prepare(
   *,
   shard_size: int,
   num_workers: int,
+  host_index: int = 0,
+  num_hosts: int = 1,
 ) -> None:
   """Writes the shards of `source` that the folder `output` does not hold yet.
 
@@ -68,6 +78,7 @@ def prepare(
     encoding: How to re-encode, None to copy.
     shard_size: Videos in a shard, those left out included.
     num_workers: Processes; 0 for none.
+    host_index, num_hosts: Which of the hosts that share the work this is.
 
   Raises:
     ValueError: The shards were begun with other options.
@@ -82,6 +93,7 @@ def prepare(
   shards.check_options(os.path.join(output, 'prepare.json'), options)
   items = range(len(source))
   ranges = [items[i : i + shard_size] for i in items[::shard_size]]
+  own = range(host_index, len(ranges), num_hosts)
   paths = shards.name_shards(output, 'videos', len(ranges))
 
   def convert_shards(missing):
@@ -90,18 +102,16 @@ def prepare(
     return (itertools.islice(results, len(r)) for r in missing)
 
   bad_files = os.path.join(output, 'bad_files.jsonl')
-  own = range(len(ranges))
-  shards.write_shards(paths, ranges, own, convert_shards, bad_files)
-  num_bad = len(storage.read(bad_files).splitlines())
+  bad = shards.write_shards(paths, ranges, own, convert_shards, bad_files)
   logging.info(
     'Wrote %d videos to %d shards in %s, %.1f MB in all.',
-    len(source) - num_bad,
-    len(paths),
+    sum(len(ranges[i]) for i in own) - len(bad),
+    len(own),
     output,
-    sum(map(os.path.getsize, paths)) / 1e6,
+    sum(os.path.getsize(paths[i]) for i in own) / 1e6,
   )
-  if num_bad:
-    logging.warning('Left out %d files, see %s.', num_bad, bad_files)
+  if bad:
+    logging.warning('Left out %d files, see %s.', len(bad), bad_files)
 
 
 def _convert_all(
@@ -212,19 +222,37 @@ def define_flags(define: SimpleNamespace) -> None:
   define.integer('gop', 'Frames between keyframes (8 if re-encoding).', least=1)
   define.integer('shard_size', 'Videos in a shard.', 256, least=1)
   define.integer('num_workers', 'Processes; 0 works in this one.', 2, least=0)
+  engine.add_flags(define)
 
 
-def main(options: SimpleNamespace) -> None:
+# A worker of Beam writes shard after shard of the same source.
+_open = functools.lru_cache(1)(sources.open_source)
+
+
+def name_shards(options: SimpleNamespace) -> list[str]:
+  """Names all shards that the flags ask for."""
+  count = -(-len(_open(options.input)) // options.shard_size)
+  return shards.name_shards(options.output, 'videos', count)
+
+
+def write(options: SimpleNamespace, host_index: int, num_hosts: int) -> None:
   """Runs `prepare` as the flags say."""
   encoding = Encoding(options.short_side, options.fps, options.gop or 8)
   reencodes = {options.short_side, options.fps, options.gop} != {None}
   prepare(
-    sources.open_source(options.input),
+    _open(options.input),
     options.output,
     encoding if reencodes else None,
     shard_size=options.shard_size,
     num_workers=options.num_workers,
+    host_index=host_index,
+    num_hosts=num_hosts,
   )
+
+
+def main(options: SimpleNamespace) -> None:
+  """Has the shards written by this machine, or through Beam."""
+  engine.spread('prepare', options)
 
 
 if __name__ == '__main__':
