@@ -24,6 +24,7 @@ setup(
   description='V-JEPA pretraining of video encoders in JAX',
   long_description=Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
+  url='https://github.com/vjepa-jax/vjepa_jax',
   license='Apache-2.0',
   license_files=['LICENSE'],
   # Recipes import each other from the folder `configs`.

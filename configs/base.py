@@ -104,7 +104,7 @@ def get_config() -> config_dict.ConfigDict:
       videos=dict(path='', weight=1.0),
     ),
     batch_size=3072,  # clips a step, over all devices
-    num_workers=8,  # decoding processes a host
+    num_workers=8,  # decoding processes a task: a host, or a GPU under SLURM
     num_threads=2,  # batches read at a time, each
   )
   config.clip = dict(

@@ -4,6 +4,9 @@ import base64
 import io
 import json
 from pathlib import Path
+import re
+import subprocess
+from types import SimpleNamespace
 
 from PIL import Image
 import pytest
@@ -36,6 +39,46 @@ def test_it_is_stored_without_outputs_and_compiles():
     compile(source, 'cell', 'exec')
   # A sentence for each, and one more at the top.
   assert len(_get_sources('markdown')) == len(sources)
+
+
+def test_it_finds_the_repository_again_after_a_restart(tmp_path, monkeypatch):
+  repository = tmp_path / 'origin'
+  (repository / 'vjepa_jax').mkdir(parents=True)
+  for file in ('setup.py', 'vjepa_jax/__init__.py'):
+    (repository / file).touch()
+  git = 'git -c user.name=a -c user.email=a@b'
+  for command in ('git init -q', 'git add .', f'{git} commit -qm a'):
+    subprocess.run(command.split(), cwd=repository, check=True)
+  (source,) = [s for s in _get_sources('code') if 'git clone' in s]
+  commands = []
+
+  def system(command):
+    commands.append(command)
+    jax = 'import jax' in command
+    shell.user_ns['_exit_code'] = (
+      0 if jax else subprocess.call(command, shell=True)
+    )
+
+  shell = SimpleNamespace(system=system, user_ns={})
+  # Half a clone, as an interrupted one leaves it.
+  clone = tmp_path / 'content' / 'vjepa_jax_repository'
+  (clone / '.git').mkdir(parents=True)
+  for _ in range(2):
+    monkeypatch.chdir(clone.parent)
+    names = {'REPOSITORY': str(repository), 'INSTALL': False}
+    exec(source, names | {'get_ipython': lambda: shell})
+    assert Path.cwd() == clone and (clone / 'setup.py').exists()
+    assert sum('git clone' in c for c in commands) == 1
+
+
+def test_its_address_is_that_of_the_package():
+  root = NOTEBOOK.parents[1]
+  (address,) = re.findall(r"url='([^']*)'", (root / 'setup.py').read_text())
+  assert f"REPOSITORY = '{address}'" in _get_sources('code')[0]
+  path = address.removeprefix('https://github.com')
+  badge = f'colab.research.google.com/github{path}/blob/main/launch/colab.ipynb'
+  assert badge in _get_sources('markdown')[0]
+  assert badge in (root / 'README.md').read_text()
 
 
 @pytest.mark.slow

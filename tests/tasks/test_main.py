@@ -55,7 +55,8 @@ def test_profile_is_a_trace_of_the_steps(launcher, tmp_path):
     ),
     (['--config.batchsize=9'], 'there is no config.batchsize; config has atte'),
     (['--config=configs/vjep1.py'], 'no such file; recipes of the package are'),
-    (['--workdir=main.py'], '--workdir=main.py is a file, not a directory'),
+    (['--workdir=main.py/below'], 'main.py is a file, not a directory'),
+    (['--config.attention=cudnn'], "there is 'auto', which is 'xla' here"),
     (['--config.task=dance'], "config.task 'dance' does not exist"),
     (['--config=configs/vjepa1.py:x99'], "variant 'x99' is not one of ['l16'"),
     (

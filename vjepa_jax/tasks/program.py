@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import make_abstract
 from vjepa_jax.models import zoo
 from vjepa_jax.models.attention import choose_attention
@@ -177,9 +178,15 @@ def make_rate(
 def get_compute(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns `dtype` and `attention` of modules, for the mesh's platform."""
   dtype = jnp.dtype(config.compute_dtype)
-  attention = config.attention
+  attention, platform = config.attention, mesh_lib.get_platform(mesh)
+  best = choose_attention(platform, dtype)
   if attention == 'auto':
-    attention = choose_attention(mesh_lib.get_platform(mesh), dtype)
+    attention = best
+  elif attention in ('cudnn', 'pallas') and attention != best:
+    raise UserError(
+      f'config.attention {attention!r} does not run on {platform!r} devices in '
+      f"{dtype}; there is 'auto', which is {best!r} here"
+    )
   return {'dtype': dtype, 'attention': attention}
 
 

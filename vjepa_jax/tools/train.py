@@ -91,8 +91,13 @@ def _check_options(options: SimpleNamespace) -> None:
     raise UserError('give --config=FILE; --list_configs prints what there is')
   if options.workdir is None:
     raise UserError('give --workdir=DIRECTORY, where the run is kept')
-  if epath.Path(options.workdir).is_file():
-    raise UserError(f'--workdir={options.workdir} is a file, not a directory')
+  folder = epath.Path(options.workdir)
+  while not folder.exists() and folder != folder.parent:
+    folder = folder.parent
+  if folder.is_file():
+    raise UserError(
+      f'--workdir={options.workdir}: {folder} is a file, not a directory'
+    )
   if options.config.task not in _TASKS:
     raise UserError(
       f'config.task {options.config.task!r} does not exist; there are '
