@@ -225,3 +225,20 @@ def test_command(manifest, model, workdir, whole, tmp_path):
   assert wrong.returncode == 2
   assert wrong.stderr.strip().splitlines()[-1].startswith('error: ')
   assert 'frame_step was 2 and is now 4' in wrong.stderr
+
+
+@pytest.mark.slow
+def test_beam_writes_what_one_machine_writes(manifest, workdir, tmp_path):
+  pytest.importorskip('apache_beam', reason='the extra beam has it')
+  arguments = [
+    f'--backbone={workdir}',
+    f'--input={manifest}',
+    *('--frame_step=2', '--shards=3', '--batch_size=8'),
+  ]
+  done = start_command('extract', *arguments, f'--output={tmp_path / "one"}')
+  assert done.returncode == 0, done.stderr
+  beam = '--direct_running_mode=multi_processing --direct_num_workers=2'
+  arguments += [f'--output={tmp_path / "two"}', '--engine=beam']
+  done = start_command('extract', *arguments, f'--beam={beam}')
+  assert done.returncode == 0, done.stderr
+  assert _read_files(tmp_path / 'two') == _read_files(tmp_path / 'one')

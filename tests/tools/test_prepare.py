@@ -192,8 +192,10 @@ def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):
   assert _read_files(out) == _read_files(tmp_path / 'expected')
   done = start_command('prepare', *arguments, '--num_workers=2')
   assert done.returncode == 0 and 'Nothing to do' in done.stderr
-  # One machine with workers makes the same.
+  # One machine with workers makes the same, whatever was bad before.
   first.unlink()
+  stale = out / 'videos-00001-of-00008.bad.jsonl'
+  stale.write_text('{"name": "b.avi", "reason": "was missing"}\n')
   done = start_command('prepare', *arguments, '--num_workers=2')
   assert 'Keeping 7 of 8 shards' in done.stderr
   assert _read_files(out) == _read_files(tmp_path / 'expected')

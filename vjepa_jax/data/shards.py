@@ -184,9 +184,11 @@ def _write_shard(
       progress.update()
     writer.close()
     lines = [json.dumps(b._asdict()) + '\n' for b in bad]
-    # An earlier attempt may have listed others.
-    if bad or storage.exists(_name_bad(path)):
+    if bad:
       storage.replace(_name_bad(path), ''.join(lines))
+    else:
+      # An earlier attempt may have listed some.
+      storage.remove(_name_bad(path))
 
 
 def map_ahead(

@@ -56,6 +56,11 @@ def replace(path: Path, content: str | bytes) -> None:
   os.replace(temporary, path)
 
 
+def remove(path: Path) -> None:
+  """Removes a file, if there is one."""
+  _parse(path).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[str]:
   """Gives a path to write, which takes the place of `path` when all is done."""
