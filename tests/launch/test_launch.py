@@ -284,7 +284,8 @@ def test_pod_trains_on_without_us_and_stops_when_told(pod, tools, tmp_path):
 # A Python that makes environments of itself, and writes down what it installs.
 _NEW_PYTHON = """case "$*" in
   "-m venv"*)
-    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+    [[ "$*" != *--clear* ]] || rm -rf .venv
+    mkdir -p .venv/bin && cp --no-clobber "$0" .venv/bin/python
     echo made >> "$HOME/made" ;;
   "-m pip install"*) echo "$*" >> "$HOME/installed" ;;
   main.py*) echo "$0" >> "$HOME/ran" ;;
@@ -343,8 +344,9 @@ def test_a_half_made_environment_is_made_again(tools, tmp_path, damage):
   if damage == 'no python':
     python.symlink_to(tmp_path / 'gone')
   else:
-    failing = '-m pip --version|-m ensurepip' if damage == 'no pip' else '-c *'
-    python.write_text(f'case "$*" in {failing}) exit 1 ;; esac\n')
+    pip = '"-m pip --version" | "-m ensurepip"'
+    failing = pip if damage == 'no pip' else '"-c "*'
+    python.write_text(f'#!/bin/bash\ncase "$*" in {failing}) exit 1 ;; esac\n')
     python.chmod(0o755)
   script = (
     f'set -e; source {ROOT}/launch/environment.sh test; command -v python'
