@@ -25,7 +25,9 @@ def add_flags(define: SimpleNamespace) -> None:
     'host_index', 'Of this machine, from 0. Tasks of SLURM arrays know it.'
   )
   define.integer('num_hosts', 'Machines that share the work.')
-  define.enum('engine', 'Or Apache Beam.', 'hosts', ['hosts', 'beam'])
+  define.enum(
+    'engine', 'Machines by number, or Apache Beam.', 'hosts', ['hosts', 'beam']
+  )
   define.string('beam', 'Its options, --runner=… for example.', _LOCAL_BEAM)
 
 
