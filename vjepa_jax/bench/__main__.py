@@ -1,6 +1,7 @@
-"""Compares this package with others on the machine at hand.
+"""Measures this package on the machine at hand, beside others where it can.
 
 python -m vjepa_jax.bench step|data|masks|compile [--rounds=N] [--json=FILE]
+python -m vjepa_jax.bench faults [--json=FILE]
 
 Times of the same work are taken in turn; what is printed last is the ratio,
 ours over theirs: under 1 is faster.
@@ -21,6 +22,7 @@ _COMMANDS = {
   'data': ('data', 'decoding and batches, against decord and torchcodec'),
   'masks': ('masks', 'mask sampling, against the decoding of a clip'),
   'compile': ('compilation', 'time to the first step, cold and cached'),
+  'faults': ('faults', 'runs that are killed or meet damage; mistakes'),
 }
 
 
