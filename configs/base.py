@@ -105,7 +105,8 @@ def get_config() -> config_dict.ConfigDict:
     ),
     batch_size=3072,  # clips a step, over all devices
     num_workers=8,  # decoding processes a task: a host, or a GPU under SLURM
-    num_threads=2,  # batches read at a time, each
+    num_threads=2,  # videos decoded at a time, each
+    read_ahead=256,  # clips a host may hold beside the batch that is joined
   )
   config.clip = dict(
     frames=16,

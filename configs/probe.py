@@ -114,6 +114,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     batch_size=batch_size,  # videos
     num_workers=8,
     num_threads=2,
+    read_ahead=512,  # clips
   )
   # What is None is as the backbone's clips.
   config.clip.update(

@@ -1,9 +1,12 @@
 """Cutting clips, and loading many of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from vjepa_jax.data import clip, decode, sources, transforms
+from vjepa_jax.data.records import Record
 
 OPTIONS = clip.ClipOptions(frames=4, resolution=32, frame_step=2)
 
@@ -20,6 +23,40 @@ def test_views_are_those_of_reads_box_by_box(toy_videos):
       for view, box in zip(clips[3 * i : 3 * i + 3], boxes, strict=True):
         expected = video.read(indices, box, (32, 32))
         np.testing.assert_array_equal(view, expected)
+
+
+def test_training_draws_time_crop_and_flip():
+  # Each pixel says which frame, column and row it is of.
+  shape = (60, 72, 96)
+  video = np.stack(np.indices(shape)[[0, 2, 1]], -1).astype(np.uint8)
+  record = Record(video, -1, 'indices')
+  options = clip.ClipOptions(4, 48, 2)
+  starts, lefts, tops, widths, flips = [], [], [], [], []
+  for seed in range(300):
+    drawn = clip.read_clips(record, options, np.random.default_rng(seed))[0]
+    frames, columns, rows = np.moveaxis(drawn.astype(int), -1, 0)
+    starts.append(frames[0, 0, 0])
+    flips.append(columns[0, 0, 0] > columns[0, 0, -1])
+    first, last = columns.min(), columns.max()
+    widths.append(last + 1 - first)
+    lefts.append(first / max(96 - widths[-1], 1))
+    tops.append(rows.min() / max(71 - rows.max() + rows.min(), 1))
+    # One box for the whole clip.
+    assert (columns == columns[:1]).all() and (rows == rows[:1]).all()
+  assert min(starts) == 0 and max(starts) == 51 and len(set(starts)) > 45
+  assert 0.45 < np.mean(flips) < 0.55
+  for at in (lefts, tops):
+    assert np.ptp(at) > 0.9 and 0.4 < np.mean(at) < 0.6
+  assert min(widths) < 50 and max(widths) > 85
+  plain, mirrored = (
+    clip.read_clips(
+      record,
+      dataclasses.replace(options, flip=flip),
+      np.random.default_rng(0),
+    )
+    for flip in (0.0, 1.0)
+  )
+  np.testing.assert_array_equal(plain, mirrored[..., ::-1, :])
 
 
 def test_windows_follow_each_other(toy_videos):

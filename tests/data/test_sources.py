@@ -3,13 +3,14 @@
 import pathlib
 import pickle
 
-from array_record.python import array_record_module
 import cloudpickle
 import numpy as np
 import pytest
+from variants import write_shard
 
-from vjepa_jax.data import records, sources
+from vjepa_jax.data import records, shards, sources
 from vjepa_jax.data.records import Record
+from vjepa_jax.data.video import DecodeError
 
 
 @pytest.fixture
@@ -20,13 +21,6 @@ def folder(tmp_path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'x')
   return root
-
-
-def _write_shard(path: pathlib.Path, content: list[Record]) -> None:
-  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-  for record in content:
-    writer.write(records.pack(record))
-  writer.close()
 
 
 def test_folder(folder):
@@ -108,8 +102,9 @@ def test_records_survive_packing():
 
 def test_array_records(tmp_path):
   written = [Record(bytes([i]) * 9, i, f'{i}.mp4') for i in range(5)]
-  _write_shard(tmp_path / 'v-00000-of-00002.array_record', written[:3])
-  _write_shard(tmp_path / 'v-00001-of-00002.array_record', written[3:])
+  packed = list(map(records.pack, written))
+  write_shard(tmp_path / 'v-00000-of-00002.array_record', packed[:3])
+  write_shard(tmp_path / 'v-00001-of-00002.array_record', packed[3:])
   (tmp_path / 'v-00002-of-00002.array_record.tmp').touch()
   for path in (tmp_path, tmp_path / 'v-*.array_record*'):
     assert list(sources.open_source(str(path))) == written
@@ -118,6 +113,66 @@ def test_array_records(tmp_path):
   (tmp_path / 'broken.array_record').write_bytes(b'broken' * 99)
   with pytest.raises(ValueError, match='cannot open the shards'):
     sources.open_source(str(tmp_path / 'broken.array_record'))
+
+
+def test_few_shards_are_open_at_a_time(tmp_path):
+  for i in range(200):
+    record = records.pack(Record(b'v', i, f'{i}.mp4'))
+    write_shard(tmp_path / f'v-{i:05d}-of-00200.array_record', [record])
+
+  def count_open():
+    return len(list(pathlib.Path('/proc/self/fd').iterdir()))
+
+  before = count_open()
+  source = sources.open_source(str(tmp_path))
+  assert [r.label for r in source] == list(range(200))
+  assert count_open() <= before + 64
+  copy = pickle.loads(cloudpickle.dumps(source))
+  assert copy[150].label == 150 and copy[-1] == source[199]
+
+
+def test_a_missing_shard_is_an_error(tmp_path):
+  for i in (0, 1, 3):
+    record = records.pack(Record(b'v', 0, 'v.mp4'))
+    write_shard(tmp_path / f'v-0000{i}-of-00005.array_record', [record])
+  for path in (tmp_path, tmp_path / '*.array_record'):
+    with pytest.raises(
+      ValueError, match='2 of 5 shards are missing, .*/v-00002-of-00005.arr'
+    ):
+      sources.open_source(str(path))
+  assert len(
+    sources.open_source(str(tmp_path / 'v-00003-of-00005.array_record'))
+  )
+  shards.check_complete(['a.array_record', 'a-1-of-2', 'a-0-of-2', 'b-0-of-1'])
+  with pytest.raises(ValueError, match='1 of 2 .* is b.array_record-1-of-2'):
+    shards.check_complete(['b.array_record-0-of-2', 'c-1-of-2', 'c-0-of-2'])
+
+
+def test_names_say_whether_it_is_the_same_data(tmp_path, folder):
+  """Reordered, renamed, relabelled, or fewer: not the same."""
+  manifest = tmp_path / 'clips' / 'list.csv'
+
+  def hash_manifest(text):
+    manifest.write_text(text)
+    return sources.open_source(str(manifest)).hash_names()
+
+  texts = [
+    'b.mp4 1\na.MP4 0',
+    'a.MP4 0\nb.mp4 1',
+    'b.mp4 1\na.MP4 2',
+    'b.mp4 1',
+  ]
+  assert len(set(map(hash_manifest, texts))) == 4
+  assert hash_manifest(texts[0]) == hash_manifest(texts[0] + '\n\n')
+  before = sources.open_source(str(folder))
+  moved = folder.rename(tmp_path / 'moved')
+  after = sources.open_source(str(moved))
+  assert before.hash_names() == after.hash_names()
+  some, others = (sources.Subset(after, part) for part in ([0, 1], [0, 2]))
+  assert some.hash_names() != others.hash_names()
+  (moved / 'b.mp4').rename(moved / 'z.mp4')
+  renamed = sources.open_source(str(moved))
+  assert renamed.hash_names() != after.hash_names()
 
 
 def test_sources_are_cheap_to_pickle(tmp_path):
@@ -133,10 +188,11 @@ def test_sources_are_cheap_to_pickle(tmp_path):
   assert copy[99_999] == source[99_999]
   assert copy[99_999].label == 99_999
   assert repr(copy) == repr(source)
-  _write_shard(tmp_path / 'a.array_record', [Record(b'v', 1, 'v.mp4')])
-  shards = sources.open_source(str(tmp_path / 'a.array_record'))
-  shards[0]
-  assert pickle.loads(cloudpickle.dumps(shards))[0] == shards[0]
+  record = records.pack(Record(b'v', 1, 'v.mp4'))
+  write_shard(tmp_path / 'a.array_record', [record])
+  source = sources.open_source(str(tmp_path / 'a.array_record'))
+  source[0]
+  assert pickle.loads(cloudpickle.dumps(source))[0] == source[0]
 
 
 def test_tfds(tmp_path):
@@ -172,6 +228,10 @@ def test_tfds(tmp_path):
   assert source[0].video == b'\xffmp4'
   assert {r.label for r in (source[0], source[1])} == {2, 3}
   assert source[0].name == 'tiny_clips/train[0]'
+  assert (
+    source.hash_names()
+    != sources.TfdsSource('tiny_clips', 'train[:1]', tmp_path).hash_names()
+  )
   assert pickle.loads(cloudpickle.dumps(source))[1] == source[1]
   frames = sources.TfdsSource(
     'tiny_clips', 'train', str(tmp_path), video_key='frames', label_key='no'
@@ -182,3 +242,12 @@ def test_tfds(tmp_path):
     ValueError, match='has frames, label, video|set video_key'
   ):
     sources.TfdsSource('tiny_clips', 'train', str(tmp_path), video_key='clip')
+  (shard,) = tmp_path.glob('tiny_clips/*/*.array_record*')
+  data = bytearray(shard.read_bytes())
+  begin = data.index(b'\xffmp4')
+  data[begin : begin + 9] = bytes(9)
+  shard.write_bytes(data)
+  damaged = sources.open_source('tfds:tiny_clips/train', data_dir=tmp_path)
+  with pytest.raises(DecodeError, match='hash mismatch') as error:
+    list(damaged)
+  assert error.value.name in ('tiny_clips/train[0]', 'tiny_clips/train[1]')

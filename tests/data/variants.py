@@ -1,8 +1,10 @@
-"""Small synthetic videos, encoded once a session."""
+"""Small synthetic videos, encoded once a session, and shards."""
 
+from collections.abc import Sequence
 import fractions
 import pathlib
 
+from array_record.python import array_record_module
 import av
 import cv2
 import numpy as np
@@ -62,6 +64,16 @@ def write_video(
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
   return path
+
+
+def write_shard(path: pathlib.Path, records: Sequence[bytes]) -> None:
+  """Writes an ArrayRecord shard."""
+  writer = array_record_module.ArrayRecordWriter(
+    str(path), 'group_size:1,uncompressed'
+  )
+  for record in records:
+    writer.write(record)
+  writer.close()
 
 
 _VARIED_MS = [int(i * 33 + 200 * np.sin(i / 9)) for i in range(60)]

@@ -132,8 +132,13 @@ def time_batches(
     Clips a second of the first part; of the second, the share of the time that
     the step waited for its batch.
   """
+  read_ahead = max(4 * batch_size, 8 * num_workers)
   dataset = pipeline.make_batches(
-    loader, weights=[1.0], batch_size=batch_size, num_workers=num_workers
+    loader,
+    weights=[1.0],
+    batch_size=batch_size,
+    num_workers=num_workers,
+    read_ahead=read_ahead,
   )
   # One batch is ready when the step asks, as in training.
   batches = iter(
@@ -154,7 +159,7 @@ def time_batches(
 
   try:
     # What was read ahead while the workers started must not count.
-    take(num_workers + 3)
+    take(read_ahead // batch_size + 3)
     seconds, _ = take(num_batches)
     total, waited = take(num_batches, step_seconds)
   finally:

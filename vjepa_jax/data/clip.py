@@ -9,7 +9,7 @@ import numpy as np
 
 from vjepa_jax.data import sampling, transforms
 from vjepa_jax.data.decode import open_video
-from vjepa_jax.data.records import Record
+from vjepa_jax.data.records import NO_LABEL, Record
 from vjepa_jax.data.video import DecodeError, Video
 from vjepa_jax.progress import make_bar
 
@@ -237,7 +237,10 @@ def load_clips(
   order = np.random.default_rng(0).permutation(len(source))
 
   def load(index):
-    record = source[int(index)]
+    try:
+      record = source[int(index)]
+    except DecodeError as error:
+      return Record('', NO_LABEL, error.name), error
     if labelled and record.label < 0:
       raise ValueError(f'{record.name} has no label, a probe needs one')
     try:

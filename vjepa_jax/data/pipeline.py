@@ -4,50 +4,60 @@ Everything random about a sample is a pure function of (seed, position of the
 sample in the run). Batch k holds the same samples in the same order for any
 number of hosts, workers and threads, so that its position is all that a
 checkpoint needs to resume on the very next batch.
+
+Workers read single samples, which the parent joins: so what waits in memory is
+counted in clips, and all workers work on the batch that is wanted next.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import sys
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 import grain
 import numpy as np
 
 from vjepa_jax.data.clip import ClipOptions, read_clips
-from vjepa_jax.data.records import Record, check_label
+from vjepa_jax.data.features import FeatureSource, join_segments
+from vjepa_jax.data.records import check_label
+from vjepa_jax.data.sources import Source, find_usable
 from vjepa_jax.data.video import DecodeError
+from vjepa_jax.errors import UserError
 
 MaskSampler = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 # Videos that may fail in a row before the fault is not theirs.
 _MAX_ATTEMPTS = 100
 _MASK_STREAM = 2**31
+# Samples of a worker beside those that its threads read: one that goes to the
+# parent, one that comes from there, and the two queues between hold one each.
+_IN_TRANSIT = 4
+# Arrays of fewer bytes, masks and labels, are sent; others are shared, which
+# takes a file descriptor each.
+_MIN_SHARED_BYTES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleLoader:
-  """Loads one sample: clips of a video that can be read, and their masks.
+  """Loads one sample: clips of a video that can be read, and their masks."""
 
-  Attributes:
-    sources: Where videos come from.
-    options: How clips are cut.
-    mask_samplers: One a mask spec.
-    seed: Seed of the run.
-    num_classes: For training with labels; None leaves labels out.
-  """
-
-  sources: tuple[Any, ...]
+  sources: tuple[Source, ...]
   options: ClipOptions
-  mask_samplers: tuple[MaskSampler, ...]
-  seed: int
-  num_classes: int | None = None
+  mask_samplers: tuple[MaskSampler, ...]  # one a mask spec
+  seed: int  # of the run
+  num_classes: int | None = None  # None leaves labels out
 
   @property
   def num_clips(self) -> int:
     """Clips of a sample."""
     return self.options.num_clips
+
+  @property
+  def clip_bytes(self) -> int:
+    """Size of a clip."""
+    return 3 * self.options.frames * self.options.resolution**2
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads the sample at a position of the run.
@@ -61,14 +71,19 @@ class SampleLoader:
       The stream 'video': 'pixels' uint8 `[num_clips, frames, size, size, 3]`,
       'masks', a tuple with 'context' int32 `[num_clips, Kc]` and 'target'
       `[num_clips, Kt]` a spec, with `num_classes` a 'label' int32
-      `[num_clips]`; and 'failures', a JSON list of {name, reason} for the
-      videos that failed.
+      `[num_clips]`; and 'failures', {name, reason} of each video that failed.
 
     Raises:
       RuntimeError: 100 videos in a row failed.
       ValueError: A video has no label, or one outside of the classes.
     """
-    record, clips, failures = self._read(position, *key)
+    source, item = key
+    record, clips, failures = _read_usable(
+      self.sources[source],
+      item,
+      (self.seed, position),
+      lambda record, rng: read_clips(record, self.options, rng),
+    )
     stream = {
       'pixels': clips,
       'masks': tuple(
@@ -79,30 +94,7 @@ class SampleLoader:
     if self.num_classes is not None:
       check_label(record, self.num_classes)
       stream['label'] = np.full(len(clips), record.label, np.int32)
-    return {
-      'video': stream,
-      'failures': json.dumps(failures) if failures else '',
-    }
-
-  def _read(
-    self, position: int, source_index: int, item: int
-  ) -> tuple[Record, np.ndarray, list[dict[str, str]]]:
-    """Reads the clips of the first video that can be read."""
-    source = self.sources[source_index]
-    failures = []
-    for attempt in range(_MAX_ATTEMPTS):
-      rng = np.random.default_rng((self.seed, position, attempt))
-      if attempt:
-        item = int(rng.integers(len(source)))
-      record = source[item]
-      try:
-        return record, read_clips(record, self.options, rng), failures
-      except DecodeError as error:
-        failures.append({'name': record.name, 'reason': str(error)})
-    raise RuntimeError(
-      f'{_MAX_ATTEMPTS} videos in a row could not be read, the last one '
-      f'{failures[-1]["name"]}: {failures[-1]["reason"]}'
-    )
+    return {'video': stream, 'failures': failures}
 
   def _draw_masks(
     self, position: int, spec: int, num_clips: int
@@ -119,24 +111,126 @@ class SampleLoader:
     return {'context': context, 'target': target}
 
 
-def _join(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Joins samples `[num_clips, ...]` to a batch `[B, ...]`."""
-  failures = [s['failures'] for s in samples if s['failures']]
-  streams = [{k: v for k, v in s.items() if k != 'failures'} for s in samples]
-  return {
-    **_concatenate(streams),
-    'failures': np.array(failures, dtype=np.str_),
-  }
+@dataclasses.dataclass(frozen=True)
+class FeatureLoader:
+  """Loads one sample of labelled features, as `SampleLoader` loads clips."""
+
+  sources: tuple[FeatureSource, ...]
+  seed: int  # of the order of the samples
+  num_classes: int
+
+  num_clips = 1
+
+  @property
+  def clip_bytes(self) -> int:
+    """Size of the features of one video."""
+    return join_segments(find_usable(self.sources[0]).features).nbytes
+
+  def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
+    """Loads 'features' float32 `[1, tokens, D]` and their 'label'."""
+    source, item = key
+    video, features, failures = _read_usable(
+      self.sources[source],
+      item,
+      (self.seed, position),
+      lambda video, _: join_segments(video.features),
+    )
+    check_label(video, self.num_classes)
+    label = np.array([video.label], np.int32)
+    return {
+      'video': {'features': features, 'label': label},
+      'failures': failures,
+    }
 
 
-def _concatenate(trees: Sequence[Any]) -> Any:
-  """Concatenates arrays at the same place of several trees."""
+def _read_usable(
+  source: Source,
+  item: int,
+  seeds: tuple[int, int],
+  read: Callable[[Any, np.random.Generator], np.ndarray],
+) -> tuple[Any, np.ndarray, list[dict[str, str]]]:
+  """Reads an item of a source, or another one if it is damaged.
+
+  Args:
+    source: Records.
+    item: Index of the first that is tried; others are drawn.
+    seeds: Of the run and the sample, for all that is random.
+    read: From a record to what is wanted of it.
+
+  Returns:
+    The record, what was read of it, and name and reason of each that failed.
+  """
+  failures = []
+  for attempt in range(_MAX_ATTEMPTS):
+    rng = np.random.default_rng((*seeds, attempt))
+    if attempt:
+      item = int(rng.integers(len(source)))
+    try:
+      record = source[item]
+      return record, read(record, rng), failures
+    except DecodeError as error:
+      name = error.name or record.name
+      failures.append({'name': name, 'reason': str(error)})
+  raise RuntimeError(
+    f'{_MAX_ATTEMPTS} videos in a row could not be read, the last one '
+    f'{failures[-1]["name"]}: {failures[-1]["reason"]}'
+  )
+
+
+class _Batches(grain.IterDataset):
+  """Joins samples `[num_clips, ...]` to batches `[B, ...]`."""
+
+  def __init__(self, samples: grain.IterDataset, rows: int):
+    super().__init__(samples)
+    self._rows = rows
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _BatchIterator(iter(self._parent), self._rows)
+
+
+class _BatchIterator(grain.DatasetIterator):
+  """Copies each sample to its place as it comes, so that none wait."""
+
+  def __init__(self, samples: grain.DatasetIterator, rows: int):
+    super().__init__(samples)
+    self._rows = rows
+
+  def __next__(self) -> dict[str, Any]:
+    batch, failures = None, []
+    for row in range(self._rows):
+      sample = dict(next(self._parent))
+      failed = sample.pop('failures')
+      if failed:
+        failures.append(json.dumps(failed))
+      if batch is None:
+        batch = _map_arrays(self._allocate, sample)
+
+      def copy(whole, part, row=row):
+        whole[row * len(part) : (row + 1) * len(part)] = part
+
+      _map_arrays(copy, batch, sample)
+    return batch | {'failures': np.array(failures, np.str_)}
+
+  def _allocate(self, part: np.ndarray) -> np.ndarray:
+    """Makes room for one array of all samples of a batch."""
+    return np.empty((self._rows * len(part), *part.shape[1:]), part.dtype)
+
+  def get_state(self) -> Any:
+    return self._parent.get_state()
+
+  def set_state(self, state: Any) -> None:
+    self._parent.set_state(state)
+
+
+def _map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
+  """Calls a function with the arrays at the same place of several trees."""
   first = trees[0]
   if isinstance(first, Mapping):
-    return {name: _concatenate([t[name] for t in trees]) for name in first}
+    return {k: _map_arrays(function, *(t[k] for t in trees)) for k in first}
   if isinstance(first, tuple):
-    return tuple(map(_concatenate, zip(*trees, strict=True)))
-  return np.concatenate(trees)
+    parts = zip(*trees, strict=True)
+    return tuple(_map_arrays(function, *part) for part in parts)
+  return function(*trees)
 
 
 def _index(
@@ -157,7 +251,7 @@ def _index(
 
 
 def make_batches(
-  loader: SampleLoader,
+  loader: SampleLoader | FeatureLoader,
   *,
   weights: Sequence[float],
   batch_size: int,
@@ -166,50 +260,82 @@ def make_batches(
   process_count: int = 1,
   num_workers: int = 0,
   num_threads: int = 2,
+  read_ahead: int = 256,
 ) -> grain.IterDataset:
   """Makes the endless batches of one host.
 
   Args:
-    loader: Loads one sample: a SampleLoader, or what loads as one.
+    loader: Loads one sample.
     weights: Share of the samples that each source gives.
     batch_size: Clips a batch, over all hosts.
     position: Samples that the run has consumed, over all hosts.
     process_index: Index of this host.
     process_count: Number of hosts.
     num_workers: Decoding processes; 0 decodes in threads of this one.
-    num_threads: Batches that are read at the same time, in each worker. They
-      bound the read-ahead: Grain's default of 500 elements would be batches.
+    num_threads: Samples that are read at the same time, in each worker.
+    read_ahead: Clips in the memory of this host beyond the batch that is being
+      joined, at most.
 
   Returns:
-    A Grain dataset of batches: the streams of `SampleLoader`, of which 'video'
-    has 'pixels' uint8 `[batch_size / process_count, frames, size, size, 3]`;
-    and 'failures', what was replaced in this batch, a JSON list each.
+    A Grain dataset of batches: the streams of the loader, of which 'video' has
+    'pixels' uint8 `[batch_size / process_count, frames, size, size, 3]`; and
+    'failures', what was replaced in this batch, a JSON list a sample.
 
   Raises:
-    ValueError: The batch does not split evenly.
+    UserError: The batch does not split evenly, or `read_ahead` is too small.
   """
   num_clips = loader.num_clips
   if batch_size % (num_clips * process_count):
-    raise ValueError(
+    raise UserError(
       f'batch size {batch_size} is not divisible by {process_count} hosts x '
       f'{num_clips} clips a video'
     )
   # Grain reads its own flags; programs without absl flags have to say so.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  samples = _index([len(s) for s in loader.sources], weights, loader.seed)
-  samples = samples.map_with_index(loader)[position:]
-  # Batches before the split over hosts and workers: row r of batch k is the
-  # same sample for any number of either.
+  keys = _index([len(s) for s in loader.sources], weights, loader.seed)
   rows = batch_size // num_clips // process_count
-  batches = samples.batch(rows, batch_fn=_join)[process_index::process_count]
-  dataset = batches.to_iter_dataset(
-    grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+
+  def load(number):
+    # Row r of batch k is the same sample for any number of hosts.
+    batch, row = divmod(int(number), rows)
+    at = position + (batch * process_count + process_index) * rows + row
+    return loader(at, keys[at])
+
+  options = _divide_read_ahead(read_ahead, num_workers, num_clips, num_threads)
+  logging.info(
+    'reading ahead at most %d clips, %.2f GiB; batches of %d a host, %.2f GiB',
+    read_ahead,
+    read_ahead * loader.clip_bytes / 2**30,
+    rows * num_clips,
+    rows * num_clips * loader.clip_bytes / 2**30,
   )
+  samples = grain.MapDataset.range(sys.maxsize).map(load)
+  samples = samples.to_iter_dataset(options)
   if num_workers:
-    dataset = dataset.mp_prefetch(
+    samples = grain.experimental.WithOptionsIterDataset(
+      samples,
+      grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
+    ).mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=1
       )
     )
-  return dataset
+  return _Batches(samples, rows)
+
+
+def _divide_read_ahead(
+  read_ahead: int, num_workers: int, num_clips: int, num_threads: int
+) -> grain.ReadOptions:
+  """Divides the clips that are read ahead among workers and their threads."""
+  least = max(num_workers * (_IN_TRANSIT + 1), 1) * num_clips
+  if read_ahead < least:
+    raise UserError(
+      f'data.read_ahead is {read_ahead} clips; data.num_workers={num_workers} '
+      f'and {num_clips} clips a video need {least}'
+    )
+  waiting = read_ahead // (max(num_workers, 1) * num_clips)
+  if num_workers:
+    waiting -= _IN_TRANSIT
+  # Grain's own default would be 500 samples.
+  return grain.ReadOptions(min(num_threads, waiting), waiting)

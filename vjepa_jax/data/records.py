@@ -15,36 +15,25 @@ NO_LABEL = -1
 
 
 class Record(NamedTuple):
-  """One video.
+  """One video."""
 
-  Attributes:
-    video: a path, the bytes of an encoded file, or uint8 [N, H, W, 3] frames.
-    label: class number, or -1.
-    name: says which video it is, in logs and lists of bad files.
-  """
-
+  # A path, the bytes of an encoded file, or uint8 [N, H, W, 3] frames.
   video: str | bytes | np.ndarray
-  label: int
-  name: str
+  label: int  # class number, or -1
+  name: str  # says which it is, in logs and lists of bad files
 
 
 class VideoFeatures(NamedTuple):
-  """Features of the clips of one video.
+  """Features of the clips of one video."""
 
-  Attributes:
-    features: float16 or float32, `[segments, N, D]`, tokens in raster order
-      over (t, h, w); `[segments, D]` if they were pooled.
-    label: class number, or -1.
-    name: says which video it is.
-    index: of the video in its source.
-    times: float64 `[segments, 2]`, when the first and the last frame of each
-      clip are shown, in seconds.
-  """
-
+  # float16 or float32 [segments, N, D], tokens in raster order over (t, h, w);
+  # [segments, D] if they were pooled.
   features: np.ndarray
-  label: int
+  label: int  # class number, or -1
   name: str
-  index: int
+  index: int  # of the video in its source
+  # float64 [segments, 2], when the first and the last frame of each clip are
+  # shown, in seconds.
   times: np.ndarray
 
 
@@ -84,14 +73,12 @@ def unpack(data: bytes) -> Record | VideoFeatures:
   try:
     (length,) = struct.unpack_from('<I', data)
     fields = json.loads(data[4 : 4 + length])
-  except (struct.error, ValueError) as e:
+    label, name = int(fields['label']), str(fields['name'])
+    content, form = memoryview(data)[4 + length :], fields.get('features')
+    if form is None:
+      return Record(bytes(content), label, name)
+    features = np.frombuffer(content, form['dtype']).reshape(form['shape'])
+    times = np.asarray(fields['times'])
+    return VideoFeatures(features, label, name, fields['index'], times)
+  except (struct.error, ValueError, LookupError, TypeError) as e:
     raise ValueError('not a record of vjepa_jax: bad header') from e
-  if not isinstance(fields, dict) or not {'label', 'name'} <= fields.keys():
-    raise ValueError('not a record of vjepa_jax: bad header')
-  content = memoryview(data)[4 + length :]
-  label, name, form = fields['label'], fields['name'], fields.get('features')
-  if form is None:
-    return Record(bytes(content), label, name)
-  features = np.frombuffer(content, form['dtype']).reshape(form['shape'])
-  times = np.asarray(fields['times'])
-  return VideoFeatures(features, label, name, fields['index'], times)

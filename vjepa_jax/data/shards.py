@@ -1,4 +1,4 @@
-"""Writes ArrayRecord shards resumably.
+"""Reads ArrayRecord shards, few open at a time, and writes them resumably.
 
 A shard is there whole or not at all, so that an interrupted run goes on with
 the shards that are missing. Which items belong into which shard depends on the
@@ -8,12 +8,14 @@ options alone, which are written down beside the shards and compared.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-import hashlib
+import functools
 import json
 import os
+import re
 from typing import Any, NamedTuple
 
 from absl import logging
+import numpy as np
 import tqdm
 
 from vjepa_jax.data import storage
@@ -23,6 +25,10 @@ from vjepa_jax.progress import make_bar
 # compression, which neither videos nor features gain from.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 _SUFFIX = '.array_record'
+# Each takes a file descriptor.
+_MAX_OPEN = 64
+_INDEX_THREADS = 16
+_NUMBERED = re.compile(r'(.*)-(\d+)-of-(\d+)(.*)')
 
 
 class BadFile(NamedTuple):
@@ -32,28 +38,121 @@ class BadFile(NamedTuple):
   reason: str
 
 
+class Shards(Sequence[bytes]):
+  """Random access to the records of many shards.
+
+  Attributes:
+    paths: Of the shards.
+  """
+
+  def __init__(
+    self, paths: Sequence[str], spans: Sequence[tuple[int, int]] | None = None
+  ) -> None:
+    """Counts the records of each shard.
+
+    Args:
+      paths: Of the shards.
+      spans: The first record of each and that after the last, where they are
+        known and need not be all.
+
+    Raises:
+      FileNotFoundError: There is no such shard.
+      ValueError: A shard is damaged.
+    """
+    self.paths = list(paths)
+    # They may have been written anew since they were last read.
+    _open_shard.cache_clear()
+    if spans is None:
+      with futures.ThreadPoolExecutor(_INDEX_THREADS) as pool:
+        spans = [(0, n) for n in pool.map(_count_records, self.paths)]
+    starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
+    self._ends = np.cumsum(stops - starts)
+    # What brings the index of a record to its place in its shard.
+    self._offsets = starts - (self._ends - (stops - starts))
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if self.paths else 0
+
+  def __getitem__(self, index: int) -> bytes:
+    """Reads one record.
+
+    Raises:
+      RuntimeError: It is damaged.
+      OSError: The shard is not there any more.
+    """
+    path, position = self._locate(index)
+    return _open_shard(path).read([position])[0]
+
+  def name(self, index: int) -> str:
+    """Names a record by its shard and its place in it."""
+    path, position = self._locate(index)
+    return f'{os.path.basename(path)}[{position}]'
+
+  def _locate(self, index: int) -> tuple[str, int]:
+    index = range(len(self))[index]  # Negative numbers, and IndexError.
+    shard = int(np.searchsorted(self._ends, index, side='right'))
+    return self.paths[shard], index + int(self._offsets[shard])
+
+
+# An evicted reader closes its file when the last thread that reads is done.
+@functools.lru_cache(_MAX_OPEN)
+def _open_shard(path: str) -> Any:
+  """Opens a shard for reading.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    OSError: Its index is damaged.
+  """
+  # Imported late: worker processes start sooner.
+  from array_record.python import array_record_module
+
+  reader = array_record_module.ArrayRecordReader(
+    path, options='readahead_buffer_size:0', file_reader_buffer_size=2**15
+  )
+  if not reader.ok():
+    if not storage.exists(path):
+      raise FileNotFoundError(f'shard {path} does not exist')
+    raise OSError(f'shard {path} is damaged or cut off, or not an ArrayRecord')
+  return reader
+
+
+def _count_records(path: str) -> int:
+  """Counts the records of a shard, and leaves it closed."""
+  try:
+    return _open_shard.__wrapped__(path).num_records()
+  except FileNotFoundError:
+    raise
+  except (OSError, RuntimeError) as error:
+    raise ValueError(f'cannot open the shards: {error}') from error
+
+
+def check_complete(paths: Sequence[str]) -> None:
+  """Raises ValueError if one of the shards `...-00000-of-00002...` is missing.
+
+  Args:
+    paths: Of all shards that were found; others have no such number.
+  """
+  found = collections.defaultdict(set)
+  for stem, number, count, suffix in (
+    match.groups() for match in map(_NUMBERED.fullmatch, paths) if match
+  ):
+    found[stem, count, suffix].add(int(number))
+  for (stem, count, suffix), numbers in found.items():
+    missing = sorted(set(range(int(count))) - numbers)
+    if missing:
+      first = f'{stem}-{missing[0]:0{len(count)}d}-of-{count}{suffix}'
+      raise ValueError(
+        f'{len(missing)} of {int(count)} shards are missing, the first is '
+        f'{first}: finish what wrote them by the same command'
+      )
+
+
 def name_shards(folder: str, stem: str, count: int) -> list[str]:
   """Returns the paths `FOLDER/STEM-00000-of-00002.array_record`, ..."""
   return [
     os.path.join(folder, f'{stem}-{i:05d}-of-{count:05d}{_SUFFIX}')
     for i in range(count)
   ]
-
-
-def hash_records(source: Sequence[Any]) -> str:
-  """Hashes names and labels of a source's records, in their order.
-
-  Of a source that holds the videos themselves, which reading a name would read
-  whole, a thousand are looked at.
-  """
-  count = len(source)
-  step = 1 if isinstance(source[0].video, str) else -(-count // 1000)
-  digest = hashlib.sha256()
-  for i in range(0, count, step):
-    record = source[i]
-    line = f'{record.name} {record.label}\n'
-    digest.update(line.encode('utf-8', 'surrogateescape'))
-  return digest.hexdigest()
 
 
 def check_options(path: str, options: dict[str, Any]) -> None:

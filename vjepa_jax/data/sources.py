@@ -8,6 +8,7 @@ of the loader receives one.
 from collections.abc import Iterable, Sequence
 import functools
 import glob
+import hashlib
 import os
 import re
 from typing import Protocol
@@ -15,7 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from vjepa_jax.data import storage
-from vjepa_jax.data.records import NO_LABEL, Record, unpack
+from vjepa_jax.data.records import NO_LABEL, Record, VideoFeatures, unpack
+from vjepa_jax.data.shards import Shards, check_complete
+from vjepa_jax.data.video import DecodeError, describe_error
 
 VIDEO_EXTENSIONS = frozenset([
   '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.m1v',
@@ -34,7 +37,15 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Record: ...
+  def __getitem__(self, index: int) -> Record:
+    """Reads one record.
+
+    Raises:
+      DecodeError: It is damaged, or of another form; the error has its name.
+    """
+
+  def hash_names(self) -> str:
+    """Hashes which records there are, in their order, without reading them."""
 
 
 def open_source(path: str, **options) -> Source:
@@ -102,8 +113,14 @@ class FolderSource(_Named):
 
   def __getitem__(self, index: int) -> Record:
     file = self._files[index]
+    return Record(file, NO_LABEL, self._name(file))
+
+  def hash_names(self) -> str:
+    return _hash(map(self._name, self._files))
+
+  def _name(self, file: str) -> str:
     name = file.removeprefix(self._path).lstrip(os.sep)
-    return Record(file, NO_LABEL, name or os.path.basename(file))
+    return name or os.path.basename(file)
 
 
 class ManifestSource(_Named):
@@ -152,6 +169,10 @@ class ManifestSource(_Named):
       video = os.path.join(os.path.dirname(self._path), name)
     return Record(video, int(self._labels[index]), name)
 
+  def hash_names(self) -> str:
+    """Hashes the paths as they are written, and the labels."""
+    return _hash(map('{} {}'.format, self._paths, self._labels.tolist()))
+
 
 class ArrayRecordSource(_Named):
   """The shards that `vjepa_jax.tools.prepare` writes."""
@@ -160,50 +181,55 @@ class ArrayRecordSource(_Named):
   _REFUSAL = 'the shards hold features of vjepa_jax.tools.extract, not videos'
 
   def __init__(self, paths: str | Sequence[str]) -> None:
-    """Opens one shard, a glob, a folder of shards, or a list of shards."""
-    self._records, self._shards = open_shards(paths)
-    self._path = self._shards[0]
+    """Opens one shard, a glob, a folder of shards, or a list of shards.
+
+    Raises:
+      FileNotFoundError: There is no such shard.
+      ValueError: A shard is damaged or holds something else, or some of a
+        folder's or glob's shards are missing.
+    """
+    if isinstance(paths, str | os.PathLike):
+      found = _find_shards(os.fspath(paths))
+    else:
+      found = [os.fspath(path) for path in paths]
+    if not found:
+      raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
+    if found != [paths]:
+      check_complete(found)
+    self._records, self._path = Shards(found), found[0]
+    if len(self):
+      find_usable(self)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Record:
-    # A range raises the IndexError that ends a loop over the source.
-    record = unpack(self._records[range(len(self))[index]])
+    try:
+      record = unpack(self._records[index])
+    except (RuntimeError, ValueError) as error:
+      name = self._records.name(index)
+      raise DecodeError(describe_error(error), name) from error
     if not isinstance(record, self._KIND):
-      raise ValueError(f'{self._path}: {self._REFUSAL}')
+      raise DecodeError(self._REFUSAL, self._records.name(index))
     return record
 
+  def hash_names(self) -> str:
+    """Hashes the names of the shards."""
+    return _hash(map(os.path.basename, self._records.paths))
 
-def open_shards(
-  paths: str | Sequence[str],
-) -> tuple[Sequence[bytes], list[str]]:
-  """Opens one ArrayRecord shard, a glob, a folder of shards, or a list.
 
-  Returns:
-    The records, which can be pickled, and the paths of the shards.
+def find_usable(source: Source) -> Record | VideoFeatures:
+  """Returns the first record that is not damaged, among the first hundred.
 
   Raises:
-    FileNotFoundError: There is no such shard.
-    ValueError: A shard is damaged.
+    ValueError: There is none.
   """
-  # Imported late, as are other packages that only one source needs: worker
-  # processes start sooner.
-  from array_record.python import array_record_data_source
-
-  if isinstance(paths, str | os.PathLike):
-    found = _find_shards(os.fspath(paths))
-  else:
-    found = [os.fspath(path) for path in paths]
-  if not found:
-    raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
-  missing = [s for s in found if not storage.exists(s)]
-  if missing:
-    raise FileNotFoundError(f'shard {missing[0]} does not exist')
-  try:
-    return array_record_data_source.ArrayRecordDataSource(found), found
-  except (OSError, RuntimeError, ValueError) as e:
-    raise ValueError(f'cannot open the shards {paths}: {e}') from e
+  for index in range(min(len(source), 100)):
+    try:
+      return source[index]
+    except DecodeError as error:
+      damage = error
+  raise ValueError(f'{damage.name}: {damage}')
 
 
 class TfdsSource(_Named):
@@ -226,7 +252,7 @@ class TfdsSource(_Named):
     self._keys = video_key, label_key
     if not len(self):
       raise ValueError(f'TFDS {name}/{split} is empty')
-    keys = self._examples[0].keys()
+    keys = self._examples.dataset_info.features.keys()
     if video_key not in keys:
       raise ValueError(
         f'TFDS {name} has no feature {video_key!r}, it has '
@@ -238,9 +264,16 @@ class TfdsSource(_Named):
     import tensorflow_datasets as tfds
 
     name, split, data_dir = self._arguments
-    return tfds.data_source(
+    examples = tfds.data_source(
       name, split=split, data_dir=data_dir, download=False
     )
+    parts = examples.dataset_info.splits[split].file_instructions
+    # Theirs keeps every shard open.
+    examples.data_source = Shards(
+      [part.filename for part in parts],
+      [(part.skip, part.skip + part.take) for part in parts],
+    )
+    return examples
 
   def __getstate__(self) -> dict:
     return {k: v for k, v in self.__dict__.items() if k != '_examples'}
@@ -250,9 +283,18 @@ class TfdsSource(_Named):
 
   def __getitem__(self, index: int) -> Record:
     video, label = self._keys
-    example = self._examples[index]
-    label = int(example.get(label, NO_LABEL))
-    return Record(example[video], label, f'{self._path}[{index}]')
+    name = f'{self._path}[{index}]'
+    try:
+      example = self._examples[index]
+      return Record(example[video], int(example.get(label, NO_LABEL)), name)
+    except (OSError, IndexError):
+      raise
+    except Exception as error:  # What reads and parses has no common one.
+      raise DecodeError(describe_error(error), name) from error
+
+  def hash_names(self) -> str:
+    """Hashes the name of the data set, with its version, and of the split."""
+    return _hash([self._examples.dataset_info.full_name, self._path])
 
 
 class Subset(_Named):
@@ -267,6 +309,9 @@ class Subset(_Named):
 
   def __getitem__(self, index: int) -> Record:
     return self._source[int(self._indices[index])]
+
+  def hash_names(self) -> str:
+    return _hash([self._source.hash_names(), str(self._indices.tolist())])
 
 
 class _Strings:
@@ -286,6 +331,13 @@ class _Strings:
     begin = int(self._ends[index - 1]) if index else 0
     encoded = self._block[begin : int(self._ends[index])]
     return encoded.decode('utf-8', 'surrogateescape')
+
+
+def _hash(names: Iterable[str]) -> str:
+  digest = hashlib.sha256()
+  for name in names:
+    digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')
+  return digest.hexdigest()
 
 
 def _parse_manifest_line(line: str) -> tuple[str, int]:

@@ -17,7 +17,15 @@ CLOCK_SLACK = 1e-3
 
 
 class DecodeError(ValueError):
-  """A video that cannot be used; the message is a one-line reason."""
+  """A video that cannot be used; the message is a one-line reason.
+
+  Attributes:
+    name: Says which, where a source has no record that could.
+  """
+
+  def __init__(self, reason: str, name: str = '') -> None:
+    super().__init__(reason)
+    self.name = name
 
 
 def describe_error(error: Exception) -> str:

@@ -93,7 +93,7 @@ def _make_read(source, options: ClipOptions | None, num_classes: int):
   The label is -1 of a video that cannot be read or is not there.
   """
   if options is None:
-    empty = np.zeros_like(join_segments(source[0].features))
+    empty = np.zeros_like(join_segments(sources.find_usable(source).features))
   else:
     clips = options.num_clips * options.views
     sides = options.frames, *[options.resolution] * 2
@@ -102,14 +102,14 @@ def _make_read(source, options: ClipOptions | None, num_classes: int):
   def read(index):
     if index >= len(source):
       return empty, -1
-    record = source[index]
-    check_label(record, num_classes)
-    if options is None:
-      return join_segments(record.features), record.label
     try:
+      record = source[index]
+      check_label(record, num_classes)
+      if options is None:
+        return join_segments(record.features), record.label
       return read_clips(record, options), record.label
     except decode.DecodeError as error:
-      logging.warning('left out %s: %s', record.name, error)
+      logging.warning('left out %s: %s', error.name or record.name, error)
       return empty, -1
 
   return read

@@ -133,11 +133,11 @@ def _read(
     The record that is to be written, its features empty yet; and the clips,
     uint8 `[segments, frames, size, size, 3]`.
   """
-  record = source[index]
   try:
+    record = source[index]
     clips, times = read_timed_clips(record, options)
   except decode.DecodeError as error:
-    return shards.BadFile(record.name, str(error))
+    return shards.BadFile(error.name or record.name, str(error))
   empty, ends = np.zeros(0), times[:, [0, -1]]
   return VideoFeatures(empty, record.label, record.name, index, ends), clips
 
@@ -178,7 +178,7 @@ def _describe(source, encoder, params, options: ClipOptions) -> dict[str, Any]:
   clip = ('frames', 'resolution', 'frame_step', 'fps', 'num_clips')
   return {
     'num_videos': len(source),
-    'videos_sha256': shards.hash_records(source),
+    'videos_sha256': source.hash_names(),
     'encoder': fields | {'dtype': jnp.dtype(encoder.dtype).name},
     'params_sha256': hash_params(params),
     **{name: getattr(options, name) for name in clip},

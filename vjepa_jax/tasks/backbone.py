@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data.video import DecodeError
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import read_clip, read_weights
 from vjepa_jax.models import zoo
@@ -86,7 +87,10 @@ def count_classes(*labelled: sources.Source) -> int:
   largest = 0
   for source in labelled:
     for i in make_bar(range(len(source)), desc='labels', leave=False):
-      record = source[i]
+      try:
+        record = source[i]
+      except DecodeError:
+        continue  # Named where it is to be trained on.
       pipeline.check_label(record, 10**6)
       largest = max(largest, record.label)
   if not largest:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import pipeline, sources
-from vjepa_jax.data.features import FeatureLoader, FeatureSource, holds_features
+from vjepa_jax.data.features import FeatureSource, holds_features
 from vjepa_jax.evaluation import classification
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.evaluation.selection import Selection
@@ -137,7 +137,7 @@ def _make_loader(
   Of features, which are cut already, it loads those; then None says how.
   """
   if holds_features(config.data.train):
-    return FeatureLoader((train,), config.seed, num_classes), None
+    return pipeline.FeatureLoader((train,), config.seed, num_classes), None
   options = pipeline.ClipOptions(**config.clip)
   options = dataclasses.replace(options, num_clips=config.segments)
   loader = pipeline.SampleLoader(

@@ -182,6 +182,7 @@ class Session:
       process_count=1 if whole else jax.process_count(),
       num_workers=data.num_workers,
       num_threads=data.num_threads,
+      read_ahead=data.read_ahead,
     )
 
   def _check_steps(self, start_step: int) -> None:

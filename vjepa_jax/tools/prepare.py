@@ -86,7 +86,7 @@ def prepare(
   storage.make_folder(output)
   options = {
     'num_videos': len(source),
-    'videos_sha256': shards.hash_records(source),
+    'videos_sha256': source.hash_names(),
     'shard_size': shard_size,
     'encoding': encoding._asdict() if encoding else 'as is',
   }
@@ -97,7 +97,7 @@ def prepare(
   paths = shards.name_shards(output, 'videos', len(ranges))
 
   def convert_shards(missing):
-    records = (source[i] for shard_range in missing for i in shard_range)
+    records = (_read(source, i) for part in missing for i in part)
     results = _convert_all(records, encoding, num_workers)
     return (itertools.islice(results, len(r)) for r in missing)
 
@@ -114,8 +114,16 @@ def prepare(
     logging.warning('Left out %d files, see %s.', len(bad), bad_files)
 
 
+def _read(source: sources.Source, index: int) -> Record | BadFile:
+  """Reads a record of a source, or says why it cannot."""
+  try:
+    return source[index]
+  except decode.DecodeError as error:
+    return BadFile(error.name, str(error))
+
+
 def _convert_all(
-  records: Iterable[Record],
+  records: Iterable[Record | BadFile],
   encoding: Encoding | None,
   num_workers: int,
 ) -> Iterator[bytes | BadFile]:
@@ -154,8 +162,12 @@ def _end_with_parent() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def convert(record: Record, encoding: Encoding | None) -> bytes | BadFile:
+def convert(
+  record: Record | BadFile, encoding: Encoding | None
+) -> bytes | BadFile:
   """Packs a video as it is in a shard, or says why there is none."""
+  if isinstance(record, BadFile):
+    return record
   try:
     with decode.open_video(record.video) as video:
       if encoding is not None:
