@@ -107,6 +107,7 @@ def get_config() -> config_dict.ConfigDict:
     num_workers=8,  # decoding processes a task: a host, or a GPU under SLURM
     num_threads=2,  # videos decoded at a time, each
     read_ahead=256,  # clips a host may hold beside the batch that is joined
+    changed=False,  # a run may go on with other data than it had
   )
   config.clip = dict(
     frames=16,

@@ -85,6 +85,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     num_workers=8,
     num_threads=2,
     read_ahead=256,  # clips
+    changed=False,
   )
   # What is None is as the backbone's clips.
   config.clip.update(

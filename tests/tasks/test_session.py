@@ -3,10 +3,12 @@
 import json
 import logging
 
+import jax
 import pytest
 from tiny import make_config
 
 from configs import decoder, probe, small
+from vjepa_jax.parallel import hosts
 from vjepa_jax.tasks.decoder import train_decoder
 from vjepa_jax.tasks.pretrain import pretrain
 from vjepa_jax.tasks.probe import probe as train_probe
@@ -61,6 +63,36 @@ def test_a_resumed_run_says_what_changed(run, caplog):
     'config.log_every_steps is 7 from step 1 on, was 1',
   ]
   assert _read(workdir)['checkpoint']['keep'] == 5
+
+
+def test_other_data_must_be_accepted(run, toy_videos, tmp_path, caplog):
+  config, workdir = run
+  config = config.copy_and_resolve_references()
+  lines = toy_videos.read_text().splitlines()[1:]
+  manifest = tmp_path / 'fewer.csv'
+  manifest.write_text(
+    ''.join(f'{toy_videos.parent}/{line}\n' for line in lines)
+  )
+  config.data.sources.toy.path = str(manifest)
+  with pytest.raises(
+    ValueError, match='step 1: toy was 24 .* is 23 videos, .*T'
+  ):
+    pretrain(config, workdir)
+  config.data.changed = True
+  assert pretrain(config, workdir) is not None
+  assert 'the data is not that of step 1: toy was 24 videos' in caplog.text
+
+
+def test_hosts_must_see_the_same_data(run, monkeypatch):
+  config, workdir = run
+
+  def gather(text):
+    return [text, text.replace('24 videos', '23 videos')]
+
+  monkeypatch.setattr(hosts, '_gather', gather)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='process 1 has data.toy 23 videos, nam'):
+    pretrain(config, workdir)
 
 
 def test_a_config_that_was_cut_off_is_written_anew(run):

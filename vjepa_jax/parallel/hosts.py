@@ -120,7 +120,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
       if other.get(name) != expected.get(name):
         raise UserError(
           f'process {process} has {name} {other.get(name)}, process 0 has '
-          f'{expected.get(name)}: start all with the same command and code'
+          f'{expected.get(name)}: all need the same command, code and data'
         )
 
 

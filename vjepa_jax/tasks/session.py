@@ -12,8 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel import mesh as mesh_lib
-from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import Program, check_batch, get_steps
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
@@ -70,6 +70,13 @@ class Session:
     # Where a probe sees several segments together, batches count videos.
     self._clips_per_step = config.data.batch_size * config.get('segments', 1)
     self._profile_steps = profile_steps
+    names = list(config.data.get('sources', ())) or ['train']
+    self._data = {
+      name: f'{len(source)} videos, names {source.hash_names()[:12]}'
+      for name, source in zip(names, loader.sources, strict=True)
+    }
+    if jax.process_count() > 1:
+      hosts.check_agreement({'data': self._data})
     check_batch(config, self.mesh, self._clips_per_step)
     self._check_steps(0)
 
@@ -82,12 +89,13 @@ class Session:
     """
     config, shardings = self._config, program.shardings
     self._checkpoints = Checkpoints(
-      self.workdir, model=model, **config.checkpoint
+      self.workdir, model=model, data=self._data, **config.checkpoint
     )
     self._position = 0
     restored = self._checkpoints.restore(program.abstract, shardings)
     self.resumed = restored is not None
     if self.resumed:
+      self._checkpoints.check_data(config.data.changed)
       state, self._position = restored
       return state
     if config.get('init_from'):

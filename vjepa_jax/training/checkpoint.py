@@ -117,6 +117,7 @@ class Checkpoints:
     keep: int,
     keep_every_steps: int | None = None,
     model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
   ):
     """Opens or makes `workdir/checkpoints`.
 
@@ -126,6 +127,7 @@ class Checkpoints:
       keep: Number of latest checkpoints kept.
       keep_every_steps: Keep those at multiples of it for ever.
       model: Description of the model, JSON, saved with each checkpoint.
+      data: Of what it is trained on, JSON, saved and compared.
     """
     policies = ocp.training.preservation_policies
     preserve = policies.LatestN(keep)
@@ -134,7 +136,7 @@ class Checkpoints:
         [preserve, policies.EveryNSteps(keep_every_steps)]
       )
     self._every_steps = every_steps
-    self._model = dict(model or {})
+    self._metadata = {'model': dict(model or {}), 'data': dict(data or {})}
     self._checkpointer = ocp.training.Checkpointer(
       epath.Path(workdir).absolute() / 'checkpoints',
       # The loop decides when; Orbax's default would save at every chance.
@@ -170,7 +172,7 @@ class Checkpoints:
     self._checkpointer.save_checkpointables_async(
       step,
       {**_get_trees(state), 'position': {'samples': position}},
-      custom_metadata={'model': self._model},
+      custom_metadata=self._metadata,
     )
 
   def restore(
@@ -193,6 +195,29 @@ class Checkpoints:
     restored = _load(self._checkpointer, step, abstract, shardings)
     logging.info('resumed from step %d', step)
     return restored
+
+  def check_data(self, accepted: bool) -> None:
+    """Compares the data with that of the newest checkpoint, if it says.
+
+    Raises:
+      CheckpointError: It is another, and that is not accepted.
+    """
+    step, now = self.latest_step(), self._metadata['data']
+    found = self._checkpointer.checkpointables_metadata(step).custom_metadata
+    before = (found or {}).get('data') or now
+    changes = [
+      f'{name} was {before.get(name)} and is {now.get(name)}'
+      for name in sorted(before | now)
+      if before.get(name) != now.get(name)
+    ]
+    if not changes:
+      return
+    message = f'the data is not that of step {step}: {"; ".join(changes)}'
+    if not accepted:
+      raise CheckpointError(
+        f'{message}. If that is meant, --config.data.changed=True accepts it'
+      )
+    logging.warning('%s', message)
 
   def wait(self) -> None:
     """Waits until what was started is saved; raises what went wrong."""
