@@ -4,6 +4,7 @@
 # ruff: noqa: E501
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,18 @@ def test_a_program_is_weighed_by_the_trips_of_its_loops():
     'all-reduce:bf16': {'count': 12, 'mib': 0.01},
     'all-reduce:f32': {'count': 12, 'mib': 0.0},
   }
+
+
+def test_collectives_that_xla_tpu_fuses_are_counted_once():
+  text = Path(__file__).with_name('fsdp_v5e.hlo').read_text()
+  counts = hlo.count_collectives(text)
+  # Kernels of 4 layers, six of 24 MiB in bfloat16 each: gathered forward and
+  # backward, most of them in starts, steps and ends; and the embedding's.
+  assert counts['all-gather:bf16'] == {'count': 49, 'mib': 2 * 96 + 3}
+  # Their gradients in float32, as 'all-reduce-scatter' fusions.
+  assert counts['reduce-scatter:f32'] == {'count': 25, 'mib': 192 + 6}
+  # The eighth that is left of these is summed over the groups.
+  assert counts['all-reduce:f32']['mib'] == pytest.approx(198 / 8, rel=0.01)
 
 
 def test_scopes_name_the_part_of_the_step():

@@ -20,6 +20,8 @@ _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
+_OPERAND = re.compile(r'\(%([\w.\-]+)')
 
 _COLLECTIVES = (
   *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
@@ -33,8 +35,11 @@ class Instruction(NamedTuple):
   name: str
   opcode: str  # such as 'fusion' or 'all-reduce-start'
   shape: str  # text of its result's type
+  operand: str  # the same of its first operand, where that is known
   scope: str  # path of named scopes it comes from; empty where XLA lost it
   cycles: int  # XLA's estimate, 0 where it has none
+  channel: str  # of a collective: its parts have the same
+  computation: str  # name of the one that it is a line of
   trips: int  # how often a step runs it
   fused: bool  # part of a fusion, whose cycles cover it
 
@@ -76,26 +81,36 @@ def walk(text: str) -> Iterator[Instruction]:
 
 def _split(text):
   """Splits a module into computations of (instruction, line)."""
-  computations, entry, lines = {}, None, []
+  computations, entry = {}, None
   for line in text.splitlines():
     if header := _HEADER.match(line):
-      lines = computations[header[1]] = []
-      entry = header[1] if line.startswith('ENTRY') else entry
+      name, lines, shapes = header[1], [], {}
+      computations[name] = lines
+      entry = name if line.startswith('ENTRY') else entry
     elif match := _INSTRUCTION.match(line):
-      lines.append((_parse(match[1], match[2]), line))
+      instruction = _parse(match[1], match[2], name, shapes)
+      shapes[match[1]] = instruction.shape
+      lines.append((instruction, line))
   return computations, entry
 
 
-def _parse(name: str, line: str) -> Instruction:
+def _parse(
+  name: str, line: str, computation: str, shapes: dict[str, str]
+) -> Instruction:
   opcode = _OPCODE.search(' ' + line)
+  start = opcode.start() if opcode else len(line)
+  operand = _OPERAND.search(line, start)
   scope = re.search(r'op_name="([^"]*)"', line)
-  cycles = _CYCLES.search(line)
+  cycles, channel = _CYCLES.search(line), _CHANNEL.search(line)
   return Instruction(
     name,
     opcode[1] if opcode else '',
-    line[: opcode.start()] if opcode else line,
+    line[:start],
+    shapes.get(operand[1], '') if operand else '',
     scope[1] if scope else '',
     int(cycles[1]) if cycles else 0,
+    channel[1] if channel else '',
+    computation,
     trips=1,
     fused=False,
   )
@@ -116,16 +131,27 @@ def count_collectives(text: str) -> dict[str, dict[str, float]]:
   """Sums the collectives of one step, as one device runs them.
 
   Returns:
-    For each 'kind:dtype', 'count' and 'mib' of results. The two halves of an
-    asynchronous collective count as one.
+    For each 'kind:dtype', 'count' and 'mib' of results, for reduce-scatter of
+    what is reduced. The two halves of an asynchronous collective count as one,
+    and so do XLA:TPU's, which are a fusion each, with more of them in between
+    that compute something else while the data move.
   """
-  counts, sizes = Counter(), Counter()
+  counts, sizes, fused = Counter(), Counter(), set()
   for instruction in walk(text):
     opcode = instruction.opcode.removesuffix('-start')
     if opcode not in _COLLECTIVES:
       continue
+    if instruction.fused and instruction.channel:
+      if instruction.channel in fused:
+        continue
+      fused.add(instruction.channel)
     shapes = _SHAPE.findall(instruction.shape)
-    if instruction.shape.lstrip().startswith('((') or (
+    if opcode == 'reduce-scatter' and instruction.operand:
+      shapes = _SHAPE.findall(instruction.operand)
+    elif instruction.computation.startswith('all-reduce-scatter'):
+      # XLA:TPU's form: a sum, of which a device makes its slice alone.
+      opcode = 'reduce-scatter'
+    elif instruction.shape.lstrip().startswith('((') or (
       instruction.opcode.endswith('-start') and opcode != 'all-reduce'
     ):
       # The result of a first half holds the operands, results and counters.
