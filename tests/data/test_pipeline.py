@@ -72,6 +72,15 @@ def test_batches_hold_clips_and_masks(toy_videos):
   assert not batch['failures'].size
 
 
+def test_each_mask_spec_draws_masks_of_its_own(toy_videos):
+  loader = _loader([toy_videos])
+  (sampler,) = loader.mask_samplers
+  twice = pipeline.SampleLoader(loader.sources, OPTIONS, (sampler, sampler), 0)
+  first, second = twice(0, (0, 0))['video']['masks']
+  for name in ('context', 'target'):
+    assert (first[name] != second[name]).any()
+
+
 @pytest.fixture
 def broken_folder(toy_videos, tmp_path):
   """10 videos of which one each is broken in a way of its own."""

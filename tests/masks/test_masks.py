@@ -126,6 +126,23 @@ def test_statistics_of_the_published_masks(grid, pattern, mean_visible):
   assert np.percentile(visible, 50) % grid[0] == 0  # whole tubes
 
 
+@pytest.mark.parametrize('kind,shape', [('tube', (14, 14)), ('random', GRID)])
+def test_random_masks_hide_every_place_equally_often(kind, shape):
+  pattern = fixed_size.PATTERNS[kind](ratio=0.7)
+  rng = np.random.default_rng(0)
+  hidden = np.stack([pattern.draw(GRID, rng) for _ in range(400)])
+  if kind == 'tube':
+    assert (hidden == hidden[:, :1]).all()
+    hidden = hidden[:, 0]
+  assert hidden.shape[1:] == shape
+  assert hidden.mean() == pytest.approx(0.7, abs=0.01)
+  # A binomial over 400 draws deviates by .023, five times that is not chance.
+  assert np.abs(hidden.mean(axis=0) - 0.7).max() < 0.12
+  # Nor do places go together.
+  pairs = (hidden[:, ..., 1:] == hidden[:, ..., :-1]).mean()
+  assert pairs == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
+
+
 def test_published_counts_are_accepted_as_simulated():
   assert _build('short').check(4000) == pytest.approx(0.946, abs=0.02)
   assert _build('long').check(4000) == pytest.approx(0.924, abs=0.02)
