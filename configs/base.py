@@ -179,7 +179,8 @@ def get_config() -> config_dict.ConfigDict:
   config.clip_start_step = 0
   config.max_skipped = 20
 
-  # Workdir to take parameters and moments from, for a later stage.
+  # Weights to go on from: a workdir, of which the moments are taken too, for a
+  # later stage; a Hugging Face folder or an official file (docs/adapting.md).
   config.init_from = ''
 
   # Devices in a group that shares one copy of the state.

@@ -34,12 +34,12 @@ from configs import base
 # Classes, frames, resolution, frame step, segments, views, batch size, epochs.
 _DATA = {
   'folder': (None, None, None, None, 1, 1, 64, 20),
-  'k400': (400, 16, 224, 4, 8, 3, 256, 20),
-  'ssv2': (174, 16, 224, 4, 2, 3, 256, 20),
+  'k400': (400, 16, 256, 4, 8, 3, 256, 20),
+  'ssv2': (174, 16, 256, 4, 2, 3, 256, 20),
   'coin': (180, 16, 256, 4, 8, 3, 128, 20),
   'diving48': (48, 32, 256, 2, 4, 3, 128, 100),
   'jester': (27, 32, 256, 2, 4, 3, 128, 100),
-  'in1k': (1000, 16, 224, 1, 1, 1, 1024, 20),  # an image is repeated
+  'in1k': (1000, 16, 256, 1, 1, 1, 1024, 20),  # an image is repeated
 }
 # Self-attention blocks, projection after the query, learning rates, weight
 # decays, clipping.
@@ -77,6 +77,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   depth, projection, rates, decays, clip_norm = base.choose(
     options, 'probe', _PROBES
   )
+  if options['probe'] == 'v1' and resolution:
+    resolution = 224  # that of V-JEPA 1's backbones
   if options['probe'] == 'v2':
     rates, decays = _GRIDS.get(options['data'], (rates, decays))
   general = base.get_config()

@@ -173,6 +173,8 @@ def test_files_of_v2(save, caplog):
   assert weights.encoder.positions == 'rope_tiled'
   assert weights.predictor.num_heads == 12
   assert weights.resolution is None and weights.frames is None
+  alone = pytorch.read_checkpoint(path, with_predictor=False)
+  assert alone.encoder.positions == 'rope_tiled' and alone.predictor is None
   weights = pytorch.read_checkpoint(
     path, positions='rope_interleaved', num_heads=4, predictor_heads=3
   )

@@ -86,6 +86,15 @@ def test_a_resumed_run_gives_the_same_numbers(
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_run_stays_on_its_backbone(run, config):
+  workdir, _ = run
+  config = config.copy_and_resolve_references()
+  config.backbone = str(workdir)
+  message = f'was started on random init, and {workdir} is another backbone'
+  with pytest.raises(ValueError, match=message):
+    finetune(config, workdir)
+
+
 def test_the_result_is_a_backbone_and_a_classifier(run, config):
   workdir, results = run
   model = vjepa_jax.load(workdir)

@@ -116,6 +116,14 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
   assert losses == expected
 
 
+def test_a_run_stays_on_its_backbone(backbone, splits, finished):
+  config = _make_config(backbone, splits)
+  config.random_init = True
+  message = f'was started on {backbone}, and random init is another backbone'
+  with pytest.raises(ValueError, match=message):
+    task.probe(config, finished[0])
+
+
 def test_cached_features_give_what_videos_give(backbone, splits, tmp_path):
   weights = convert.read_weights(backbone, with_predictor=False)
   options = pipeline.ClipOptions(

@@ -14,6 +14,7 @@ from vjepa_jax.models import zoo
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
+from vjepa_jax.training.checkpoint import hash_params
 
 
 def open_split(config: ConfigDict, name: str) -> sources.Source:
@@ -52,6 +53,17 @@ def read_backbone(config: ConfigDict) -> Weights:
   sides = [config.clip.frames, *[config.clip.resolution] * 2]
   compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
   return backbone
+
+
+def describe_backbone(config: ConfigDict, params: Any) -> dict[str, str]:
+  """Says which backbone a run is on, for `Session.open` to compare.
+
+  `params` are those of the encoder, None for untrained ones. The fingerprint
+  tells one backbone from another of its name.
+  """
+  if params is None:
+    return {'backbone': 'random init', 'fingerprint': f'seed {config.seed}'}
+  return {'backbone': config.backbone, 'fingerprint': hash_params(params)}
 
 
 def place_encoder(

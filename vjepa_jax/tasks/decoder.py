@@ -18,10 +18,9 @@ from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
-from vjepa_jax.tasks.backbone import place
+from vjepa_jax.tasks.backbone import describe_backbone, place
 from vjepa_jax.tasks.program import get_compute, make_program, make_schedules
 from vjepa_jax.tasks.session import Session, open_sources, prepare, report
-from vjepa_jax.training.checkpoint import hash_params
 from vjepa_jax.world import decoding
 from vjepa_jax.world.model import (
   TargetSpace,
@@ -61,8 +60,7 @@ def train_decoder(
   model = {
     'decoder': describe(models.decoder),
     'grid': list(grid),
-    'backbone': config.backbone,
-    'fingerprint': hash_params(world.params['target']),
+    **describe_backbone(config, world.params['target']),
   }
   state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state

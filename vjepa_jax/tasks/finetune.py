@@ -19,6 +19,7 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.tasks.backbone import (
   count_classes,
+  describe_backbone,
   open_split,
   place,
   read_backbone,
@@ -59,6 +60,7 @@ def finetune(
   model = {
     'encoder': describe(classifier.encoder),
     'probe': describe(classifier.probe),
+    **describe_backbone(config, backbone.encoder_params),
   }
   state = run.open(program, model)
   if not run.resumed and backbone.encoder_params is not None:

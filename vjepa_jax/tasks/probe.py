@@ -23,6 +23,7 @@ from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.plots import training as pictures
 from vjepa_jax.tasks.backbone import (
   count_classes,
+  describe_backbone,
   open_split,
   place_encoder,
   read_backbone,
@@ -67,7 +68,8 @@ def probe(
   params = None if config.random_init else backbone.encoder_params
   places = program.shardings.frozen
   frozen = place_encoder(grid.encoder, params, config.seed, places)
-  state = run.open(program).replace(frozen=frozen)
+  model = describe_backbone(config, params)
+  state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state
   logging.info('%d probes of %d classes', len(grid.points), num_classes)
   sizes = [len(source) for source in (train, validation, test)]

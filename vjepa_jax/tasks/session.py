@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.tasks.initial import take_over
 from vjepa_jax.tasks.program import Program, check_batch, get_steps
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
-from vjepa_jax.training.checkpoint import Checkpoints, load_initial
+from vjepa_jax.training.checkpoint import Checkpoints, read_model
 from vjepa_jax.training.feed import Feed, Quarantine
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
@@ -86,12 +87,18 @@ class Session:
     """Takes the state from this run, from `config.init_from`, or makes it.
 
     Nothing in it is frozen yet. Each checkpoint says `model`, JSON.
+
+    Raises:
+      ValueError: The run was started on another backbone, or is of another
+        model.
     """
     config, shardings = self._config, program.shardings
     self._checkpoints = Checkpoints(
       self.workdir, model=model, data=self._data, **config.checkpoint
     )
     self._position = 0
+    if self._checkpoints.latest_step() is not None:
+      self._check_backbone(model or {})
     restored = self._checkpoints.restore(program.abstract, shardings)
     self.resumed = restored is not None
     if self.resumed:
@@ -99,7 +106,7 @@ class Session:
       state, self._position = restored
       return state
     if config.get('init_from'):
-      return load_initial(config.init_from, program.abstract, shardings)
+      return take_over(config.init_from, program, config.seed)
     init = jax.jit(program.init, out_shardings=shardings.replace(frozen=None))
     return init(jax.random.key(config.seed))
 
@@ -192,6 +199,16 @@ class Session:
       num_threads=data.num_threads,
       read_ahead=data.read_ahead,
     )
+
+  def _check_backbone(self, model: dict[str, Any]) -> None:
+    """Raises ValueError if a run goes on from another backbone than its own."""
+    _, before = read_model(self.workdir)
+    if before.get('fingerprint') not in (None, model.get('fingerprint')):
+      raise ValueError(
+        f'{self.workdir} was started on {before["backbone"]}, and '
+        f'{model.get("backbone")} is another backbone or another checkpoint of '
+        'it: use another --workdir'
+      )
 
   def _check_steps(self, start_step: int) -> None:
     """Raises ValueError if a run is past its end, or its trace would be."""

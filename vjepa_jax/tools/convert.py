@@ -69,7 +69,7 @@ def define_flags(define: SimpleNamespace) -> None:
   define.enum(
     'format',
     'huggingface: for transformers.VJEPA2Model; jax: a checkpoint that '
-    'vjepa_jax.load and probing take for a workdir.',
+    'vjepa_jax.load, probing and config.init_from take for a workdir.',
     'huggingface',
     ['huggingface', 'jax'],
   )

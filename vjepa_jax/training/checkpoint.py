@@ -290,18 +290,23 @@ def load_item(
 
 def load_initial(
   path: epath.PathLike, abstract: TrainState, shardings: TrainState
-) -> TrainState:
+) -> TrainState | None:
   """Takes over parameters, target and moments of another run, at step 0.
 
   Args:
     path: Workdir of the run, of a stage that comes before this one.
     abstract, shardings: See `Checkpoints.restore`.
 
+  Returns:
+    The state; None if there are weights alone, as converted ones.
+
   Raises:
     CheckpointError: There is no checkpoint, or it is of another model.
   """
   checkpointer, step = _open_latest(path)
   with checkpointer:
+    if 'opt_state' not in checkpointer.checkpointables_metadata(step).metadata:
+      return None
     state, _ = _load(checkpointer, step, abstract, shardings)
   logging.info('took over step %d of %s', step, path)
   return state.replace(step=jax.device_put(np.int32(0), shardings.step))
