@@ -97,8 +97,8 @@ class Session:
       self.workdir, model=model, data=self._data, **config.checkpoint
     )
     self._position = 0
-    if self._checkpoints.latest_step() is not None:
-      self._check_backbone(model or {})
+    if model and 'fingerprint' in model:
+      self._check_backbone(model)
     restored = self._checkpoints.restore(program.abstract, shardings)
     self.resumed = restored is not None
     if self.resumed:
@@ -202,12 +202,14 @@ class Session:
 
   def _check_backbone(self, model: dict[str, Any]) -> None:
     """Raises ValueError if a run goes on from another backbone than its own."""
+    if self._checkpoints.latest_step() is None:
+      return
     _, before = read_model(self.workdir)
-    if before.get('fingerprint') not in (None, model.get('fingerprint')):
+    if before.get('fingerprint', model['fingerprint']) != model['fingerprint']:
       raise ValueError(
         f'{self.workdir} was started on {before["backbone"]}, and '
-        f'{model.get("backbone")} is another backbone or another checkpoint of '
-        'it: use another --workdir'
+        f'{model["backbone"]} is another backbone or another checkpoint of it: '
+        'use another --workdir'
       )
 
   def _check_steps(self, start_step: int) -> None:
