@@ -24,7 +24,9 @@ on the validation set itself, which is a little more. Without
 config.data.validation a tenth of the training videos is kept for it.
 Departures:
   - random crops alone: no RandAugment, no erasing;
-  - biases and norms have no weight decay, in both (V-JEPA 2 decays all).
+  - biases and norms have no weight decay, in both (V-JEPA 2 decays all);
+  - images have the grids of videos: for them V-JEPA 2 searches rates of 5e-4 to
+    2e-3, some after a warm-up, and decays of .0005 to .008, V-JEPA 1 has .001.
 """
 
 from ml_collections import config_dict
