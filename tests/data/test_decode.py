@@ -1,14 +1,16 @@
 """Tests of random access to frames, against sequential decoding."""
 
+import os
 import pathlib
 
 import av
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 import pytest
 from variants import VARIANTS, make_frames, write_video
 
-from vjepa_jax.data import decode
+from vjepa_jax.data import container, decode
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.video import ARRAY_FPS
 
@@ -237,6 +239,76 @@ def test_says_what_is_wrong_with_a_file(tmp_path, videos):
     decode.open_video('unknown://bucket/video.mp4')
 
 
+def test_opens_no_sockets_and_no_pipes(tmp_path):
+  session = (
+    b'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\n'
+    b'm=video 45678 RTP/AVP 96\na=rtpmap:96 H264/90000\n'
+  )
+  for content in (session, b"ffconcat version 1.0\nfile 'a.mp4'\n"):
+    with pytest.raises(decode.DecodeError, match='a list of other files'):
+      decode.open_video(content)
+  (tmp_path / 'list.mp4').write_bytes(session)
+  with pytest.raises(decode.DecodeError, match='a list of other files'):
+    decode.open_video(str(tmp_path / 'list.mp4'))
+  os.mkfifo(tmp_path / 'pipe.mp4')
+  with pytest.raises(decode.DecodeError, match='not a regular file'):
+    decode.open_video(str(tmp_path / 'pipe.mp4'))
+
+
+def test_refuses_a_header_of_more_frames_than_bytes(videos):
+  content = bytearray(videos('long_gop.mp4').read_bytes())
+  count = content.index(b'stsz') + 12
+  # All frames of one size, which takes no table: libav would make 48 GB of it.
+  content[count - 4 : count] = (1).to_bytes(4)
+  content[count : count + 4] = (2_000_000_000).to_bytes(4)
+  with pytest.raises(decode.DecodeError, match='lists 2000000000 frames'):
+    decode.open_video(bytes(content))
+
+
+def test_limits_of_a_video(videos, monkeypatch):
+  path = str(videos('long_gop.mp4'))
+  with pytest.raises(decode.DecodeError, match='GiB, more than 1e-06'):
+    decode.open_video(path, decode.Limits(gib=1e-6))
+  with pytest.raises(decode.DecodeError, match='GiB, more than 1e-06'):
+    decode.open_video(videos('hevc.mp4').read_bytes(), decode.Limits(gib=1e-6))
+  # Computing counts, waiting does not; each read has the whole time.
+  clock = [0.0]
+  monkeypatch.setattr(container.time, 'thread_time', lambda: clock[0])
+  send = Container.send
+  monkeypatch.setattr(
+    Container,
+    'send',
+    lambda *a: clock.__setitem__(0, clock[0] + 1) or send(*a),
+  )
+  with decode.open_video(path, decode.Limits(seconds=12)) as video:
+    box, size = _whole(video)
+    for _ in range(9):
+      assert len(video.read([0, 2], box, size)) == 2
+    with pytest.raises(decode.DecodeError, match='more than 12 s of computing'):
+      video.read([0, 59], box, size)
+    assert len(list(video.play(video.times))) == 60
+  monkeypatch.setattr(container, '_MAX_PIXELS', 1000)
+  with pytest.raises(decode.DecodeError, match='128x96 pixels are too large'):
+    decode.open_video(path)
+
+
+@pytest.mark.parametrize('form', ['png', 'jpeg', 'webp'])
+def test_an_image_is_a_video_of_one_frame(tmp_path, form):
+  pixels = make_frames(1, 48, 64)[0]
+  path = tmp_path / f'image.{form}'
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+  Image.fromarray(pixels).save(path, quality=95, exif=exif)
+  expected = np.rot90(pixels, -1).astype(float)
+  for source in (str(path), path.read_bytes()):
+    with decode.open_video(source) as video:
+      assert (video.num_frames, video.height, video.width) == (1, 64, 48)
+      frames = video.read([0, 0, 0], *_whole(video))
+    assert np.abs(frames - expected).mean() < (8 if form != 'png' else 1e-9)
+  with pytest.raises(decode.DecodeError, match='cannot read the image'):
+    decode.open_video(path.read_bytes()[: path.stat().st_size // 2])
+
+
 @pytest.mark.parametrize('name', ['faststart.mp4', 'h264.mkv', 'odd.webm'])
 @pytest.mark.parametrize('kept', [0.3, 0.6])
 def test_notices_truncation(tmp_path, name, kept):
@@ -298,15 +370,16 @@ def test_random_damage_gives_frames_or_a_reason(videos, name):
 
 @pytest.mark.parametrize(
     'name', ['short_gop.mp4', 'open_gop.mp4', 'h264.mkv', 'h264.ts',
-             'hevc.mp4', 'odd.webm', 'mpeg4.avi'],
+             'hevc.mp4', 'odd.webm', 'mpeg4.avi', 'mpeg4_b.avi', 'packed.avi',
+             'mpeg2.ts', 'mpeg2.mpg'],
 )  # fmt: skip
-@pytest.mark.parametrize('step', [3, 13, 29])
+@pytest.mark.parametrize('step', [1, 3, 13, 29])
 def test_gaps_between_wanted_frames_change_nothing(videos, name, step):
   frames = _decode_sequentially(videos(name))
   with decode.open_video(str(videos(name))) as video:
     box, size = _whole(video)
     for start in range(0, 30, 4):
-      indices = np.arange(start, video.num_frames, step)
+      indices = np.arange(start, video.num_frames, step)[:16]
       clip = video.read(indices, box, size)
       for image, i in zip(clip, indices, strict=True):
         expected = video._convert(frames[i], box, size)
@@ -332,3 +405,39 @@ def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
     # Frame 0 of each of three groups of 12: a packet each, and the drains.
     video.read([0, 12, 36], (0, 0, 16, 16), (16, 16))
   assert [p is not None for p in sent] == [True, False] * 3
+
+
+@pytest.mark.parametrize(
+  ('name', 'codec', 'most'),
+  [
+    ('long.ts', 'mpeg2video', 40),
+    ('long_h264.ts', 'libx264', 40),
+    ('long.mpg', 'mpeg2video', 40),
+    ('long.avi', 'mpeg4', 40),
+    ('packed.avi', 'mpeg4', 50),
+  ],
+)
+def test_a_late_clip_of_any_container_needs_few_packets(
+  tmp_path, monkeypatch, name, codec, most
+):
+  path = write_video(
+    tmp_path / name,
+    codec=codec,
+    num_frames=300,
+    size=(32, 48),
+    options={'g': '12', 'bf': '2'},
+    packed=name == 'packed.avi',
+  )
+  frames = _decode_sequentially(path)
+  sent = _count_packets(monkeypatch)
+  with decode.open_video(str(path)) as video:
+    assert not sent
+    box, size = _whole(video)
+    for start in (100, 257):
+      del sent[:]
+      indices = start + np.arange(16)
+      clip = video.read(indices, box, size)
+      assert len(sent) < most
+      for image, i in zip(clip, indices, strict=True):
+        expected = video._convert(frames[i], box, size)
+        np.testing.assert_array_equal(image, expected)

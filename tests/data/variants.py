@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import fractions
+import io
 import pathlib
 
 from array_record.python import array_record_module
@@ -38,6 +39,7 @@ def write_video(
   rotation: int = 0,
   times: list[int] | None = None,
   tags: tuple[int, int] | None = None,
+  packed: bool = False,
 ) -> pathlib.Path:
   """Encodes `make_frames` at 30 frames per second, or at `times` in ms."""
   height, width = size
@@ -63,6 +65,8 @@ def write_video(
         frame.colorspace, frame.color_range = tags
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+  if packed:
+    _pack_b_pictures(path)
   return path
 
 
@@ -74,6 +78,29 @@ def write_shard(path: pathlib.Path, records: Sequence[bytes]) -> None:
   for record in records:
     writer.write(record)
   writer.close()
+
+
+def _pack_b_pictures(path: pathlib.Path) -> None:
+  """Moves B pictures into the packet before theirs, as DivX did in AVI."""
+  start, b_picture = b'\0\0\x01\xb6', 0b10 << 6
+  mark, placeholder = b'\0\0\x01\xb2DivX503b1393p', start + b'\x50\x4f'
+  source = io.BytesIO(path.read_bytes())
+  with av.open(source) as old, av.open(path, 'w') as new:
+    stream = new.add_stream_from_template(old.streams.video[0])
+    packets = [p for p in old.demux(video=0) if p.size]
+    contents = [bytes(p) for p in packets]
+    contents[0] = contents[0].replace(start, mark + start)
+    is_b = [c[:4] == start and c[4] & 0xC0 == b_picture for c in contents]
+    for i, (next_is_b, following) in enumerate(
+      zip([*is_b[1:], False], [*contents[1:], b''], strict=True)
+    ):
+      content = b'' if is_b[i] else contents[i]
+      content += following if next_is_b else b''
+      packet = av.Packet(content or placeholder)
+      packet.stream, packet.time_base = stream, stream.time_base
+      packet.pts = packet.dts = i
+      packet.is_keyframe = packets[i].is_keyframe
+      new.mux(packet)
 
 
 _VARIED_MS = [int(i * 33 + 200 * np.sin(i / 9)) for i in range(60)]
@@ -116,6 +143,9 @@ VARIANTS = {
   ),
   'mpeg4.avi': dict(codec='mpeg4', options={'g': '12'}),
   'mpeg4_b.avi': dict(codec='mpeg4', options={'g': '12', 'bf': '2'}),
+  'packed.avi': dict(
+    codec='mpeg4', options={'g': '12', 'bf': '2'}, packed=True
+  ),
   'mpeg2.ts': dict(codec='mpeg2video', options={'g': '12', 'bf': '2'}),
   'mpeg2.mpg': dict(codec='mpeg2video', options={'g': '12', 'bf': '2'}),
   'av1.mp4': dict(codec='libsvtav1', options={'preset': '12', 'g': '20'}),

@@ -2,19 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 import io
+import time
 
 import av
 
-from vjepa_jax.data.video import DecodeError
+from vjepa_jax.data.video import DecodeError, Limits
 
 # A Python log callback (av.logging.set_level) takes the GIL from libav's own
 # threads and can deadlock when a decoder is freed, so only libav's level is
 # touched here.
 av.logging.set_libav_level(av.logging.PANIC)
 
-# Text-art and playlist demuxers accept nearly anything, and a playlist could
-# open other files.
-_NOT_VIDEO_FORMATS = frozenset(['tty', 'concat', 'hls', 'sdp', 'dash', 'lrc'])
+# What is left out accepts nearly any text, opens sockets, or opens other files
+# that a file names; images are not opened by libav.
+_FORMATS = av.formats_available - {
+  'concat', 'dash', 'hls', 'image2', 'lavfi', 'lrc', 'rtp', 'rtsp', 'sap',
+  'sdp', 'tty', 'vobsub', 'webm_dash_manifest',
+}  # fmt: skip
+_SAFE = {
+  'format_whitelist': ','.join(sorted(_FORMATS)),
+  'protocol_whitelist': 'file',
+}
+# Beyond it, a handful of frames fills the memory: 16384 x 8192.
+_MAX_PIXELS = 1 << 27
 # Containers that describe their streams in the header; in others libav decodes
 # packets to find out.
 _COMPLETE_HEADERS = {'mp4': (4, b'ftyp'), 'matroska': (0, b'\x1a\x45\xdf\xa3')}
@@ -31,19 +41,28 @@ class Container:
     codec: Its decoder.
     damaged: Whether an error may have swallowed packets or frames since the
       last call of `demux`.
+    display_times: For containers that only have decoding times: from those to
+      the timestamps that `demux` gives to packets; None to take theirs.
   """
 
-  def __init__(self, source: str | bytes) -> None:
+  def __init__(self, source: str | bytes, limits: Limits) -> None:
     """Remembers `source`; `open` opens it."""
     self.source = source
     self.damaged = False
+    self.display_times = None
     self._container = None
+    self.max_seconds = limits.seconds
+    self.start_clock()
 
   @property
   def seconds(self) -> float | None:
     """Duration that the header promises."""
     duration = self._container.duration
     return duration / av.time_base if duration else None
+
+  def start_clock(self) -> None:
+    """Gives what follows in this thread its time, see `Limits.seconds`."""
+    self._start = time.thread_time()
 
   def open(self) -> None:
     """Opens the file at its start, again if it is open, and a new decoder.
@@ -55,14 +74,14 @@ class Container:
     source = self.source
     # With the protocol spelled out, a colon in a file name is just a colon.
     file = f'file:{source}' if isinstance(source, str) else io.BytesIO(source)
-    self._container = av.open(
-      file,
-      metadata_errors='replace',
-      options=_TRUST_HEADER if _has_complete_header(source) else {},
-    )
+    trust = _TRUST_HEADER if _has_complete_header(source) else {}
+    try:
+      self._container = av.open(
+        file, metadata_errors='replace', options=_SAFE | trust
+      )
+    except av.ArgumentError as e:
+      raise DecodeError('not a video: text, or a list of other files') from e
     self.format = self._container.format.name
-    if self.format in _NOT_VIDEO_FORMATS:
-      raise DecodeError(f'not a video: {self._container.format.long_name}')
     streams = [
       s
       for s in self._container.streams.video
@@ -74,6 +93,12 @@ class Container:
     self.codec = self.stream.codec_context
     if self.codec is None:
       raise DecodeError('no decoder for the codec of the video stream')
+    if self.codec.width * self.codec.height > _MAX_PIXELS:
+      raise DecodeError(
+        f'frames of {self.codec.width}x{self.codec.height} pixels are too large'
+      )
+    # For sizes that change in the middle.
+    self.codec.options = {'max_pixels': str(_MAX_PIXELS)}
     self.codec.skip_frame = 'DEFAULT'
     # One thread a decoder is faster in total than frame threads, and the only
     # setting that exactness was checked with.
@@ -111,7 +136,13 @@ class Container:
         # they are not ours.
         packets = self._container.demux(*streams)
         continue
+      if time.thread_time() - self._start > self.max_seconds:
+        raise DecodeError(
+          f'takes more than {self.max_seconds:g} s of computing'
+        )
       if packet.size:
+        if self.display_times is not None:
+          packet.pts = self.display_times.get(packet.dts)
         yield packet
 
   def send(self, packet: av.Packet | None) -> Sequence[av.VideoFrame]:

@@ -15,18 +15,21 @@ from collections.abc import Iterator, Sequence
 import itertools
 import math
 import os
+import stat
 
 import av
 import numpy as np
 
-from vjepa_jax.data import pixels, storage
+from vjepa_jax.data import images, mp4, pixels, storage
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.frame_index import index_frames
 from vjepa_jax.data.pixels import Box
 from vjepa_jax.data.video import (
   CLOCK_SLACK,
+  DEFAULT_LIMITS,
   ArrayVideo,
   DecodeError,
+  Limits,
   Video,
   describe_error,
   explain_errors,
@@ -42,14 +45,27 @@ _EXACT_WHEN_SKIPPING = frozenset(['h264', 'hevc', 'mpeg4', 'vp8', 'vp9'])
 # of an open GOP). The picture on screen at that time stands in for it, but only
 # over a gap shorter than this.
 _MAX_GAP_SECONDS = 0.2
+# By how many seconds to seek too early, in turn, until the keyframe comes.
+# Streams without an index are seeked in by guessing, and the timestamps of the
+# first packets then are guesses too.
+_SECONDS_EARLIER = (0, 1, 4)
+_UNINDEXED_FORMATS = frozenset(['mpeg', 'mpegts'])
+# In an AVI file with two pictures in a packet, those after a keyframe come out
+# damaged where decoding starts with it.
+_PACKED_FRAMES = 12
+_START_BYTES = 16  # of a file, which say whether it is an image
 
 
-def open_video(video: str | bytes | np.ndarray) -> Video:
+def open_video(
+  video: str | bytes | np.ndarray, limits: Limits = DEFAULT_LIMITS
+) -> Video:
   """Opens a video for reading clips; use it as a context manager.
 
   Args:
     video: path of a file, the bytes of an encoded file, or ready frames as
       uint8 [N, H, W, 3], which are taken to be `ARRAY_FPS` frames per second.
+      A JPEG or PNG image is a video of one frame.
+    limits: what reading it may take.
 
   Returns:
     The open video.
@@ -61,41 +77,66 @@ def open_video(video: str | bytes | np.ndarray) -> Video:
   if isinstance(video, np.ndarray):
     return ArrayVideo(video)
   if isinstance(video, str | os.PathLike):
-    video = _find_file(os.fspath(video))
+    video = _find_file(os.fspath(video), limits)
   elif not isinstance(video, bytes | bytearray | memoryview):
     raise TypeError(
       f'video must be a path, bytes or a uint8 array, got {type(video)}'
     )
   if not len(video):
     raise DecodeError('empty file')
-  return EncodedVideo(video if isinstance(video, str) else bytes(video))
+  if isinstance(video, str):
+    return EncodedVideo(video, limits)
+  _check_size(len(video), limits)
+  if images.is_image(video):
+    return ArrayVideo(images.decode(video)[None])
+  return EncodedVideo(bytes(video), limits)
 
 
-def _find_file(path: str) -> str | bytes:
-  """Returns the path of a local file, or the bytes of a remote one."""
+def _find_file(path: str, limits: Limits) -> str | bytes:
+  """Returns the path of a local video, or the bytes of a file."""
   try:
     if storage.is_remote(path):
       return storage.read(path)
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+      raise IsADirectoryError
+    if not stat.S_ISREG(status.st_mode):
+      # Opening a pipe would wait for its writer.
+      raise DecodeError('not a video: not a regular file')
+    _check_size(status.st_size, limits)
     with storage.open_file(path) as file:
       # libav says less plainly why a file cannot be read.
-      return path if file.read(1) else b''
+      start = file.read(_START_BYTES)
+      if images.is_image(start):
+        return start + file.read()
+      return path if start else b''
   except FileNotFoundError as e:
     raise DecodeError('file does not exist') from e
   except IsADirectoryError as e:
     raise DecodeError('not a video: a folder') from e
+  except DecodeError:
+    raise
   except (OSError, ValueError, KeyError, ImportError) as e:
     # KeyError: a scheme that no file system is known for.
     raise DecodeError(describe_error(e)) from e
 
 
+def _check_size(size: int, limits: Limits) -> None:
+  if size > limits.gib * 2**30:
+    raise DecodeError(
+      f'the file has {size / 2**30:.3g} GiB, more than {limits.gib:g}'
+    )
+
+
 class EncodedVideo(Video):
   """A video decoded on demand; see `open_video`."""
 
-  def __init__(self, source: str | bytes) -> None:
+  def __init__(self, source: str | bytes, limits: Limits) -> None:
     """Opens and indexes `source`, a local path or the bytes of a file."""
-    self._container = Container(source)
+    self._container = Container(source, limits)
     try:
       with explain_errors():
+        mp4.check_counts(source)
         self._container.open()
         self._index = index_frames(self._container)
     except DecodeError:
@@ -121,6 +162,7 @@ class EncodedVideo(Video):
       yield from self._play(times)
 
   def _play(self, times: Sequence[float]) -> Iterator[np.ndarray]:
+    self._container.max_seconds = math.inf  # A whole video may take long.
     self._container.open()
     box, size = (0, 0, self.height, self.width), (self.height, self.width)
     remaining = iter(times)
@@ -173,6 +215,7 @@ class EncodedVideo(Video):
     self, wanted: np.ndarray, boxes: Sequence[Box], size: tuple[int, int]
   ) -> np.ndarray:
     result = np.empty((len(boxes), len(wanted), *size, 3), np.uint8)
+    self._container.start_clock()
 
     def fill(found: Found) -> np.ndarray:
       done = np.zeros(len(wanted), bool)
@@ -257,15 +300,17 @@ class EncodedVideo(Video):
     of pictures and the keyframe that the next one needs.
     """
     container, codec = self._container, self._container.codec
-    may_skip = codec.name in _EXACT_WHEN_SKIPPING
+    is_packed = self._index.is_packed
+    may_skip = codec.name in _EXACT_WHEN_SKIPPING and not is_packed
     keys = [int(self._index.pts[0]), *self._index.key_pts.tolist()]
-    numbers = np.searchsorted(self._index.key_pts, pts, side='right')
+    latest = np.array(pts) - _PACKED_FRAMES * is_packed
+    numbers = np.searchsorted(self._index.key_pts, latest, side='right')
     keys = [keys[number] for number in numbers]
     unsent, position = set(pts), 0
-    container.seek(keys[0])
+    packets = self._seek(keys[0])
     codec.skip_frame, skipping = 'DEFAULT', False
     last_key, resume_at = keys[0], None
-    for packet in container.demux():
+    for packet in packets:
       if resume_at is not None and packet.pts != resume_at:
         continue
       resume_at = None
@@ -290,6 +335,24 @@ class EncodedVideo(Video):
         codec.flush_buffers()
         resume_at = keys[position]
     yield from container.send(None)
+
+  def _seek(self, key: int) -> Iterator[av.Packet]:
+    """Yields the packets from a keyframe on; none if it is not to be found."""
+    container = self._container
+    base = float(container.stream.time_base)
+    if key not in self._index.key_pts:
+      # Before the first keyframe.
+      container.seek(key)
+      return container.demux()
+    for seconds in _SECONDS_EARLIER[container.format in _UNINDEXED_FORMATS :]:
+      container.seek(key - round(seconds / base))
+      packets = container.demux()
+      for packet in packets:
+        if packet.pts == key and packet.is_keyframe:
+          return itertools.chain([packet], packets)
+        if packet.dts is not None and packet.dts > key:
+          break
+    return iter(())
 
   def _convert(
     self, frame: av.VideoFrame, box: Box, size: tuple[int, int]

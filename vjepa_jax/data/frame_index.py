@@ -8,7 +8,7 @@ import dataclasses
 import av
 import numpy as np
 
-from vjepa_jax.data import mp4
+from vjepa_jax.data import mp4, mpeg4
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.video import DecodeError
 
@@ -28,6 +28,7 @@ class FrameIndex:
       timestamps do not do.
     coded_size: Height and width of a frame as it is stored.
     quarter_turns: From there to upright, counter-clockwise.
+    is_packed: Some packets hold two pictures: none may be skipped then.
   """
 
   pts: np.ndarray
@@ -35,6 +36,7 @@ class FrameIndex:
   by_ordinal: bool
   coded_size: tuple[int, int]
   quarter_turns: int
+  is_packed: bool = False
 
 
 def index_frames(container: Container) -> FrameIndex:
@@ -75,6 +77,8 @@ def _scan_packets(container: Container) -> FrameIndex:
   # AVI has no presentation times, and libav's guesses depend on where
   # decoding started.
   is_guessed = container.format == 'avi' and bool(container.codec.has_b_frames)
+  is_mpeg4 = is_guessed and container.codec.name == 'mpeg4'
+  pictures, key_dts = [], []
   pts, keys, num_packets, end, first = [], [], 0, 0.0, None
   for packet in container.demux(all_streams=is_matroska):
     if is_matroska and packet.pts is not None:
@@ -89,6 +93,11 @@ def _scan_packets(container: Container) -> FrameIndex:
       continue
     if is_vp8 and not bytes(packet)[0] & 0x10:
       continue  # A hidden reference (RFC 6386, section 9.1).
+    if is_mpeg4:
+      kinds = mpeg4.read_kinds(bytes(packet))
+      pictures.append((packet.dts, packet.size, kinds))
+      if packet.is_keyframe:
+        key_dts.append(packet.dts)
     if packet.pts is None:
       is_guessed = True
       continue
@@ -96,6 +105,12 @@ def _scan_packets(container: Container) -> FrameIndex:
     if packet.is_keyframe:
       keys.append(packet.pts)
   _check_complete(container, num_packets, end)
+  display_times = mpeg4.order_pictures(pictures) if is_mpeg4 else None
+  if display_times:
+    container.display_times = display_times
+    pts = list(display_times.values())
+    keys = [display_times[dts] for dts in key_dts]
+    is_guessed = False
   by_ordinal = is_guessed or not pts
   if by_ordinal:
     pts = _decode_timestamps(container)
@@ -107,6 +122,7 @@ def _scan_packets(container: Container) -> FrameIndex:
     by_ordinal=by_ordinal,
     coded_size=(first.height, first.width),
     quarter_turns=round(first.rotation / 90) % 4,
+    is_packed=any(len(kinds) > 1 for _, _, kinds in pictures),
   )
 
 

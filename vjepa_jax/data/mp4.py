@@ -9,6 +9,7 @@ stands for all that is not, and means to ask the packets.
 
 from collections.abc import Iterator
 import io
+import re
 import struct
 from typing import BinaryIO, NamedTuple
 
@@ -16,8 +17,13 @@ import av
 import numpy as np
 
 from vjepa_jax.data import storage
+from vjepa_jax.data.video import DecodeError
 
 _MAX_HEADER_BYTES = 1 << 28
+# The tables that libav takes numbers of samples from, and how many of them the
+# most compressed audio has; video has fewer than bytes.
+_COUNTS = re.compile(rb'stsz|stz2|trun')
+_MAX_SAMPLES_PER_BYTE = 16
 # No turning, mirroring or scaling, as it is stored (section 8.3.2).
 _UPRIGHT = struct.pack(
   '>9i', 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30
@@ -58,8 +64,7 @@ def read_frame_table(
   if not entries or first.pts is None:
     return None
   times, is_key, is_discard, starts, sizes = np.array(entries, np.int64).T
-  is_path = isinstance(source, str)
-  with storage.open_file(source) if is_path else io.BytesIO(source) as file:
+  with _open(source) as file:
     file_size = file.seek(0, io.SEEK_END)
     if (
       is_discard.any() or not sizes.all() or file_size < (starts + sizes).max()
@@ -110,12 +115,67 @@ def _read_offsets(
   return np.repeat(runs[:, 1].astype(np.int64), counts)
 
 
+def check_counts(source: str | bytes) -> None:
+  """Refuses a file whose header lists far more samples than it has bytes.
+
+  libav makes an entry of its index of each at once, so that a header of some kB
+  could fill the memory.
+
+  Args:
+    source: path of a local file of any kind, or its bytes.
+
+  Raises:
+    DecodeError: it is such a file.
+  """
+  count = 0
+  with _open(source) as file:
+    file_size = file.seek(0, io.SEEK_END)
+    for kind, start, size in _walk_file(file, file_size):
+      if kind in (b'moov', b'moof'):
+        file.seek(start)
+        # As large as can be indexed in reasonable time.
+        count += _count_samples(file.read(min(size, _MAX_HEADER_BYTES)))
+      if count > _MAX_SAMPLES_PER_BYTE * file_size:
+        raise DecodeError(
+          f'the header lists {count} frames or samples in {file_size} bytes'
+        )
+
+
+def _count_samples(header: bytes) -> int:
+  """Counts what all tables of samples say they list, wherever they are."""
+  count = 0
+  for match in _COUNTS.finditer(header):
+    at = match.end() + (4 if match[0] == b'trun' else 8)
+    count += int.from_bytes(header[at : at + 4])
+  return count
+
+
+def _open(source: str | bytes) -> BinaryIO:
+  if isinstance(source, bytes):
+    return io.BytesIO(source)
+  return storage.open_file(source)
+
+
 def _read_header(file: BinaryIO, file_size: int) -> memoryview | None:
   """Reads the content of the box `moov`, wherever it is in the file."""
+  for kind, start, size in _walk_file(file, file_size):
+    if kind == b'moov':
+      if size > _MAX_HEADER_BYTES:
+        return None
+      file.seek(start)
+      content = file.read(size)
+      return memoryview(content) if len(content) == size else None
+  return None
+
+
+def _walk_file(
+  file: BinaryIO, file_size: int
+) -> Iterator[tuple[bytes, int, int]]:
+  """Yields kind, start of the content and its size of the boxes of a file."""
   position = 0
-  while position < file_size:
+  while position + 8 <= file_size:
     file.seek(position)
-    start = file.read(16)
+    start = file.read(16).ljust(16, b'\0')
     size, kind = struct.unpack_from('>I4s', start)
     head = 8
     if size == 1:
@@ -123,15 +183,9 @@ def _read_header(file: BinaryIO, file_size: int) -> memoryview | None:
       head = 16
     size = size or file_size - position
     if size < head:
-      return None
-    if kind == b'moov':
-      if size > _MAX_HEADER_BYTES:
-        return None
-      file.seek(position + head)
-      content = file.read(size - head)
-      return memoryview(content) if len(content) == size - head else None
+      return
+    yield kind, position + head, size - head
     position += size
-  return None
 
 
 def _walk(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 
 import av
 import cv2
@@ -26,6 +27,23 @@ class DecodeError(ValueError):
   def __init__(self, reason: str, name: str = '') -> None:
     super().__init__(reason)
     self.name = name
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What one video may take.
+
+  Attributes:
+    seconds: Of computing to open it, and again to read frames of it once.
+      Waiting for storage is not counted, which is not the video's fault.
+    gib: Size of its file, in GiB.
+  """
+
+  seconds: float = 60.0
+  gib: float = 16.0
+
+
+DEFAULT_LIMITS = Limits()
 
 
 def describe_error(error: Exception) -> str:
