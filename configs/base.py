@@ -97,11 +97,17 @@ def get_config() -> config_dict.ConfigDict:
   config.remat = 'full'
   config.attention = 'auto'
 
-  # Data. Each source: a folder, glob, manifest, ArrayRecord shards or
-  # tfds:name/split, and its weight in the mixture.
+  # Data. Each source: a folder, glob, manifest, shards, tars, tfds:name/split,
+  # its weight in the mixture, and where it differs how its clips are cut.
   config.data = dict(
     sources=dict(
-      videos=dict(path='', weight=1.0),
+      videos=dict(
+        path='',
+        weight=1.0,
+        fps=config_dict.placeholder(float),  # instead of that of clip; or
+        frame_step=config_dict.placeholder(int),
+        frames=config_dict.placeholder(int),  # distinct ones, then repeated
+      ),
     ),
     batch_size=3072,  # clips a step, over all devices
     num_workers=8,  # decoding processes a task: a host, or a GPU under SLURM
@@ -118,6 +124,8 @@ def get_config() -> config_dict.ConfigDict:
     crop_scale=(0.3, 1.0),
     crop_aspect_ratio=(0.75, 1.35),
     flip=0.5,
+    max_seconds=60.0,  # of computing for a clip; a video beyond is replaced
+    max_gib=16.0,  # size of a file; likewise
   )
   # masks.NAME = dict(kind=..., context_tokens=..., target_tokens=..., ...); the
   # names say which are used, and which mask token belongs to which.

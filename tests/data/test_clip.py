@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vjepa_jax.data import clip, decode, sources, transforms
+from vjepa_jax.data import clip, decode, pipeline, sources, transforms
 from vjepa_jax.data.records import Record
+from vjepa_jax.errors import UserError
 
 OPTIONS = clip.ClipOptions(frames=4, resolution=32, frame_step=2)
 
@@ -99,3 +100,27 @@ def test_loads_names_labels_and_failures(toy_videos, tmp_path):
   folder = sources.open_source(str(toy_videos.parent))
   with pytest.raises(ValueError, match='has no label, a probe needs one'):
     clip.load_clips(folder, OPTIONS, labelled=True)
+
+
+def test_a_source_may_have_a_rate_and_frames_of_its_own(toy_videos):
+  record = sources.open_source(str(toy_videos))[3]
+  own = clip.adapt_options(OPTIONS, {'path': 'a', 'fps': 5.0, 'frames': 2})
+  assert (own.fps, own.frame_step, own.frames) == (5.0, None, 4)
+  (found,) = clip.read_clips(record, own)
+  (two,) = clip.read_clips(record, clip.ClipOptions(2, 32, None, 5.0))
+  np.testing.assert_array_equal(found, two[[0, 0, 1, 1]])
+  assert clip.adapt_options(OPTIONS, {'path': 'a', 'fps': None}) == (
+    dataclasses.replace(OPTIONS, distinct=4)
+  )
+  # What is drawn of a source is cut as it says.
+  loader = pipeline.SampleLoader(([record],) * 2, OPTIONS, (), 0)
+  rows = [loader(0, (i, 0))['video']['pixels'] for i in range(2)]
+  np.testing.assert_array_equal(*rows)
+  loader = dataclasses.replace(loader, source_options=(OPTIONS, own))
+  first, second = (loader(0, (i, 0))['video']['pixels'][0] for i in range(2))
+  np.testing.assert_array_equal(first, rows[0][0])
+  np.testing.assert_array_equal(second[::2], second[1::2])
+  with pytest.raises(UserError, match='a: its frames=3 do not divide the 4'):
+    clip.adapt_options(OPTIONS, {'path': 'a', 'frames': 3})
+  with pytest.raises(UserError, match='a: set exactly one'):
+    clip.adapt_options(OPTIONS, {'path': 'a', 'fps': 5.0, 'frame_step': 2})

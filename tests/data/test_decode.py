@@ -347,7 +347,8 @@ def test_missing_frames_are_not_replaced_by_others(videos):
 
 @pytest.mark.parametrize(
     'name', ['short_gop.mp4', 'h264.mkv', 'hevc.mp4', 'odd.webm', 'mpeg4.avi',
-             'mpeg2.ts', 'av1.mp4', 'h264.ts', 'picture.gif', 'mpeg2.mpg'],
+             'mpeg2.ts', 'av1.mp4', 'h264.ts', 'picture.gif', 'mpeg2.mpg',
+             'mpeg4_b.avi', 'packed.avi'],
 )  # fmt: skip
 def test_random_damage_gives_frames_or_a_reason(videos, name):
   original = videos(name).read_bytes()

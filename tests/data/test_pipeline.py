@@ -15,6 +15,7 @@ from variants import write_shard
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.features import FeatureSource
+from vjepa_jax.data.readers import Journal
 from vjepa_jax.data.records import Record, VideoFeatures, pack
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 
@@ -121,6 +122,8 @@ class _Notes:
   sources = (range(100),)
   num_clips = 2
   clip_bytes = 2**28
+  journal = Journal()
+  max_seconds = 60.0
 
   def __call__(self, position, key):
     (self.folder / str(position)).write_text(str(os.getpid()))

@@ -39,6 +39,19 @@ def test_at_full_size_everything_fits_together(name, toy_videos):
     assert sampler.grid == get_grid(config) and sampler.check() > 0.7
 
 
+def test_each_source_is_cut_as_it_says(toy_videos):
+  config = make_config(toy_videos)
+  path = config.data.sources.toy.path
+  config.data.sources = dict(
+    plain=dict(path=path, weight=0.5),
+    slow=dict(path=path, weight=0.5, fps=2.0, frames=2, frame_step=None),
+  )
+  loader = pretraining.make_loader(config)
+  plain, slow = loader.source_options
+  assert (plain.frame_step, plain.fps) == (config.clip.frame_step, None)
+  assert (slow.frame_step, slow.fps, slow.distinct) == (None, 2.0, 2)
+
+
 def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
   videos = tmp_path / 'videos'
   videos.mkdir()
@@ -48,14 +61,18 @@ def test_folder_with_broken_videos_runs_and_names_them(toy_videos, tmp_path):
   # Two of twenty, each broken in a way of its own.
   (videos / 'cut.mp4').write_bytes(originals[0].read_bytes()[:700])
   (videos / 'garbage.mp4').write_bytes(b'no video at all ' * 99)
+  # And one that killed a run before.
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'exclude.txt').write_text(f'{originals[2].name}\n')
   config = make_config(videos, {'total_steps': 6})
   assert pretraining.pretrain(config, tmp_path / 'run') is not None
   lines = (tmp_path / 'run' / 'quarantine.jsonl').read_text().splitlines()
   reasons = {e['name']: e['reason'] for e in map(json.loads, lines)}
-  assert sorted(reasons) == ['cut.mp4', 'garbage.mp4'] and len(lines) == 2
+  assert reasons.pop(originals[2].name) == 'excluded, it killed its reader'
+  assert sorted(reasons) == ['cut.mp4', 'garbage.mp4'] and len(lines) == 3
   assert all('not a video' in reason for reason in reasons.values())
   # Between two and three passes over the videos met each as often.
-  assert 4 <= read_metrics(tmp_path / 'run')[-1]['replaced_videos'] <= 6
+  assert 6 <= read_metrics(tmp_path / 'run')[-1]['replaced_videos'] <= 12
 
 
 def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):

@@ -10,6 +10,7 @@ import time
 
 import av
 from commands import start_command
+from killers import Killer, Killers
 import numpy as np
 import pytest
 
@@ -156,6 +157,24 @@ def test_all_bad_leaves_readable_shards(tmp_path):
   _write_video(videos / '9.mp4', 'libx264')
   _run(videos, out)
   assert [r.name for r in sources.open_source(str(out))] == ['9.mp4']
+
+
+def test_a_video_that_kills_workers_is_left_out(folder, tmp_path):
+  source = sources.open_source(str(folder))
+  for output, video, workers in (('a', Killer(b'v'), 2), ('b', b'bad', 0)):
+    prepare.prepare(
+      Killers(source, {1: video}),
+      str(tmp_path / output),
+      _ENCODING,
+      shard_size=3,
+      num_workers=workers,
+    )
+  found, expected = (_read_files(tmp_path / x) for x in 'ab')
+  names = {n for n in expected if n.endswith('.array_record')}
+  assert {n: found[n] for n in names} == {n: expected[n] for n in names}
+  bad = _read_bad(tmp_path / 'a')
+  assert [b[0] for b in bad] == [b[0] for b in _read_bad(tmp_path / 'b')]
+  assert 'kills its reader' in dict(b[:2] for b in bad)['b.avi']
 
 
 def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):

@@ -1,8 +1,9 @@
 """Clips of videos: how they are cut, and many of them in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import dataclasses
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from vjepa_jax.data import sampling, transforms
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.records import NO_LABEL, Record
-from vjepa_jax.data.video import DecodeError, Video
+from vjepa_jax.data.video import DecodeError, Limits, Video
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 
 # Further videos that cannot be used are counted and not named in the log.
@@ -32,6 +34,10 @@ class ClipOptions:
     flip: Probability of a horizontal flip.
     views: Crops of each clip in evaluation: the centre, or so many squares
       along the long side; in training there is one, at random.
+    max_seconds: See `video.Limits`.
+    max_gib: See `video.Limits`.
+    distinct: Frames that are taken from the video, each repeated until there
+      are `frames`; None for all.
   """
 
   frames: int = 16
@@ -43,6 +49,14 @@ class ClipOptions:
   crop_aspect_ratio: tuple[float, float] = (0.75, 1.35)
   flip: float = 0.5
   views: int = 1
+  max_seconds: float = 60.0
+  max_gib: float = 16.0
+  distinct: int | None = None
+
+  @property
+  def limits(self) -> Limits:
+    """What one video may take."""
+    return Limits(self.max_seconds, self.max_gib)
 
   def __post_init__(self):
     if (self.frame_step is None) == (self.fps is None):
@@ -50,6 +64,33 @@ class ClipOptions:
         'set exactly one of frame_step and fps for clips, got '
         f'frame_step={self.frame_step} and fps={self.fps}'
       )
+
+
+def adapt_options(
+  options: ClipOptions, source: Mapping[str, Any]
+) -> ClipOptions:
+  """Returns the options for a source with a rate or frames of its own.
+
+  Args:
+    options: Of all sources.
+    source: Its config. `fps` or `frame_step` take the place of both; `frames`
+      are the distinct ones of its clips.
+
+  Raises:
+    UserError: They do not fit.
+  """
+  distinct = source.get('frames') or options.frames
+  if options.frames % distinct:
+    raise UserError(
+      f'{source["path"]}: its frames={distinct} do not divide the '
+      f'{options.frames} of a clip'
+    )
+  own = {k: source[k] for k in ('fps', 'frame_step') if source.get(k)}
+  try:
+    rate = {'fps': None, 'frame_step': None, **own} if own else {}
+    return dataclasses.replace(options, distinct=distinct, **rate)
+  except ValueError as e:
+    raise UserError(f'{source["path"]}: {e}') from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +126,13 @@ def _cut(
   """
   indices = start + sampling.sample_frames(
     video.times[start:],
-    options.frames,
+    options.distinct or options.frames,
     frame_step=options.frame_step,
     fps=options.fps,
     num_clips=num_clips,
     rng=rng,
   )
+  indices = np.repeat(indices, options.frames // indices.shape[1], axis=1)
   sides, size = (video.height, video.width), (options.resolution,) * 2
   clips = []
   for frames in indices:
@@ -134,7 +176,7 @@ def read_timed_clips(
     DecodeError: The video cannot be read.
   """
   num_clips, views = options.num_clips, options.views
-  with open_video(record.video) as video:
+  with open_video(record.video, options.limits) as video:
     clips, indices = _cut(
       video, options, num_clips=num_clips, views=views, rng=rng
     )
@@ -166,7 +208,7 @@ def read_from(
   Raises:
     DecodeError: The video cannot be read, or ends before the clip does.
   """
-  with open_video(video) as opened:
+  with open_video(video, options.limits) as opened:
     return _cut_from(opened, options, start)
 
 
@@ -178,7 +220,7 @@ def read_windows(
   Raises:
     DecodeError: The video cannot be read, or is shorter than one clip.
   """
-  with open_video(video) as opened:
+  with open_video(video, options.limits) as opened:
     end = opened.times[-1] + 1.0 / opened.fps
     rate = options.fps or opened.fps / options.frame_step
     seconds = options.frames / rate
@@ -244,7 +286,7 @@ def load_clips(
     if labelled and record.label < 0:
       raise ValueError(f'{record.name} has no label, a probe needs one')
     try:
-      with open_video(record.video) as video:
+      with open_video(record.video, options.limits) as video:
         if whole:
           return record, _cut_from(video, options, 0.0)[0]
         return record, _cut(video, options)[0][0]

@@ -11,7 +11,9 @@ counted in clips, and all workers work on the batch that is wanted next.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
+import math
 import sys
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 
 from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.data.features import FeatureSource, join_segments
+from vjepa_jax.data.readers import Journal, LastingSamples, start_reader
 from vjepa_jax.data.records import check_label
 from vjepa_jax.data.sources import Source, find_usable
 from vjepa_jax.data.video import DecodeError
@@ -48,6 +51,13 @@ class SampleLoader:
   mask_samplers: tuple[MaskSampler, ...]  # one a mask spec
   seed: int  # of the run
   num_classes: int | None = None  # None leaves labels out
+  source_options: tuple[ClipOptions, ...] = ()  # where they differ
+  journal: Journal = Journal()
+
+  @property
+  def max_seconds(self) -> float:
+    """Seconds of computing for a sample, beyond which its reader is stuck."""
+    return 5 * self.options.num_clips * self.options.max_seconds
 
   @property
   def num_clips(self) -> int:
@@ -77,12 +87,11 @@ class SampleLoader:
       RuntimeError: 100 videos in a row failed.
       ValueError: A video has no label, or one outside of the classes.
     """
-    source, item = key
+    options = self.options
+    if self.source_options:
+      options = self.source_options[key[0]]
     record, clips, failures = _read_usable(
-      self.sources[source],
-      item,
-      (self.seed, position),
-      lambda record, rng: read_clips(record, self.options, rng),
+      self, position, key, lambda record, rng: read_clips(record, options, rng)
     )
     stream = {
       'pixels': clips,
@@ -118,8 +127,10 @@ class FeatureLoader:
   sources: tuple[FeatureSource, ...]
   seed: int  # of the order of the samples
   num_classes: int
+  journal: Journal = Journal()
 
   num_clips = 1
+  max_seconds = math.inf
 
   @property
   def clip_bytes(self) -> int:
@@ -128,12 +139,8 @@ class FeatureLoader:
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads 'features' float32 `[1, tokens, D]` and their 'label'."""
-    source, item = key
     video, features, failures = _read_usable(
-      self.sources[source],
-      item,
-      (self.seed, position),
-      lambda video, _: join_segments(video.features),
+      self, position, key, lambda video, _: join_segments(video.features)
     )
     check_label(video, self.num_classes)
     label = np.array([video.label], np.int32)
@@ -144,30 +151,32 @@ class FeatureLoader:
 
 
 def _read_usable(
-  source: Source,
-  item: int,
-  seeds: tuple[int, int],
+  loader: SampleLoader | FeatureLoader,
+  position: int,
+  key: tuple[int, int],
   read: Callable[[Any, np.random.Generator], np.ndarray],
 ) -> tuple[Any, np.ndarray, list[dict[str, str]]]:
   """Reads an item of a source, or another one if it is damaged.
 
   Args:
-    source: Records.
-    item: Index of the first that is tried; others are drawn.
-    seeds: Of the run and the sample, for all that is random.
+    loader: Of the sample.
+    position: Of the sample.
+    key: Source and index of the first that is tried; others are drawn.
     read: From a record to what is wanted of it.
 
   Returns:
     The record, what was read of it, and name and reason of each that failed.
   """
+  source, item = loader.sources[key[0]], key[1]
   failures = []
   for attempt in range(_MAX_ATTEMPTS):
-    rng = np.random.default_rng((*seeds, attempt))
+    rng = np.random.default_rng((loader.seed, position, attempt))
     if attempt:
       item = int(rng.integers(len(source)))
     try:
       record = source[item]
-      return record, read(record, rng), failures
+      with loader.journal.reading(record.name, position, key):
+        return record, read(record, rng), failures
     except DecodeError as error:
       name = error.name or record.name
       failures.append({'name': name, 'reason': str(error)})
@@ -296,7 +305,7 @@ def make_batches(
   keys = _index([len(s) for s in loader.sources], weights, loader.seed)
   rows = batch_size // num_clips // process_count
 
-  def load(number):
+  def load(loader, number):
     # Row r of batch k is the same sample for any number of hosts.
     batch, row = divmod(int(number), rows)
     at = position + (batch * process_count + process_index) * rows + row
@@ -310,18 +319,24 @@ def make_batches(
     rows * num_clips,
     rows * num_clips * loader.clip_bytes / 2**30,
   )
-  samples = grain.MapDataset.range(sys.maxsize).map(load)
-  samples = samples.to_iter_dataset(options)
-  if num_workers:
-    samples = grain.experimental.WithOptionsIterDataset(
+
+  def read(loader, first):
+    samples = grain.MapDataset.range(first, sys.maxsize)
+    samples = samples.map(functools.partial(load, loader))
+    samples = samples.to_iter_dataset(options)
+    if not num_workers:
+      return samples
+    return grain.experimental.WithOptionsIterDataset(
       samples,
       grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
     ).mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=1
-      )
+      ),
+      worker_init_fn=lambda *_: start_reader(loader.max_seconds),
     )
-  return _Batches(samples, rows)
+
+  return _Batches(LastingSamples(loader, read), rows)
 
 
 def _divide_read_ahead(

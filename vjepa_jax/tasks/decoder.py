@@ -20,7 +20,13 @@ from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.backbone import describe_backbone, place
 from vjepa_jax.tasks.program import get_compute, make_program, make_schedules
-from vjepa_jax.tasks.session import Session, open_sources, prepare, report
+from vjepa_jax.tasks.session import (
+  Session,
+  adapt_to_sources,
+  open_sources,
+  prepare,
+  report,
+)
 from vjepa_jax.world import decoding
 from vjepa_jax.world.model import (
   TargetSpace,
@@ -113,7 +119,13 @@ def _make_loader(
     options = complete_clip(world, **config.clip)
   except ValueError as error:
     raise ValueError(f'config.clip: {error}') from None
-  return pipeline.SampleLoader(open_sources(config), options, (), config.seed)
+  return pipeline.SampleLoader(
+    open_sources(config),
+    options,
+    (),
+    config.seed,
+    source_options=adapt_to_sources(config, options),
+  )
 
 
 def _measure_or_read(

@@ -18,7 +18,12 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import build_program, get_grid
-from vjepa_jax.tasks.session import Session, open_sources, prepare
+from vjepa_jax.tasks.session import (
+  Session,
+  adapt_to_sources,
+  open_sources,
+  prepare,
+)
 from vjepa_jax.tasks.teacher import load_teacher
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.state import TrainState
@@ -89,7 +94,11 @@ def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
       )
   options = pipeline.ClipOptions(**config.clip)
   return pipeline.SampleLoader(
-    open_sources(config), options, tuple(samplers), config.seed
+    open_sources(config),
+    options,
+    tuple(samplers),
+    config.seed,
+    source_options=adapt_to_sources(config, options),
   )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 import json
 from typing import Any
 
@@ -12,6 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data.clip import ClipOptions, adapt_options
+from vjepa_jax.data.readers import open_journal
 from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.initial import take_over
@@ -34,10 +37,19 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
 
 def open_sources(config: ConfigDict) -> tuple[sources.Source, ...]:
   """Opens `config.data.sources`."""
+  own = ('weight', 'fps', 'frame_step', 'frames')
   return tuple(
-    sources.open_source(**{k: v for k, v in source.items() if k != 'weight'})
+    sources.open_source(**{k: v for k, v in source.items() if k not in own})
     for source in config.data.sources.values()
   )
+
+
+def adapt_to_sources(
+  config: ConfigDict, options: ClipOptions
+) -> tuple[ClipOptions, ...]:
+  """Says how each of `config.data.sources` is cut."""
+  every = config.data.sources.values()
+  return tuple(adapt_options(options, source) for source in every)
 
 
 class Session:
@@ -188,8 +200,9 @@ class Session:
     """Makes this host's part of the batches, or whole ones, from a position."""
     data = self._config.data
     weights = [s.weight for s in data.get('sources', {}).values()]
+    journal = open_journal(str(self.workdir), jax.process_index())
     return pipeline.make_batches(
-      self._loader,
+      dataclasses.replace(self._loader, journal=journal),
       weights=weights or [1.0],
       batch_size=self._clips_per_step,
       position=position,

@@ -24,15 +24,16 @@ shard, and once all shards are there in OUTPUT/bad_files.jsonl.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
 import fractions
 import functools
 import io
 import itertools
+import math
 import multiprocessing
 import os
-import threading
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ import numpy as np
 
 from vjepa_jax.data import decode, shards, sources, storage
 from vjepa_jax.data.encode import write_frames
+from vjepa_jax.data.readers import start_reader
 from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command, engine
@@ -132,34 +134,49 @@ def _convert_all(
   if not num_workers:
     yield from map(function, records)
     return
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    num_workers, context, initializer=_end_with_parent
-  ) as pool:
-    names = collections.deque(maxlen=2 * num_workers + 1)
+  pending = collections.deque()  # what was taken and not yielded
 
-    def note(record):
-      names.append(record.name)
-      return record
+  def take(record):
+    pending.append(record)
+    return record
 
+  taken = map(take, records)
+  while True:
     try:
-      noted = map(note, records)
-      yield from shards.map_ahead(pool, function, noted, 2 * num_workers)
-    except concurrent.futures.process.BrokenProcessPool as e:
-      raise RuntimeError(
-        'a worker died (out of memory, or one of the next files crashes '
-        f'the decoder: {", ".join(names)}); run again to continue'
-      ) from e
+      with _open_pool(num_workers) as pool:
+        for result in shards.map_ahead(pool, function, taken, 2 * num_workers):
+          pending.popleft()
+          yield result
+      return
+    except BrokenProcessPool:
+      logging.warning('a worker died, its videos are tried one by one')
+    yield from _convert_singly(function, pending)
 
 
-def _end_with_parent() -> None:
-  """Ends this worker when its parent is killed, which would strand it."""
+def _convert_singly(
+  function: Callable[[Record | BadFile], bytes | BadFile],
+  pending: collections.deque[Record | BadFile],
+) -> Iterator[bytes | BadFile]:
+  """Maps one record at a time, so that it shows which kill their process."""
+  while pending:
+    with _open_pool(1) as pool:
+      try:
+        while pending:
+          result = pool.submit(function, pending[0]).result()
+          pending.popleft()
+          yield result
+      except BrokenProcessPool:
+        reason = 'kills its reader: crashes the decoder, or fills the memory'
+        yield BadFile(pending.popleft().name, reason)
 
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
-  threading.Thread(target=watch, daemon=True).start()
+def _open_pool(num_workers: int) -> concurrent.futures.Executor:
+  return concurrent.futures.ProcessPoolExecutor(
+    num_workers,
+    multiprocessing.get_context('spawn'),
+    initializer=start_reader,
+    initargs=(math.inf,),
+  )
 
 
 def convert(
@@ -169,7 +186,9 @@ def convert(
   if isinstance(record, BadFile):
     return record
   try:
-    with decode.open_video(record.video) as video:
+    # A file may be of any size, here and only here.
+    limits = decode.Limits(gib=math.inf)
+    with decode.open_video(record.video, limits) as video:
       if encoding is not None:
         content = transcode(video, encoding)
       elif isinstance(record.video, str):
