@@ -56,6 +56,22 @@ def test_remat_changes_no_gradient():
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures('optimized')
+def test_remat_keeps_what_it_says():
+  model = transformer.Transformer(depth=4, num_heads=4, mlp_dim=512)
+  x = jax.ShapeDtypeStruct((8, 64, 128), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), x)
+  sizes = {}
+  for remat in transformer.REMAT_POLICIES:
+    apply = model.clone(remat=remat).apply
+    loss = jax.jit(jax.grad(lambda p, x, apply=apply: apply(p, x).sum()))
+    memory = loss.lower(params, x).compile().memory_analysis()
+    sizes[remat] = memory.temp_size_in_bytes / 2**20
+  assert sizes['full'] < sizes['attention'] < sizes['dots'] < sizes['none']
+  # Of each of 4 blocks at least the 512 hidden features of every token.
+  assert sizes['dots'] - sizes['full'] > 4 * 8 * 64 * 512 * 4 / 2**20
+
+
 @pytest.mark.parametrize('scaled,std', [(False, 0.02), (True, 0.08), (True, 0)])
 def test_initialisation_of_v1_and_v2(scaled, std):
   video = np.zeros((1, 2, 16, 16, 3), np.uint8)
