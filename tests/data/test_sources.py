@@ -143,7 +143,7 @@ def test_a_missing_shard_is_an_error(tmp_path):
   assert len(
     sources.open_source(str(tmp_path / 'v-00003-of-00005.array_record'))
   )
-  shards.check_complete(['a.array_record', 'a-1-of-2', 'a-0-of-2', 'b-0-of-1'])
+  shards.check_complete(['a-1-of-2', 'a-0-of-2', 'b-0-of-1', 'a-1-of-9/b'])
   with pytest.raises(ValueError, match='1 of 2 .* is b.array_record-1-of-2'):
     shards.check_complete(['b.array_record-0-of-2', 'c-1-of-2', 'c-0-of-2'])
 

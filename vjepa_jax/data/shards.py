@@ -28,7 +28,7 @@ _SUFFIX = '.array_record'
 # Each takes a file descriptor.
 _MAX_OPEN = 64
 _INDEX_THREADS = 16
-_NUMBERED = re.compile(r'(.*)-(\d+)-of-(\d+)(.*)')
+_NUMBERED = re.compile(r'(.*)-(\d+)-of-(\d+)([^/]*)')
 
 
 class BadFile(NamedTuple):
