@@ -60,6 +60,6 @@ def test_all_figures_at_toy_size(tmp_path):
   assert main(['faults', '--quick', f'--json={path}']) == 0
   figures = json.loads(path.read_text())
   figures.pop('machine')
-  assert len(figures) == 9
+  assert len(figures) == 10
   for name, figure in figures.items():
     assert figure['tried'] == figure['good'] > 0, (name, figure)

@@ -170,17 +170,19 @@ def measure_clips(folder: Path, quick: bool) -> Figures:
     listed = workdir / 'quarantine.jsonl'
     lines = listed.read_text().splitlines() if listed.exists() else []
     named = {json.loads(line)['name'] for line in lines}
-    right = named - clips.keys() if extra else set()
-    wrong = named & clips.keys() - bad
+    unreadable = min(len(named - clips.keys()), extra)
+    wrong = len(named & clips.keys() - bad)
+    good = len(named & bad) + unreadable
+    ended = runs.explain(workdir, code) if code else ''
     figures[f'damaged clips in {kind}, named'] = {
       'tried': len(bad) + extra,
-      'good': 0 if code else len(named & bad) + min(len(right), extra),
-      'worst': runs.explain(workdir, code) if code else '',
+      'good': 0 if code else good,
+      'worst': ended or f'{len(bad) + extra - good} missed',
     }
     figures[f'whole clips in {kind}, not named'] = {
       'tried': count - len(bad),
-      'good': count - len(bad) - len(wrong),
-      'worst': '',
+      'good': count - len(bad) - wrong,
+      'worst': f'{wrong} named',
     }
   return figures
 
@@ -241,6 +243,7 @@ def _as_step(path: Path) -> int:
 _MEASURES = (
   limits.measure_mistakes,
   limits.measure_descriptors,
+  limits.measure_memory,
   measure_clips,
   measure_runs,
 )
