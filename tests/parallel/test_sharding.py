@@ -1,7 +1,6 @@
 """Mesh and sharding rule."""
 
 import difflib
-import math
 
 import dump_shardings
 from dump_shardings import RECIPES
@@ -36,18 +35,17 @@ def test_rule_takes_the_largest_divisible_dimension():
   shapes = {
     'wide': (1024, 4096),
     'tall': (4096, 1024),
-    'odd': (1023, 512),
-    'none': (1023, 513),
-    'small': (64,),
-    # The depth of scanned layers is left alone.
-    'transformer/blocks/kernel': (4096, 64, 8, 64),
+    'odd': (1023, 4096),
+    'none': (1023, 2049),
+    'small': (1024, 1020),  # a little less than 4 MiB
+    # The depth of scanned layers is left alone, and does not count.
+    'blocks/kernel': (4096, 1024, 8, 128),
+    'blocks/small': (4096, 64, 8, 64),
+    'predictor/blocks/kernel': (12, 384, 1536),
   }
-  split = {name: P(None, 'fsdp') for name in shapes}
-  assert _specs(shapes, fsdp=4) == split | {
-    'tall': P('fsdp'),
-    'none': P(),
-    'small': P(),
-  }
+  split = {name: P(None, 'fsdp') for name in ('wide', 'odd', 'blocks/kernel')}
+  whole = {n: P() for n in shapes.keys() - split.keys()}
+  assert _specs(shapes, fsdp=4) == split | whole | {'tall': P('fsdp')}
   assert set(_specs(shapes, fsdp=1).values()) == {P()}
 
 
@@ -59,10 +57,13 @@ def test_guard_names_what_is_not_sharded_and_matters():
     shardings = sharding.shard_tree(tree, mesh)
     sharding.check_sufficiently_sharded(tree, shardings, mesh)
 
-  with pytest.raises(ValueError, match='21.0% of the state .* most of it bad'):
-    check(jnp.float32, good=(1024, 4096), bad=(1001, 1111))
-  check(jnp.float32, good=(1024, 4096))
-  check(jnp.bfloat16, bad=(1001, 1111))
+  good, bad = (2**15, 2**15), (16385, 16385)
+  with pytest.raises(
+    ValueError, match='1.0 GiB of the state .* most of it bad'
+  ):
+    check(jnp.float32, good=good, bad=bad)
+  check(jnp.float32, good=good)
+  check(jnp.bfloat16, bad=bad)
 
 
 def test_global_batch_keeps_the_order_of_rows():
@@ -110,10 +111,9 @@ def test_every_recipe_is_sufficiently_sharded(recipe, fsdp, states):
     assert tree == shardings.params
   assert shardings.target == shardings.params['encoder']
   # The same in other words: what one device holds, of the whole.
-  leaves, places = jax.tree.leaves(state), jax.tree.leaves(shardings)
-  whole = sum(x.size for x in leaves)
-  held = sum(
-    math.prod(place.shard_shape(x.shape))
-    for x, place in zip(leaves, places, strict=True)
+  whole, predictor = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    for tree in (state, state.params['predictor'])
   )
-  assert held < whole / fsdp + 0.02 * whole
+  held = sharding.count_bytes(state, shardings)
+  assert held < whole / fsdp + 3 * predictor + 0.02 * whole

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from vjepa_jax.parallel import sharding
 from vjepa_jax.sets.toy import write_toy_videos
 
 STEPS = 4
@@ -174,6 +175,8 @@ def describe_machine() -> str:
 def main_program(argv):
   sys.path.insert(0, '.')
   flags.FLAGS.mark_as_parsed()
+  # Or nothing would be split at this size.
+  sharding.MIN_SHARDED_BYTES = 2**15
   path = Path(argv[1])
   names = argv[2:] or list(RECIPES)
   results = {'machine': describe_machine(), 'recipes': {}}

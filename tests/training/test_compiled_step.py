@@ -1,7 +1,6 @@
 """What the compiler made of the step, and what the loop does with it."""
 
 import contextlib
-import math
 from types import SimpleNamespace
 from unittest import mock
 
@@ -63,28 +62,21 @@ def build(tmp_path_factory):
     if (recipe, fsdp) not in programs:
       workdir = epath.Path(tmp_path_factory.mktemp(recipe))
       config = shrink(RECIPES[recipe].get_config(), workdir)
-      if fsdp > 1:
-        config.encoder.size = 'micro'  # wide enough to be split
-      programs[recipe, fsdp] = Compiled(config, fsdp)
+      with pytest.MonkeyPatch.context() as patch:
+        if fsdp > 1:
+          config.encoder.size = 'micro'  # wide enough to be split
+          patch.setattr(sharding, 'MIN_SHARDED_BYTES', 2**15)
+        programs[recipe, fsdp] = Compiled(config, fsdp)
     return programs[recipe, fsdp]
 
   return build
-
-
-def _count_bytes_per_device(state, shardings):
-  return sum(
-    math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf, place in zip(
-      jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
-    )
-  )
 
 
 @pytest.mark.parametrize('fsdp', [1, 4])
 def test_the_state_is_updated_in_place(build, fsdp):
   step = build('vjepa2', fsdp)
   state = step.program.abstract
-  num_bytes = _count_bytes_per_device(state, step.program.shardings)
+  num_bytes = sharding.count_bytes(state, step.program.shardings)
   # The compiler's own count of what outputs share with inputs.
   assert step.compiled.memory_analysis().alias_size_in_bytes >= num_bytes
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

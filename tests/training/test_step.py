@@ -145,11 +145,16 @@ def test_a_step_needs_no_target_and_no_ema():
   assert losses[-1] < 0.1 * losses[0] and state.target is None
 
 
+@pytest.fixture
+def split_small_arrays(monkeypatch):
+  monkeypatch.setattr(sharding, 'MIN_SHARDED_BYTES', 2**10)
+
+
 def _train(fsdp, devices, steps, **options):
   mesh = mesh_lib.make_mesh(fsdp, jax.devices()[:devices])
   objective = small.build(**options)
   state = small.init(objective)
-  shardings = sharding.shard_tree(state, mesh, min_elements=256)
+  shardings = sharding.shard_tree(state, mesh)
   state = jax.device_put(state, shardings)
   rows = sharding.shard_batch(mesh)
   train_step = jax.jit(
@@ -174,7 +179,7 @@ def _train(fsdp, devices, steps, **options):
     {'kind': 'regularized', 'covariance_weight': 0.1, 'sigreg_weight': 0.01},
   ],
 )
-def test_eight_devices_give_the_losses_of_one(options):
+def test_eight_devices_give_the_losses_of_one(options, split_small_arrays):
   expected, _ = _train(fsdp=1, devices=1, steps=3, **options)
   losses, state = _train(fsdp=2, devices=8, steps=3, **options)
   np.testing.assert_allclose(losses, expected, rtol=1e-5)

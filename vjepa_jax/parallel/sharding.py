@@ -11,14 +11,13 @@ import numpy as np
 
 from vjepa_jax.errors import UserError
 
-# Sharding something smaller costs more in collectives than it saves.
-MIN_SHARDED_ELEMENTS = 2**13
+# Sharding something smaller costs more in collectives than it saves: norms,
+# biases, and the predictor, whose state is a quarter of a GiB.
+MIN_SHARDED_BYTES = 4 * 2**20
 # Parameters under these names are stacked over depth by a scan.
 _SCANNED = re.compile(r'(^|/)blocks/')
-_MAX_UNSHARDED = 0.02
+_MAX_WHOLE_GIB = 1.0
 _ROWS = PartitionSpec(('data', 'fsdp'))
-# Below this many bytes nobody minds: a toy model fits whole.
-_ALWAYS_FITS = 2**22
 
 
 def replicate(mesh: Mesh) -> NamedSharding:
@@ -31,73 +30,78 @@ def shard_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, _ROWS)
 
 
-def _choose_spec(
-  path: str, shape: tuple[int, ...], fsdp: int, min_elements: int
-) -> PartitionSpec:
+def _name_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their paths, 'params/encoder/norm/bias'."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _choose_spec(path: str, leaf: Any, fsdp: int) -> PartitionSpec:
   """Chooses the largest dimension that `fsdp` divides, the depth axis aside."""
   first = 1 if _SCANNED.search(path) else 0
-  if math.prod(shape[first:]) < min_elements:
-    return PartitionSpec()
-  for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
-    if shape[axis] % fsdp == 0:
-      return PartitionSpec(*([None] * axis), 'fsdp')
+  num_bytes = math.prod(leaf.shape[first:]) * leaf.dtype.itemsize
+  if fsdp > 1 and num_bytes >= MIN_SHARDED_BYTES:
+    for axis in sorted(range(first, leaf.ndim), key=lambda i: -leaf.shape[i]):
+      if leaf.shape[axis] % fsdp == 0:
+        return PartitionSpec(*([None] * axis), 'fsdp')
   return PartitionSpec()
 
 
-def shard_tree(
-  tree: Any, mesh: Mesh, min_elements: int = MIN_SHARDED_ELEMENTS
-) -> Any:
+def shard_tree(tree: Any, mesh: Mesh) -> Any:
   """Computes the sharding of every leaf of a state tree.
+
+  Leaves of less than `MIN_SHARDED_BYTES`, of a stack the layers of it, are
+  replicated.
 
   Args:
     tree: Arrays or what `jax.eval_shape` returns for them: parameters,
       optimizer moments and the target share one rule, since their leaves have
       the same shapes at the end of the same paths.
     mesh: Mesh with an axis `fsdp`.
-    min_elements: Leaves that are smaller, of a stack the layers of it, are
-      replicated.
 
   Returns:
     The tree with a NamedSharding for each leaf.
   """
+  shardings = [
+    NamedSharding(mesh, _choose_spec(path, leaf, mesh.shape['fsdp']))
+    for path, leaf in _name_leaves(tree).items()
+  ]
+  return jax.tree.unflatten(jax.tree.structure(tree), shardings)
 
-  def choose(path, leaf):
-    if mesh.shape['fsdp'] == 1:
-      return replicate(mesh)
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return NamedSharding(
-      mesh, _choose_spec(name, leaf.shape, mesh.shape['fsdp'], min_elements)
+
+def count_bytes(tree: Any, shardings: Any) -> int:
+  """Counts the bytes of a tree that one device holds."""
+  return sum(
+    math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, place in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
     )
-
-  return jax.tree_util.tree_map_with_path(choose, tree)
+  )
 
 
 def check_sufficiently_sharded(tree: Any, shardings: Any, mesh: Mesh) -> None:
   """Checks what `shard_tree` returned for an abstract state.
 
   Raises:
-    UserError: More than 2 % of the bytes are left whole everywhere; the largest
+    UserError: With fsdp, more than 1 GiB is whole on every device; the largest
       leaves are named.
   """
-  if mesh.shape['fsdp'] == 1:
-    return
-  sizes, total = {}, 0
-  for (path, leaf), sharding in zip(
-    jax.tree_util.tree_leaves_with_path(tree),
-    jax.tree.leaves(shardings),
-    strict=True,
-  ):
-    num_bytes = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-    total += num_bytes
-    if sharding.is_fully_replicated:
-      sizes[jax.tree_util.keystr(path, simple=True, separator='/')] = num_bytes
-  share = sum(sizes.values()) / total
-  if share > _MAX_UNSHARDED and sum(sizes.values()) > _ALWAYS_FITS:
-    largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
+  places = jax.tree.leaves(shardings)
+  whole = {
+    path: leaf.size * leaf.dtype.itemsize / 2**30
+    for (path, leaf), place in zip(
+      _name_leaves(tree).items(), places, strict=True
+    )
+    if place.is_fully_replicated
+  }
+  if mesh.shape['fsdp'] > 1 and sum(whole.values()) > _MAX_WHOLE_GIB:
+    largest = sorted(whole, key=whole.get, reverse=True)[:3]
     raise UserError(
-      f'{share:.1%} of the state is not sharded over fsdp='
-      f'{mesh.shape["fsdp"]} (at most {_MAX_UNSHARDED:.0%} may be), most of '
-      f'it {", ".join(largest)}: choose fsdp so that it divides the widths'
+      f'{sum(whole.values()):.1f} GiB of the state are not sharded over fsdp='
+      f'{mesh.shape["fsdp"]} (at most {_MAX_WHOLE_GIB:g} may be), most of it '
+      f'{", ".join(largest)}: choose fsdp so that it divides the widths'
     )
 
 
@@ -110,6 +114,24 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, _ROWS)
+
+
+def take_part(batch: Any, index: jax.Array | int, count: int) -> Any:
+  """Takes one of `count` parts of a batch, a tree of arrays `[B, ...]`.
+
+  Row r is in part r % count: each device has its share of the rows of a part,
+  and none is moved. Scanning over an index copies a part at a time, scanning
+  over the parts would copy the batch.
+
+  Returns:
+    The tree with arrays `[B / count, ...]`.
+  """
+
+  def take(x):
+    rows = constrain_batch(x.reshape(-1, count, *x.shape[1:]))
+    return jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
+
+  return jax.tree.map(take, batch)
 
 
 def map_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

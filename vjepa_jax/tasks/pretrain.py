@@ -17,7 +17,7 @@ from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.program import build_program, get_grid
+from vjepa_jax.tasks.program import Program, build_program, get_grid
 from vjepa_jax.tasks.session import (
   Session,
   adapt_to_sources,
@@ -58,7 +58,7 @@ def pretrain(
       resumed=run.resumed,
     )
     state = state.replace(frozen=frozen)
-  log_plan(config, loader, program.abstract, run.mesh)
+  log_plan(config, loader, program, run.mesh)
   return run.train(
     state,
     program.train_step,
@@ -128,24 +128,22 @@ def load_probe_clips(config: ConfigDict, limit: int) -> tuple[Clips, Clips]:
   )
 
 
-def log_plan(config, loader, abstract, mesh: Mesh) -> None:
+def log_plan(config, loader, program: Program, mesh: Mesh) -> None:
   """Logs what is about to run, so that a mistake is seen before it costs."""
   millions = {
     name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
-    for name, tree in abstract.params.items()
+    for name, tree in program.abstract.params.items()
   }
-  num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-  shards = mesh.shape['fsdp']
+  num_bytes = sharding.count_bytes(program.abstract, program.shardings)
   logging.info(
     'encoder %s; %s; state %.2f GiB a device',
     config.encoder.size,
     ', '.join(f'{k} {v:.1f} M parameters' for k, v in millions.items()),
-    num_bytes / shards / 2**30,
+    num_bytes / 2**30,
   )
   logging.info(
     'mesh data %d x fsdp %d (%s), %d hosts',
-    mesh.shape['data'],
-    shards,
+    *mesh.shape.values(),
     mesh_lib.get_platform(mesh),
     jax.process_count(),
   )
