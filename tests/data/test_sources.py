@@ -1,10 +1,14 @@
 """Tests of the sources of videos."""
 
+import json
 import pathlib
 import pickle
+import tracemalloc
 
 import cloudpickle
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 import pytest
 from variants import write_shard
 
@@ -39,6 +43,37 @@ def test_glob(folder):
   assert len(source) == 3
 
 
+def test_a_folder_is_listed_once_however_many_links_lead_to_it(
+  folder, tmp_path
+):
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'elsewhere' / 'e.mp4').touch()
+  (tmp_path / 'elsewhere' / 'back').symlink_to(folder)
+  for name, target in [
+    ('a loop', folder),
+    ('again', folder / 'deep' / 'er'),
+    ('linked', tmp_path / 'elsewhere'),
+  ]:
+    (folder / name).symlink_to(target)
+  assert [r.name for r in sources.open_source(str(folder))] == [
+    'a.MP4',
+    'b.mp4',
+    'deep/er/c d.webm',
+    'linked/e.mp4',
+  ]
+
+
+def test_brackets_in_a_path_are_no_pattern(folder):
+  folder = folder.rename(folder.parent / 'set[1]*')
+  assert len(sources.open_source(str(folder))) == 3
+  (folder / 'list.csv').write_text('b.mp4 1')
+  assert sources.open_source(str(folder / 'list.csv'))[0].label == 1
+  record = Record(b'v', 1, 'v.mp4')
+  write_shard(folder / 'a[0].array_record', [records.pack(record)])
+  for path in (folder, folder / 'a[0].array_record'):
+    assert list(sources.open_source(str(path))) == [record]
+
+
 @pytest.mark.parametrize('separator', [' ', '\t', ',', ', ', '::'])
 def test_manifest(folder, separator):
   manifest = folder / 'train.csv'
@@ -70,6 +105,90 @@ def test_manifest_says_which_line_is_wrong(folder):
   manifest.write_bytes(b'\xff\xfe\x00')
   with pytest.raises(ValueError, match='UTF-8'):
     sources.open_source(str(manifest))
+
+
+@pytest.mark.parametrize(
+  'line,path,label',
+  [
+    ('"a b.mp4" 3', 'a b.mp4', 3),
+    ('a b.mp4  ::  -1', 'a b.mp4', -1),
+    ('a,1,2', 'a,1', 2),
+    ('a-1.mp4', 'a-1.mp4', -1),
+    ('a 1.mp4 :: 2', 'a 1.mp4', 2),
+    ('é.mp4\t7', 'é.mp4', 7),
+    ('\ufeffa.mp4 7', 'a.mp4', 7),
+  ],
+)
+def test_a_line_of_a_manifest(tmp_path, line, path, label):
+  (tmp_path / path).touch()
+  (tmp_path / 'list.txt').write_text(f'{line}\r\n', encoding='utf-8')
+  (record,) = sources.open_source(str(tmp_path / 'list.txt'))
+  assert (record.name, record.label) == (path, label)
+
+
+@pytest.mark.parametrize('line', ['3', ', 3', 'a1', 'a-1', '"" 3', '"'])
+def test_no_line_of_a_manifest(tmp_path, line):
+  (tmp_path / 'list.txt').write_text(f'{line}\n')
+  with pytest.raises(ValueError, match='list.txt, line 1'):
+    sources.open_source(str(tmp_path / 'list.txt'))
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
+def test_a_manifest_is_a_table(folder, kind):
+  path = folder / f'train.{kind}'
+
+  def write(rows):
+    if kind == 'jsonl':
+      path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    else:
+      parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+  rows = [
+    {'path': 'b.mp4', 'caption': 'é', 'label': 3},
+    {'path': f'{folder}/deep/er/c d.webm', 'caption': '', 'label': 0},
+  ]
+  source = sources.open_source(write(rows))
+  assert list(source) == [
+    Record(str(folder / 'b.mp4'), 3, 'b.mp4'),
+    Record(rows[1]['path'], 0, rows[1]['path']),
+  ]
+  source = sources.open_source(write([{'path': 'b.mp4'}]))
+  assert source[0].label == -1
+  for rows, message in [
+    ([{'file': 'b.mp4', 'label': 1}], 'has no column path, only file, label'),
+    ([{'path': 'b.mp4', 'label': '1'}], "row 1: 'b.mp4' and '1' are no path"),
+    ([{'path': 'b.mp4'}, {'path': None}], 'row 2: None and -1 are no path'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      sources.open_source(write(rows))
+  path.write_text('path,label\n')
+  with pytest.raises(ValueError, match='is damaged: '):
+    sources.open_source(str(path))
+
+
+def test_a_long_manifest_takes_little_memory(tmp_path):
+  lines = [f'some/folder/{i:07d}.mp4 {i % 400}\n' for i in range(20_000)]
+  path = tmp_path / 'list.csv'
+  path.write_text(''.join(lines))
+  (tmp_path / 'some' / 'folder').mkdir(parents=True)
+  (tmp_path / 'some' / 'folder' / '0000000.mp4').touch()
+  tracemalloc.start()
+  source = sources.open_source(str(path))
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert len(source) == len(lines) and source[-1].label == 399
+  # 400 MB for two million.
+  assert peak < 200 * len(lines)
+
+
+def test_empty_shards_are_named(tmp_path):
+  write_shard(tmp_path / 'a.array_record', [])
+  with pytest.raises(ValueError, match='a.array_record.* are empty'):
+    sources.open_source(str(tmp_path / 'a.array_record'))
+  record = records.pack(Record(b'v', 1, 'v.mp4'))
+  write_shard(tmp_path / 'b.array_record', [record])
+  assert len(sources.open_source(str(tmp_path))) == 1
 
 
 def test_says_what_does_not_exist(tmp_path, folder):

@@ -320,7 +320,7 @@ def test_pod_is_set_up_with_code_and_python(pod, old_machine, tmp_path):
     for file in ('main.py', 'launch/restart.sh', 'vjepa_jax/errors.py'):
       assert (repository / file).read_bytes() == (ROOT / file).read_bytes()
     assert not (repository / '.git').exists()
-    assert '--editable .[tpu]' in (host / 'installed').read_text()
+    assert '--editable .[tpu,gcs]' in (host / 'installed').read_text()
     assert f'{host.name}: ' in result.stdout
   # Here the workers share a machine: the first may have done it for both.
   told = ''.join(path.read_text() for path in tmp_path.glob('pod-w-*/sudo'))
@@ -429,7 +429,7 @@ def test_multislice_workload_restarts_unless_it_made_a_mistake():
   assert int(options['max-restarts']) > 10
   assert options['script-dir'] == str(ROOT)
   prefix, _, run = options['command'].partition(' && ')
-  assert prefix == 'pip install --quiet --editable .[tpu]'
+  assert prefix == 'pip install --quiet --editable .[tpu,gcs]'
   assert shlex.split(run) == [
     *['exec', 'python', 'main.py', '--coordinator=auto'],
     *ARGUMENTS,

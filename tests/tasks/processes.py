@@ -48,7 +48,7 @@ class Launcher:
     self._processes.append(process)
     return process
 
-  def start_two(self, workdir, *flags, devices=1, only_second=()):
+  def start_two(self, workdir, *flags, devices=1, only_second=(), config=None):
     """Starts two processes of one run; some flags for the second alone."""
     with socket.socket() as probe:
       probe.bind(('127.0.0.1', 0))
@@ -62,6 +62,7 @@ class Launcher:
         *flags,
         *(only_second if i else ()),
         devices=devices,
+        config=config,
       )
       for i in range(2)
     ]

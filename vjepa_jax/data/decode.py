@@ -73,6 +73,7 @@ def open_video(
   Raises:
     DecodeError: if the file is missing, empty, truncated or not a video. That
       no frame of it decodes may show only when one is read.
+    StorageError: if remote storage does not answer.
   """
   if isinstance(video, np.ndarray):
     return ArrayVideo(video)
@@ -114,10 +115,9 @@ def _find_file(path: str, limits: Limits) -> str | bytes:
     raise DecodeError('file does not exist') from e
   except IsADirectoryError as e:
     raise DecodeError('not a video: a folder') from e
-  except DecodeError:
-    raise
-  except (OSError, ValueError, KeyError, ImportError) as e:
-    # KeyError: a scheme that no file system is known for.
+  except (DecodeError, storage.StorageError):
+    raise  # the latter is no fault of the video
+  except (OSError, ValueError) as e:
     raise DecodeError(describe_error(e)) from e
 
 

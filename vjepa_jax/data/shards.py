@@ -239,8 +239,11 @@ def write_shards(
 
 def _list_names(paths: Sequence[str]) -> set[str]:
   """Lists the names in the folder of some shards."""
-  folder = os.path.dirname(paths[0])
-  return set(map(os.path.basename, storage.list_files(folder)))
+  try:
+    files = storage.list_files(os.path.dirname(paths[0]))
+  except FileNotFoundError:
+    return set()  # A remote folder is there when something is in it.
+  return set(map(os.path.basename, files))
 
 
 def _name_bad(path: str) -> str:

@@ -5,9 +5,9 @@ sources can be pickled at the speed of a memory copy, since each worker process
 of the loader receives one.
 """
 
+import array
 from collections.abc import Iterable, Sequence
 import functools
-import glob
 import hashlib
 import os
 import re
@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from vjepa_jax.data import storage
+from vjepa_jax.data import manifests, storage
 from vjepa_jax.data.records import NO_LABEL, Record, VideoFeatures, unpack
+from vjepa_jax.data.remote_shards import RemoteShards
 from vjepa_jax.data.shards import Shards, check_complete
 from vjepa_jax.data.video import DecodeError, describe_error
 
@@ -26,7 +27,6 @@ VIDEO_EXTENSIONS = frozenset([
   '.3gp', '.3g2', '.ogv', '.ogg', '.rm', '.rmvb', '.swf', '.gif',
 ])  # fmt: skip
 _SHARD_PATTERN = re.compile(r'\.array_?record', re.IGNORECASE)
-_MANIFEST_EXTENSIONS = frozenset(['.csv', '.txt', '.tsv', '.manifest'])
 # How many paths of a manifest are looked up before training starts. All would
 # take minutes on network storage.
 _NUM_PROBED_PATHS = 16
@@ -56,6 +56,7 @@ def open_source(path: str, **options) -> Source:
       `tfds:name/split`: a TFDS data set in ArrayRecord format;
       `*.array_record*` or `*.arrayrecord*`, a file or a glob of shards;
       `*.csv`, `*.txt`, `*.tsv` or `*.manifest`: lines of a path and a label;
+      `*.jsonl` or `*.parquet`: a table of them;
       a folder: of shards if it holds any, or else of video files;
       any other glob: video files.
     **options: further arguments of the source's class.
@@ -78,11 +79,13 @@ def open_source(path: str, **options) -> Source:
     return TfdsSource(name, split, **options)
   if _SHARD_PATTERN.search(os.path.basename(path)):
     return ArrayRecordSource(path, **options)
-  if os.path.splitext(path)[1].lower() in _MANIFEST_EXTENSIONS:
+  if manifests.get_extension(path) in manifests.EXTENSIONS:
     return ManifestSource(path, **options)
-  if _find_shards(path):
-    return ArrayRecordSource(path, **options)
-  return FolderSource(path, **options)
+  files = storage.list_files(path)  # once: remote folders may be large
+  shards = _pick_shards(path, files)
+  if shards:
+    return ArrayRecordSource(shards, **options)
+  return FolderSource(path, files, **options)
 
 
 class _Named:
@@ -97,16 +100,17 @@ class _Named:
 class FolderSource(_Named):
   """All video files below a folder or matching a glob, sorted, unlabelled."""
 
-  def __init__(self, path: str) -> None:
-    """Lists the files of a folder, recursively, or of a glob (`**` allowed)."""
+  def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
+    """Takes, or lists, the files below a folder or of a glob (`**` allowed)."""
     self._path = path = os.fspath(path)
-    files = sorted(filter(_has_video_extension, storage.list_files(path)))
+    files = storage.list_files(path) if files is None else files
+    files = sorted(filter(_has_video_extension, files))
     if not files:
       raise FileNotFoundError(
         f'no video files in {path}, looked for '
         f'{", ".join(sorted(VIDEO_EXTENSIONS))}'
       )
-    self._files = _Strings(files)
+    self._files = _Strings(map(os.fsencode, files))
 
   def __len__(self) -> int:
     return len(self._files)
@@ -124,32 +128,27 @@ class FolderSource(_Named):
 
 
 class ManifestSource(_Named):
-  """The videos listed in a text file, one `path label` a line, no header.
+  """The videos listed in a file: lines of text without a header, or a table.
 
-  Path and label are separated by white space, a comma or `::`. The label is
-  the last field, a whole number, and may be left out. Paths may contain
-  spaces, and are relative to the folder of the manifest unless absolute.
+  In text, path and label are separated by white space, a comma or `::`. The
+  label is the last field, a whole number, and may be left out. Paths may
+  contain spaces. Tables have a column `path` and, if there are labels, `label`.
+  Paths are relative to the folder of the manifest unless absolute.
   """
 
   def __init__(self, path: str) -> None:
     self._path = path = os.fspath(path)
-    try:
-      text = storage.read(path).decode('utf-8-sig')
-    except FileNotFoundError as e:
-      raise FileNotFoundError(f'manifest {path} does not exist') from e
-    except UnicodeDecodeError as e:
-      raise ValueError(f'manifest {path} is not UTF-8 text: {e}') from e
-    entries = []
-    for number, line in enumerate(text.splitlines(), 1):
-      if line.strip():
-        try:
-          entries.append(_parse_manifest_line(line.strip()))
-        except ValueError as e:
-          raise ValueError(f'{path}, line {number}: {e}') from e
-    if not entries:
+    labels = array.array('q')
+
+    def read_paths():
+      for video, label in manifests.read_manifest(path, _has_video_extension):
+        labels.append(label)
+        yield video
+
+    self._paths = _Strings(read_paths())
+    self._labels = np.array(labels, np.int64)
+    if not len(self):
       raise ValueError(f'manifest {path} lists no videos')
-    self._paths = _Strings(video for video, _ in entries)
-    self._labels = np.array([label for _, label in entries], np.int64)
     # A wrong folder is found at once; single missing files are for later.
     probed = range(0, len(self), -(-len(self) // _NUM_PROBED_PATHS))
     if not any(storage.exists(self[i].video) for i in probed):
@@ -189,16 +188,18 @@ class ArrayRecordSource(_Named):
         folder's or glob's shards are missing.
     """
     if isinstance(paths, str | os.PathLike):
-      found = _find_shards(os.fspath(paths))
+      found = _pick_shards(os.fspath(paths), storage.list_files(paths))
     else:
       found = [os.fspath(path) for path in paths]
     if not found:
       raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
     if found != [paths]:
       check_complete(found)
-    self._records, self._path = Shards(found), found[0]
-    if len(self):
-      find_usable(self)
+    kind = RemoteShards if storage.is_remote(found[0]) else Shards
+    self._records, self._path = kind(found), found[0]
+    if not len(self):
+      raise ValueError(f'the shards {paths} are empty')
+    find_usable(self)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -317,11 +318,12 @@ class Subset(_Named):
 class _Strings:
   """A list of strings in one block of memory, cheap to hold and to pickle."""
 
-  def __init__(self, strings: Iterable[str]) -> None:
-    # File names that are not UTF-8 must survive the round trip.
-    encoded = [s.encode('utf-8', 'surrogateescape') for s in strings]
-    self._block = b''.join(encoded)
-    self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+  def __init__(self, strings: Iterable[bytes]) -> None:
+    block, ends = bytearray(), array.array('q')
+    for string in strings:
+      block += string
+      ends.append(len(block))
+    self._block, self._ends = bytes(block), np.array(ends, np.int64)
 
   def __len__(self) -> int:
     return len(self._ends)
@@ -329,8 +331,8 @@ class _Strings:
   def __getitem__(self, index: int) -> str:
     index = range(len(self))[index]  # Negative numbers, and IndexError.
     begin = int(self._ends[index - 1]) if index else 0
-    encoded = self._block[begin : int(self._ends[index])]
-    return encoded.decode('utf-8', 'surrogateescape')
+    # File names that are not UTF-8 must survive the round trip.
+    return os.fsdecode(self._block[begin : int(self._ends[index])])
 
 
 def _hash(names: Iterable[str]) -> str:
@@ -340,43 +342,27 @@ def _hash(names: Iterable[str]) -> str:
   return digest.hexdigest()
 
 
-def _parse_manifest_line(line: str) -> tuple[str, int]:
-  """Splits a stripped manifest line into path and label.
-
-  Raises:
-    ValueError: if the line does not end in a whole number and is not the path
-      of a video either.
-  """
-  for separator in (r'\s*::\s*', r'\s*,\s*', r'\s+'):
-    match = re.fullmatch(f'(.+?){separator}(-?\\d+)', line)
-    if match:
-      return match[1].strip('"'), int(match[2])
-  path = line.strip('"')
-  if not _has_video_extension(path):
-    raise ValueError(
-      f'{line!r} is neither the path of a video nor a path and a whole '
-      'number as its label (a header line is not allowed)'
-    )
-  return path, NO_LABEL
-
-
 def _has_video_extension(path: str) -> bool:
   name = os.path.basename(path)
   # Archives unpacked from some systems are full of hidden '._name.mp4' files.
   return (
     not name.startswith('.')
-    and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+    and manifests.get_extension(name) in VIDEO_EXTENSIONS
   )
 
 
-def _find_shards(path: str) -> list[str]:
-  """Lists the complete ArrayRecord shards that a file, folder or glob means."""
-  if storage.is_folder(path):
-    path = f'{path.rstrip("/")}/*'
-  elif not glob.has_magic(path):
-    return [path] if _SHARD_PATTERN.search(os.path.basename(path)) else []
+def _pick_shards(path: str, files: Iterable[str]) -> list[str]:
+  """Picks the complete ArrayRecord shards.
+
+  Args:
+    path: A folder, whose shards lie in it and not below, a glob, or a shard.
+    files: What `storage.list_files` says that it means.
+  """
+  folder = path.rstrip('/')
   return sorted(
-    f
-    for f in storage.match(path)
-    if _SHARD_PATTERN.search(os.path.basename(f)) and not f.endswith('.tmp')
+    file
+    for file in files
+    if _SHARD_PATTERN.search(os.path.basename(file))
+    and not file.endswith('.tmp')
+    and (os.path.dirname(file) == folder or not file.startswith(f'{folder}/'))
   )

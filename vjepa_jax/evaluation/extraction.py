@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.data import decode, shards, sources
+from vjepa_jax.data import decode, shards, sources, storage
 from vjepa_jax.data.clip import ClipOptions, read_timed_clips
 from vjepa_jax.data.records import VideoFeatures, pack
 from vjepa_jax.evaluation import batching
@@ -70,7 +70,7 @@ def extract(
     batching.make_map_batches(apply, mesh, batch_size, '--batch_size'),
     jax.device_put(params, sharding.replicate(mesh)),
   )
-  os.makedirs(output, exist_ok=True)
+  storage.make_folder(output)
   shards.check_options(
     os.path.join(output, _OPTIONS_FILE),
     _describe(source, encoder, params, options)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.interop import huggingface, pytorch
 from vjepa_jax.interop.layout import Params, Weights, WeightsError
 from vjepa_jax.models.attention import choose_attention
@@ -126,6 +127,11 @@ def read_weights(
     CheckpointError: The same, of a workdir.
   """
   path = epath.Path(source)
+  if storage.is_remote(path) and not (path / 'checkpoints').is_dir():
+    with storage.local_copy(path) as copy:
+      return read_weights(
+        copy, which=which, with_predictor=with_predictor, **options
+      )
   if path.is_file() or path.suffix in ('.pt', '.pth', '.tar'):
     if path.suffix == '.safetensors':
       raise WeightsError(

@@ -1,17 +1,21 @@
 """What pictures share: rows of images, heat over them, the file."""
 
 from collections.abc import Iterable, Sequence
+import io
 from typing import Any
 
 from etils import epath
 from matplotlib import figure
 import numpy as np
 
+from vjepa_jax.data import storage
+
 
 def save(fig: figure.Figure, path: epath.PathLike, dpi: int = 90) -> None:
   """Writes a figure to a PNG."""
-  with epath.Path(path).open('wb') as file:
-    fig.savefig(file, format='png', dpi=dpi)
+  buffer = io.BytesIO()
+  fig.savefig(buffer, format='png', dpi=dpi)
+  storage.replace(path, buffer.getvalue())
 
 
 def show_rows(

@@ -92,6 +92,11 @@ def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
         f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
         'manifest, ArrayRecord shards or tfds:name/split'
       )
+    if not 0 < source.weight < math.inf:
+      raise ValueError(
+        f'config.data.sources.{name}.weight {source.weight} is no positive '
+        'number: a source that is not wanted is left out'
+      )
   options = pipeline.ClipOptions(**config.clip)
   return pipeline.SampleLoader(
     open_sources(config),

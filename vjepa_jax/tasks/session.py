@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 import jax
 from ml_collections import ConfigDict
 
-from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data import pipeline, sources, storage
 from vjepa_jax.data.clip import ClipOptions, adapt_options
 from vjepa_jax.data.readers import open_journal
 from vjepa_jax.parallel import hosts, sharding
@@ -262,10 +262,7 @@ def write_config(
         logging.info(
           'config.%s is %s from step %d on, was %s', name, new, start_step, old
         )
-  # Whole or not at all: a resume reads it.
-  partial = path.with_name('config.json.tmp')
-  partial.write_text(text + '\n')
-  partial.replace(path)
+  storage.replace(path, text + '\n')
 
 
 def report(
@@ -278,7 +275,7 @@ def report(
   if jax.process_index():
     return
   path = workdir / 'results.json'
-  path.write_text(json.dumps(results, indent=2) + '\n')
+  storage.replace(path, json.dumps(results, indent=2) + '\n')
   print(f'{text}\nresults: {path}')
   for picture in pictures:
     print(f'picture: {picture}')

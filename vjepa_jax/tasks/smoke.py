@@ -3,6 +3,7 @@
 from etils import epath
 from ml_collections import ConfigDict
 
+from vjepa_jax.data import storage
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.sets.toy import write_toy_videos
 
@@ -36,7 +37,9 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     )
   config = ConfigDict(config.to_dict())
   config.smoke = False
-  manifest = str(write_toy_videos(workdir / 'smoke_videos', 12))
+  with storage.writing_folder(workdir / 'smoke_videos') as folder:
+    write_toy_videos(folder, 12)
+  manifest = str(workdir / 'smoke_videos' / 'manifest.csv')
   config.encoder.update(size='nano', tubelet=(2, 8, 8))
   config.compute_dtype = 'float32'
   config.data.update(batch_size=8, num_workers=0)

@@ -9,27 +9,28 @@ python -m vjepa_jax.tools.convert --from=facebook/vjepa2-vitl-fpc64-256 \
 
 import dataclasses
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
+from etils import epath
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from vjepa_jax.data import storage
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import describe, read_weights
 from vjepa_jax.tools import command
+from vjepa_jax.training.checkpoint import get_directory
 
 
-def write_workdir(folder: Path, weights: Weights) -> None:
+def write_workdir(folder: epath.Path, weights: Weights) -> None:
   """Writes a checkpoint at step 0, without optimizer state and probes."""
   params = {'encoder': weights.encoder_params}
   model = {'encoder': describe(weights.encoder)}
   if weights.predictor is not None:
     params['predictor'] = weights.predictor_params
     model['predictor'] = describe(weights.predictor)
-  directory = folder.absolute() / 'checkpoints'
-  with ocp.training.Checkpointer(directory) as checkpointer:
+  with ocp.training.Checkpointer(get_directory(folder)) as checkpointer:
     checkpointer.save_checkpointables(
       0,
       {'params': params, 'target': weights.encoder_params},
@@ -85,7 +86,7 @@ def define_flags(define: SimpleNamespace) -> None:
 def main(options: SimpleNamespace) -> None:
   """Converts as the flags say."""
   source = getattr(options, 'from')
-  folder = Path(options.to)
+  folder = epath.Path(options.to)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise WeightsError(f'{folder} exists and is not empty: give a new --to')
   weights = read_weights(
@@ -103,8 +104,11 @@ def main(options: SimpleNamespace) -> None:
     resolution=options.resolution or weights.resolution,
     frames=options.frames or weights.frames,
   )
-  write = {'huggingface': save_pretrained, 'jax': write_workdir}
-  write[options.format](folder, weights)
+  if options.format == 'jax':
+    write_workdir(folder, weights)
+  else:
+    with storage.writing_folder(folder) as local:
+      save_pretrained(local, weights)
   print(f'wrote {folder} ({options.format})')
 
 

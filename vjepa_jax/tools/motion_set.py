@@ -6,6 +6,7 @@ python -m vjepa_jax.tools.motion_set --output=data/motion --preview=motion.png
 from pathlib import Path
 from types import SimpleNamespace
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.sources import FolderSource, ManifestSource
 from vjepa_jax.plots.prediction import draw_strip
 from vjepa_jax.sets import motion, package_videos
@@ -37,25 +38,26 @@ def define_flags(define: SimpleNamespace) -> None:
 
 def main(options: SimpleNamespace) -> None:
   """Writes the set and, if asked for, its preview."""
-  folder = Path(options.output)
-  if options.videos:
-    source = FolderSource(options.videos)
-    videos = [source[i].video for i in range(len(source))]
-  else:
-    videos = package_videos.fetch_package_videos(folder.parent / 'videos')
-  motion.write_motion_set(
-    folder,
-    videos,
-    num_train=options.num_train,
-    num_test=options.num_test,
-    seed=options.seed,
-  )
+  with storage.writing_folder(options.output) as folder:
+    if options.videos:
+      source = FolderSource(options.videos)
+      videos = [source[i].video for i in range(len(source))]
+    else:
+      videos = package_videos.fetch_package_videos(folder.parent / 'videos')
+    motion.write_motion_set(
+      folder,
+      videos,
+      num_train=options.num_train,
+      num_test=options.num_test,
+      seed=options.seed,
+    )
+    if options.preview:
+      draw_preview(folder, options.preview)
   print(
     f'{options.num_train} training and {options.num_test} test clips of '
-    f'{len(motion.CLASSES)} motions are in {folder}'
+    f'{len(motion.CLASSES)} motions are in {options.output}'
   )
   if options.preview:
-    draw_preview(folder, options.preview)
     print(f'picture: {options.preview}')
 
 

@@ -3,9 +3,9 @@
 python -m vjepa_jax.tools.physics_set --output=data/physics
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 
+from vjepa_jax.data import storage
 from vjepa_jax.sets import physics
 from vjepa_jax.tools import command
 
@@ -22,17 +22,18 @@ def define_flags(define: SimpleNamespace) -> None:
 
 def main(options: SimpleNamespace) -> None:
   """Writes the set."""
-  folder = Path(options.output)
-  physics.write_physics_set(
-    folder,
-    num_train=options.num_train,
-    num_sets=options.num_sets,
-    seed=options.seed,
-  )
+  with storage.writing_folder(options.output) as folder:
+    physics.write_physics_set(
+      folder,
+      num_train=options.num_train,
+      num_sets=options.num_sets,
+      seed=options.seed,
+    )
   kinds = 2 * len(physics.PROPERTIES)
   print(
     f'{options.num_train} possible training films and '
-    f'{2 * kinds * options.num_sets} pairs of test films are in {folder}'
+    f'{2 * kinds * options.num_sets} pairs of test films are in '
+    f'{options.output}'
   )
 
 

@@ -14,8 +14,9 @@ docs/prediction.md says what they mean.
 """
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
+
+from etils import epath
 
 from vjepa_jax.errors import UserError
 from vjepa_jax.tools import command
@@ -72,9 +73,9 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   from vjepa_jax.tools.prediction import Session
 
   session = Session(options, workdir)
-  folder = Path(workdir)
-  output = folder / 'predict' if folder.is_dir() else Path('predict')
-  output = Path(options.output or output)
+  folder = epath.Path(workdir)
+  output = folder / 'predict' if folder.is_dir() else 'predict'
+  output = epath.Path(options.output or output)
   output.mkdir(parents=True, exist_ok=True)
   path = output / 'results.json'
   results = json.loads(path.read_text()) if path.exists() else {}

@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
-import glob
 import os
-import pathlib
 from types import SimpleNamespace
 from typing import Any
 
+from etils import epath
 import numpy as np
 
-from vjepa_jax.data import decode, sources
+from vjepa_jax.data import decode, sources, storage
 from vjepa_jax.data.clip import Clips, load_clips, read_from, read_windows
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.world import load_world_model
@@ -98,7 +97,7 @@ class Session:
     options = self.options
     trained = [source['path'] for source in self.world.sources]
     path = options.gallery or next(
-      filter(glob.glob, trained), options.video or options.evaluate
+      filter(storage.match, trained), options.video or options.evaluate
     )
     if os.path.splitext(path)[1].lower() in sources.VIDEO_EXTENSIONS:
       try:
@@ -142,7 +141,7 @@ class Session:
       'decode': self.options.decode,
     }
 
-  def predict_video(self, output: pathlib.Path) -> dict[str, Any]:
+  def predict_video(self, output: epath.Path) -> dict[str, Any]:
     """Predicts a part of one clip, draws it, and prints its numbers."""
     path, start = self.options.video, self.options.start
     windows = self.options.roll
@@ -155,10 +154,12 @@ class Session:
       roll_out(self.predictor, clip[None], windows, self.through, self.render)
     )
     prediction = rollout[0].prediction
-    self._draw_prediction(output / 'prediction.png', clip, prediction)
-    neighbours = self._find_neighbours(output, clip, prediction)
-    if self.render is not None:
-      self._film(output, rate, clip, rollout)
+    with storage.writing_folder(output) as folder:
+      storage.make_folder(folder)
+      self._draw_prediction(folder / 'prediction.png', clip, prediction)
+      neighbours = self._find_neighbours(folder, clip, prediction)
+      if self.render is not None:
+        self._film(folder, rate, clip, rollout)
     print(
       f'{path}: {self.options.hide} of {self.clip.frames} frames hidden, '
       f'{self.share}\n{format_scores(scores)}\n'

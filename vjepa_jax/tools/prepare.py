@@ -105,12 +105,14 @@ def prepare(
 
   bad_files = os.path.join(output, 'bad_files.jsonl')
   bad = shards.write_shards(paths, ranges, own, convert_shards, bad_files)
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    size = sum(threads.map(storage.measure, [paths[i] for i in own]))
   logging.info(
     'Wrote %d videos to %d shards in %s, %.1f MB in all.',
     sum(len(ranges[i]) for i in own) - len(bad),
     len(own),
     output,
-    sum(os.path.getsize(paths[i]) for i in own) / 1e6,
+    size / 1e6,
   )
   if bad:
     logging.warning('Left out %d files, see %s.', len(bad), bad_files)
@@ -195,6 +197,8 @@ def convert(
         content = storage.read(record.video)
       else:
         content = record.video
+  except storage.StorageError:
+    raise  # no fault of the video
   except (decode.DecodeError, av.FFmpegError, OSError) as e:
     return BadFile(record.name, ' '.join(str(e).split()))
   return pack(record._replace(video=content))

@@ -87,7 +87,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
   without = _OVERVIEWS if features else _OVERVIEWS[:1]
   return report.render(
     {
-      'name': workdir.absolute().name,
+      'name': workdir.name or workdir.absolute().name,
       'workdir': str(workdir),
       'written': written and _format_time(now.fromtimestamp(written)),
       'made': _format_time(now),

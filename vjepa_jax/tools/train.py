@@ -87,14 +87,23 @@ def _check_options(options: SimpleNamespace) -> None:
   """Raises UserError for what is wrong with the flags."""
   from etils import epath  # noqa: PLC0415
 
+  from vjepa_jax.data import storage  # noqa: PLC0415
+
   if options.config is None:
     raise UserError('give --config=FILE; --list_configs prints what there is')
   if options.workdir is None:
     raise UserError('give --workdir=DIRECTORY, where the run is kept')
-  folder = epath.Path(options.workdir)
-  while not folder.exists() and folder != folder.parent:
-    folder = folder.parent
-  if folder.is_file():
+  try:
+    folder = epath.Path(options.workdir)
+  except KeyError as error:
+    raise UserError(
+      f'--workdir={options.workdir}: a run is kept in a local folder or at gs://'
+    ) from error
+  # Remote storage has no folders that would have to be there.
+  if not storage.is_remote(folder):
+    while not folder.exists() and folder != folder.parent:
+      folder = folder.parent
+  if storage.exists(folder) and not storage.is_folder(folder):
     raise UserError(
       f'--workdir={options.workdir}: {folder} is a file, not a directory'
     )

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from vjepa_jax.data import storage
 from vjepa_jax.training.state import TrainState
 
 _TREES = ('params', 'target', 'opt_state')
@@ -19,6 +20,13 @@ _TREES = ('params', 'target', 'opt_state')
 
 class CheckpointError(ValueError):
   """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+def get_directory(workdir: epath.PathLike) -> epath.Path:
+  """Returns where the checkpoints of a workdir are, absolute."""
+  directory = epath.Path(workdir) / 'checkpoints'
+  # An address is absolute, which epath does not know.
+  return directory if storage.is_remote(workdir) else directory.absolute()
 
 
 def _place(tree: Any, shardings: Any) -> Any:
@@ -93,7 +101,7 @@ def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
 
 def _open_latest(path: epath.PathLike) -> tuple[ocp.training.Checkpointer, int]:
   """Opens the checkpoints of another run to read its newest one."""
-  directory = epath.Path(path).absolute() / 'checkpoints'
+  directory = get_directory(path)
   if not directory.exists():
     raise CheckpointError(f'{path} holds no checkpoints: is it a --workdir?')
   checkpointer = ocp.training.Checkpointer(directory)
@@ -138,7 +146,7 @@ class Checkpoints:
     self._every_steps = every_steps
     self._metadata = {'model': dict(model or {}), 'data': dict(data or {})}
     self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(workdir).absolute() / 'checkpoints',
+      get_directory(workdir),
       # The loop decides when; Orbax's default would save at every chance.
       save_decision_policy=(
         ocp.training.save_decision_policies.FixedIntervalPolicy(1)

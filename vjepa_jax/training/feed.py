@@ -11,6 +11,7 @@ import grain
 import jax
 from jax.sharding import NamedSharding
 
+from vjepa_jax.data import storage
 from vjepa_jax.parallel.sharding import make_global
 
 
@@ -42,7 +43,7 @@ class Quarantine:
           logging.warning('replaced %(name)s: %(reason)s', event)
     if new:
       # Object stores cannot append: the list is short, so rewrite it.
-      self._path.write_text('\n'.join(self._lines) + '\n')
+      storage.replace(self._path, '\n'.join(self._lines) + '\n')
 
 
 class Feed:

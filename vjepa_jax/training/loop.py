@@ -8,12 +8,15 @@ Metrics are read one step late, so that the host never waits for the device.
 
 from collections.abc import Callable
 import dataclasses
+import os
+import tempfile
 from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
 
+from vjepa_jax.data import storage
 from vjepa_jax.training.checkpoint import Checkpoints, Preemption
 from vjepa_jax.training.diagnostics import summarize
 from vjepa_jax.training.feed import Feed
@@ -169,10 +172,13 @@ def _profile(cadence: Cadence, step: int, workdir: epath.Path) -> None:
   if cadence.profile is None or jax.process_index():
     return
   first, last = cadence.profile
+  traced = folder = f'{workdir}/profile'
+  if storage.is_remote(folder):  # the profiler writes local files
+    traced = f'{tempfile.gettempdir()}/profile-{os.getpid()}'
   if step == first:
-    jax.profiler.start_trace(f'{workdir}/profile')
+    jax.profiler.start_trace(traced)
   elif step == last:
     jax.profiler.stop_trace()
-    logging.info(
-      'trace of steps %d to %d is in %s/profile', first, last, workdir
-    )
+    if storage.is_remote(folder):
+      storage.upload_folder(traced, folder)
+    logging.info('trace of steps %d to %d is in %s', first, last, folder)

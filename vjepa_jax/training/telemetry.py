@@ -8,12 +8,15 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-import tensorboardX
 
+from vjepa_jax.data import storage
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training import health
+from vjepa_jax.training.events import open_writer
 
 _FLUSH_SECONDS = 5.0
+# Remote storage takes whole files alone.
+_REMOTE_FLUSH_SECONDS = 60.0
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -59,9 +62,9 @@ class Telemetry:
     self._lines = [json.dumps(line) for line in self._metrics]
     self._reported = set()
     self._flushed = time.perf_counter()
-    self._writer = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step + 1
-    )
+    remote = storage.is_remote(workdir)
+    self._flush_seconds = _REMOTE_FLUSH_SECONDS if remote else _FLUSH_SECONDS
+    self._writer = open_writer(str(workdir / 'tensorboard'), start_step + 1)
     self._bar = make_bar(total=total_steps, initial=start_step, unit='step')
 
   def advance(self, wait_seconds: float) -> None:
@@ -109,7 +112,7 @@ class Telemetry:
       )
     if 'effective_rank' in metrics:
       self._warn(step)
-    if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
+    if time.perf_counter() - self._flushed > self._flush_seconds:
       self.flush()
 
   def _warn(self, step: int) -> None:
@@ -127,10 +130,8 @@ class Telemetry:
     """Brings everything written so far to disk, whole."""
     if not self._active:
       return
-    # Object stores cannot append, and a rename never leaves half a line.
-    partial = self._path.with_name('metrics.jsonl.tmp')
-    partial.write_text(''.join(line + '\n' for line in self._lines))
-    partial.replace(self._path)
+    # Object stores cannot append.
+    storage.replace(self._path, ''.join(line + '\n' for line in self._lines))
     self._writer.flush()
     self._flushed = time.perf_counter()
 
