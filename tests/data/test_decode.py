@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 import pytest
 from variants import VARIANTS, make_frames, write_video
 
-from vjepa_jax.data import container, decode
+from vjepa_jax.data import container, decode, storage
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.video import ARRAY_FPS
 
@@ -271,6 +271,10 @@ def test_limits_of_a_video(videos, monkeypatch):
     decode.open_video(path, decode.Limits(gib=1e-6))
   with pytest.raises(decode.DecodeError, match='GiB, more than 1e-06'):
     decode.open_video(videos('hevc.mp4').read_bytes(), decode.Limits(gib=1e-6))
+  storage.replace('memory://limits/v.mp4', videos('hevc.mp4').read_bytes())
+  monkeypatch.delattr(storage, 'read')  # It is not even read.
+  with pytest.raises(decode.DecodeError, match='GiB, more than 1e-06'):
+    decode.open_video('memory://limits/v.mp4', decode.Limits(gib=1e-6))
   # Computing counts, waiting does not; each read has the whole time.
   clock = [0.0]
   monkeypatch.setattr(container.time, 'thread_time', lambda: clock[0])

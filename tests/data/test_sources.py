@@ -1,18 +1,22 @@
 """Tests of the sources of videos."""
 
+import io
 import json
 import pathlib
 import pickle
+import tarfile
 import tracemalloc
 
 import cloudpickle
 import numpy as np
+from PIL import Image
 import pyarrow
 from pyarrow import parquet
 import pytest
 from variants import write_shard
 
 from vjepa_jax.data import records, shards, sources
+from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.records import Record
 from vjepa_jax.data.video import DecodeError
 
@@ -370,3 +374,45 @@ def test_tfds(tmp_path):
   with pytest.raises(DecodeError, match='hash mismatch') as error:
     list(damaged)
   assert error.value.name in ('tiny_clips/train[0]', 'tiny_clips/train[1]')
+
+
+def _write_image(path, shade):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.full((6, 8, 3), shade, np.uint8)).save(path)
+
+
+def test_images_are_labelled_by_their_folders(tmp_path):
+  for i, name in enumerate(['n2/a.png', 'n10/b.png', 'n10/x/c.jpeg']):
+    _write_image(tmp_path / name, i)
+  (tmp_path / 'n2' / 'readme.txt').touch()
+  source = sources.open_source(str(tmp_path))
+  assert [(r.name, r.label) for r in source] == [
+    ('n10/b.png', 0),
+    ('n10/x/c.jpeg', 0),
+    ('n2/a.png', 1),
+  ]
+  with open_video(source[0].video) as video:
+    frames = video.read([0, 0], (0, 0, 6, 8), (6, 8))
+  np.testing.assert_array_equal(frames, np.full((2, 6, 8, 3), 1))
+  matched = sources.open_source(str(tmp_path / 'n2' / '*'))
+  assert [(r.video, r.label) for r in matched] == [(source[2].video, -1)]
+  _write_image(tmp_path / 'd.png', 3)
+  assert {r.label for r in sources.open_source(str(tmp_path))} == {-1}
+  # Beside videos, images are thumbnails.
+  (tmp_path / 'e.mp4').write_bytes(b'v')
+  assert [r.name for r in sources.open_source(str(tmp_path))] == ['e.mp4']
+
+
+def test_tars_are_found_where_there_are_no_videos(tmp_path):
+  for number in (1, 0):
+    with tarfile.open(tmp_path / f't-{number}.tar', 'w') as tar:
+      for name, content in (('k.png', b'image'), ('k.cls', b'4')):
+        info = tarfile.TarInfo(f'{number}/{name}')
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+  expected = [Record(b'image', 4, f't-{i}.tar/{i}/k.png') for i in (0, 1)]
+  assert list(sources.open_source(str(tmp_path))) == expected
+  assert list(sources.open_source(str(tmp_path / 't-1.tar'))) == expected[1:]
+  assert list(sources.open_source(str(tmp_path / '*.tar'))) == expected
+  (tmp_path / 'e.mp4').write_bytes(b'v')
+  assert [r.name for r in sources.open_source(str(tmp_path))] == ['e.mp4']

@@ -97,6 +97,7 @@ def _find_file(path: str, limits: Limits) -> str | bytes:
   """Returns the path of a local video, or the bytes of a file."""
   try:
     if storage.is_remote(path):
+      _check_size(storage.measure(path), limits)
       return storage.read(path)
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):

@@ -1,4 +1,4 @@
-"""Where videos come from: folders, manifests, ArrayRecord shards, TFDS.
+"""Where videos come from: folders, manifests, shards, tars, TFDS.
 
 A source has a length and random access to `Record`s, and decodes nothing. All
 sources can be pickled at the speed of a memory copy, since each worker process
@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
-from vjepa_jax.data import manifests, storage
+from vjepa_jax.data import images, manifests, storage
 from vjepa_jax.data.records import NO_LABEL, Record, VideoFeatures, unpack
 from vjepa_jax.data.remote_shards import RemoteShards
 from vjepa_jax.data.shards import Shards, check_complete
+from vjepa_jax.data.tars import TarSource
 from vjepa_jax.data.video import DecodeError, describe_error
 
 VIDEO_EXTENSIONS = frozenset([
@@ -57,8 +58,9 @@ def open_source(path: str, **options) -> Source:
       `*.array_record*` or `*.arrayrecord*`, a file or a glob of shards;
       `*.csv`, `*.txt`, `*.tsv` or `*.manifest`: lines of a path and a label;
       `*.jsonl` or `*.parquet`: a table of them;
-      a folder: of shards if it holds any, or else of video files;
-      any other glob: video files.
+      `*.tar`, a file or a glob: those of WebDataset;
+      a folder: of shards if it holds any, else of videos, of tars, of images;
+      any other glob: video files, or else images.
     **options: further arguments of the source's class.
 
   Returns:
@@ -85,6 +87,10 @@ def open_source(path: str, **options) -> Source:
   shards = _pick_shards(path, files)
   if shards:
     return ArrayRecordSource(shards, **options)
+  tars = sorted(file for file in files if file.lower().endswith('.tar'))
+  if tars and not any(map(_has_video_extension, files)):
+    extensions = VIDEO_EXTENSIONS | images.EXTENSIONS
+    return TarSource(tars, extensions, **options)
   return FolderSource(path, files, **options)
 
 
@@ -98,26 +104,36 @@ class _Named:
 
 
 class FolderSource(_Named):
-  """All video files below a folder or matching a glob, sorted, unlabelled."""
+  """All video files below a folder or matching a glob, sorted, unlabelled.
+
+  Where there are none, all images. The labels of those below a folder are the
+  places of the folders, right below it, among the sorted ones.
+  """
 
   def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
     """Takes, or lists, the files below a folder or of a glob (`**` allowed)."""
     self._path = path = os.fspath(path)
     files = storage.list_files(path) if files is None else files
-    files = sorted(filter(_has_video_extension, files))
-    if not files:
+    found = sorted(filter(_has_video_extension, files))
+    self._labels = None
+    if not found:
+      found = sorted(filter(_is_image, files))
+      if storage.is_folder(path):
+        self._labels = _label_by_folder(map(self._name, found))
+    if not found:
       raise FileNotFoundError(
         f'no video files in {path}, looked for '
-        f'{", ".join(sorted(VIDEO_EXTENSIONS))}'
+        f'{", ".join(sorted(VIDEO_EXTENSIONS))}, and for images'
       )
-    self._files = _Strings(map(os.fsencode, files))
+    self._files = _Strings(map(os.fsencode, found))
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> Record:
     file = self._files[index]
-    return Record(file, NO_LABEL, self._name(file))
+    label = NO_LABEL if self._labels is None else int(self._labels[index])
+    return Record(file, label, self._name(file))
 
   def hash_names(self) -> str:
     return _hash(map(self._name, self._files))
@@ -342,12 +358,27 @@ def _hash(names: Iterable[str]) -> str:
   return digest.hexdigest()
 
 
+def _label_by_folder(names: Iterable[str]) -> np.ndarray | None:
+  """Returns the place of each name's first folder, if all have one."""
+  folders = [name.split(os.sep)[:-1][:1] for name in names]
+  if not all(folders):
+    return None
+  return np.unique([folder for (folder,) in folders], return_inverse=True)[1]
+
+
 def _has_video_extension(path: str) -> bool:
+  return _has_extension(path, VIDEO_EXTENSIONS)
+
+
+def _is_image(path: str) -> bool:
+  return _has_extension(path, images.EXTENSIONS)
+
+
+def _has_extension(path: str, extensions: frozenset[str]) -> bool:
   name = os.path.basename(path)
   # Archives unpacked from some systems are full of hidden '._name.mp4' files.
   return (
-    not name.startswith('.')
-    and manifests.get_extension(name) in VIDEO_EXTENSIONS
+    not name.startswith('.') and manifests.get_extension(name) in extensions
   )
 
 

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.records import NO_LABEL, Record
 from vjepa_jax.data.video import DecodeError
+from vjepa_jax.errors import UserError
 
 _THREADS = 16
 
@@ -41,9 +43,14 @@ class TarSource(Sequence[Record]):
       extensions: Of the members that are videos or images.
 
     Raises:
-      ValueError: A tar is damaged, compressed, or no class is a number.
+      ValueError: A tar is damaged, compressed or remote, or its class is no
+        number.
     """
     self._paths = list(paths)
+    if storage.is_remote(self._paths[0]):
+      raise UserError(
+        f'{self._paths[0]}: tars have to be local, mount or copy them'
+      )
     with futures.ThreadPoolExecutor(_THREADS) as threads:
       tars = list(
         threads.map(lambda path: list(_find(path, extensions)), self._paths)
