@@ -11,9 +11,10 @@ import sys
 import time
 
 from killers import Endless, Killer, Killers, Once
+import pytest
 from test_pipeline import OPTIONS, _assert_same, _loader, _take
 
-from vjepa_jax.data import sources
+from vjepa_jax.data import sources, storage
 from vjepa_jax.data.readers import find_killers, open_journal
 
 _KILLER, _ENDLESS, _ONCE = 3, 17, 8
@@ -108,13 +109,17 @@ def test_a_note_is_there_while_a_video_is_read(tmp_path):
   assert not journal.take()
 
 
-def test_all_hosts_obey_all_exclude_files(tmp_path):
-  open_journal(str(tmp_path), 0).exclude({'a.mp4': 'SIGSEGV'})
-  open_journal(str(tmp_path), 2).exclude({'b.mp4': 'SIGKILL'})
-  open_journal(str(tmp_path), 2).exclude({'c.mp4': 'SIGKILL'})
-  assert (tmp_path / 'exclude-2.txt').read_text() == 'b.mp4\nc.mp4\n'
-  journal = open_journal(str(tmp_path), 1)
+@pytest.mark.parametrize('address', ['{}', 'memory://journal{}'])
+def test_all_hosts_obey_all_exclude_files(tmp_path, address):
+  workdir = address.format(tmp_path / 'set[1]')
+  storage.make_folder(workdir)
+  open_journal(workdir, 0).exclude({'a.mp4': 'SIGSEGV'})
+  open_journal(workdir, 2).exclude({'b.mp4': 'SIGKILL'})
+  open_journal(workdir, 2).exclude({'c.mp4': 'SIGKILL'})
+  assert storage.read(f'{workdir}/exclude-2.txt') == b'b.mp4\nc.mp4\n'
+  journal = open_journal(workdir, 1)
   assert journal.excluded == {'a.mp4', 'b.mp4', 'c.mp4'}
+  assert os.path.isdir(os.path.dirname(journal.folder))  # a local disk
 
 
 def test_workers_end_when_their_parent_is_killed(toy_videos, tmp_path):
