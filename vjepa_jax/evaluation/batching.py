@@ -32,7 +32,7 @@ def apply_encoder(
 
 
 def make_map_batches(
-  apply: Apply, mesh: Mesh, batch_size: int, setting: str
+  apply: Apply, mesh: Mesh, batch_size: int, setting: str, out: Any = None
 ) -> Callable[[Any, Iterable[Any]], Iterator[Any]]:
   """Makes the function (parameters, batches) -> the result of each batch.
 
@@ -44,10 +44,12 @@ def make_map_batches(
     mesh: Batches are split over all its devices.
     batch_size: Rows at a time, over all hosts of the mesh.
     setting: Says in an error where the batch size comes from.
+    out: Shardings of the result, a prefix of its tree; None for what `fetch`
+      gives every host whole.
 
   Returns:
-    A function that takes this host's rows of each batch, and yields on every
-    host host arrays of the whole, `[batch_size, ...]`.
+    A function that takes this host's rows of each batch, see `get_own_rows`,
+    and yields arrays `[batch_size, ...]` on the devices, for `fetch`.
 
   Raises:
     ValueError: The batch does not split evenly over the devices.
@@ -59,10 +61,11 @@ def make_map_batches(
       'change it'
     )
   rows = sharding.shard_batch(mesh)
-  # Several hosts need what the others computed; one has it all.
-  out = rows if rows.is_fully_addressable else sharding.replicate(mesh)
+  if out is None:
+    # Several hosts need what the others computed; one has it all.
+    out = rows if rows.is_fully_addressable else sharding.replicate(mesh)
   compiled = jax.jit(apply, out_shardings=out)
-  per_host = batch_size * len(mesh.local_devices) // num_devices
+  per_host = len(get_own_rows(mesh, batch_size))
 
   def pad(x):
     missing = per_host - len(x)
@@ -76,18 +79,34 @@ def make_map_batches(
       with jax.set_mesh(mesh):
         before, running = running, compiled(params, batch)
       if before is not None:
-        yield jax.device_get(before)
+        yield before
     if running is not None:
-      yield jax.device_get(running)
+      yield running
 
   return map_batches
 
 
-def get_own_rows(batch_size: int) -> range:
-  """Returns which rows of a batch over all hosts are this host's."""
-  per_host = batch_size // jax.process_count()
-  first = jax.process_index() * per_host
-  return range(first, first + per_host)
+def fetch(tree: Any) -> Any:
+  """Copies arrays to the host; of those split over hosts, its own rows."""
+
+  def get(x):
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return x
+    own = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+    return np.concatenate([own[start] for start in sorted(own)])
+
+  return jax.device_get(jax.tree.map(get, tree))
+
+
+def get_own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Returns which rows of a batch over all hosts are this host's.
+
+  On a torus they need not lie side by side: devices are in the order of their
+  places, not of their hosts.
+  """
+  rows = sharding.shard_batch(mesh)
+  own = rows.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique([np.arange(batch_size)[index] for index in own])
 
 
 def make_extract(
@@ -99,13 +118,12 @@ def make_extract(
   `make_map_batches`.
   """
   map_batches = make_map_batches(apply, mesh, batch_size, setting)
-  own = get_own_rows(batch_size)
+  own = get_own_rows(mesh, batch_size)
 
   def extract(params, rows):
-    batches = (
-      rows[start + own.start : start + own.stop]
-      for start in range(0, len(rows), batch_size)
-    )
-    return np.concatenate(list(map_batches(params, batches)))[: len(rows)]
+    starts = range(0, len(rows), batch_size)
+    batches = (rows[start + own[start + own < len(rows)]] for start in starts)
+    results = map(fetch, map_batches(params, batches))
+    return np.concatenate(list(results))[: len(rows)]
 
   return extract

@@ -1,6 +1,6 @@
 """Classifies videos by several clips each, on all devices of all hosts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import itertools
 from typing import Any, NamedTuple
@@ -61,21 +61,20 @@ def make_predict(
     batch_size,
     'config.evaluation.batch_size',
   )
-  own = batching.get_own_rows(batch_size)
+  own = batching.get_own_rows(mesh, batch_size)
 
   def predict(params, source, options):
-    read = _make_read(source, options, num_classes)
-    starts = range(0, len(source), batch_size)
-    indices = (start + row for start in starts for row in own)
-
-    def load(pool):
-      videos = shards.map_ahead(pool, read, indices, len(own) + num_threads)
-      for _ in make_bar(starts, desc='classifying', unit='batch', leave=False):
-        clips, labels = zip(*itertools.islice(videos, len(own)), strict=True)
-        yield np.stack(clips), np.array(labels, np.int32)
-
-    with futures.ThreadPoolExecutor(num_threads) as pool:
-      parts = list(map_batches(params, load(pool)))
+    batches = load_batches(
+      source, options, num_classes, batch_size, own, num_threads
+    )
+    batches = make_bar(
+      batches,
+      total=-(-len(source) // batch_size),
+      desc='classifying',
+      unit='batch',
+      leave=False,
+    )
+    parts = list(map(batching.fetch, map_batches(params, batches)))
     outputs, labels = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     good = labels >= 0
     return Predictions(
@@ -85,6 +84,30 @@ def make_predict(
     )
 
   return predict
+
+
+def load_batches(
+  source: sources.Source,
+  options: ClipOptions | None,
+  num_classes: int,
+  batch_size: int,
+  own: Sequence[int],
+  num_threads: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the rows `own` of all batches of labelled videos or features.
+
+  These are clips uint8 `[rows, clips, T, H, W, 3]`, see `read_clips`, or
+  features `[rows, 1, tokens, D]`; and labels int32 `[rows]`, -1 of what cannot
+  be read or is past the end.
+  """
+  read = _make_read(source, options, num_classes)
+  starts = range(0, len(source), batch_size)
+  indices = (start + int(row) for start in starts for row in own)
+  with futures.ThreadPoolExecutor(num_threads) as pool:
+    videos = shards.map_ahead(pool, read, indices, len(own) + num_threads)
+    for _ in starts:
+      clips, labels = zip(*itertools.islice(videos, len(own)), strict=True)
+      yield np.stack(clips), np.array(labels, np.int32)
 
 
 def _make_read(source, options: ClipOptions | None, num_classes: int):

@@ -66,10 +66,14 @@ def extract(
   _check_counts(len(source), num_shards, host_index, num_hosts)
   mesh = mesh_lib.make_mesh(1, jax.local_devices())
   apply = batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype)
-  encode = functools.partial(
-    batching.make_map_batches(apply, mesh, batch_size, '--batch_size'),
-    jax.device_put(params, sharding.replicate(mesh)),
+  map_batches = batching.make_map_batches(
+    apply, mesh, batch_size, '--batch_size'
   )
+  placed = jax.device_put(params, sharding.replicate(mesh))
+
+  def encode(batches):
+    return map(batching.fetch, map_batches(placed, batches))
+
   storage.make_folder(output)
   shards.check_options(
     os.path.join(output, _OPTIONS_FILE),

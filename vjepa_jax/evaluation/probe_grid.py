@@ -123,7 +123,7 @@ def make_probe_step(
   Returns:
     A function from (state, batch) to (state, metrics), to be jitted with the
     state donated. The stream 'video' has 'label' int32 `[V * segments]`, a
-    video's one after the other, and 'pixels' uint8
+    video's one after the other, -1 where there is none, and 'pixels' uint8
     `[V * segments, T, H, W, 3]`; or 'features' `[V, tokens, D]` and 'label'
     `[V]`.
   """
@@ -133,7 +133,9 @@ def make_probe_step(
   def compute_loss(params, features, labels):
     logits = grid.probe.apply({'params': params['probe']}, features)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return loss.mean(), (logits.argmax(axis=-1) == labels).mean()
+    hits = logits.argmax(axis=-1) == labels
+    there = labels >= 0
+    return loss.mean(where=there), hits.mean(where=there)
 
   def train_step(state: TrainState, batch: Batch):
     stream = batch['video']

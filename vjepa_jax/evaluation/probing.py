@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 from sklearn import linear_model, neighbors, pipeline, preprocessing
 
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.records import check_label
+from vjepa_jax.evaluation.batching import get_own_rows
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.models.probe import AttentiveProbe
+from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training.optimizer import make_optimizer
 from vjepa_jax.training.schedules import make_schedule
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
 
 _OPTIMIZER = make_optimizer()
@@ -85,14 +89,65 @@ def score_attentive(
   test: np.ndarray,
   test_labels: np.ndarray,
   *,
+  batch_size: int = 64,
+  **options: Any,
+) -> float:
+  """Trains an attentive probe on frozen features and scores it.
+
+  One host does this alone, on one of its devices.
+
+  Args:
+    train, test: float32 `[N, tokens, D]` and `[M, tokens, D]`.
+    train_labels, test_labels: int `[N]` and `[M]`.
+    batch_size: Clips a step.
+    **options: See `score_attentive_batches`.
+
+  Returns:
+    Share of test clips that are classified right.
+  """
+  mesh = make_mesh(devices=jax.local_devices()[:1])
+  batches = (
+    _split(features, labels, batch_size)
+    for features, labels in ((train, train_labels), (test, test_labels))
+  )
+  with jax.set_mesh(mesh):
+    return score_attentive_batches(*batches, mesh, **options)
+
+
+class Batches(NamedTuple):
+  """Features of labelled clips, in batches that are split over hosts."""
+
+  features: np.ndarray  # float32 [batches, rows of this host, tokens, D]
+  labels: np.ndarray  # int [batches, rows of all hosts], -1 for no clip
+
+
+def _split(
+  features: np.ndarray, labels: np.ndarray, batch_size: int
+) -> Batches:
+  """Splits clips in memory into batches as equal as they can be."""
+  count = -(-len(labels) // batch_size)
+  rows = -(-len(labels) // count)
+  missing = count * rows - len(labels)
+  features = np.pad(features, [(0, missing), (0, 0), (0, 0)])
+  labels = np.pad(labels, (0, missing), constant_values=-1)
+  return Batches(
+    features.reshape(count, rows, *features.shape[1:]),
+    labels.reshape(count, rows),
+  )
+
+
+def score_attentive_batches(
+  train: Batches,
+  test: Batches,
+  mesh: Mesh,
+  *,
   num_heads: int,
   steps: int = 500,
-  batch_size: int = 64,
   learning_rate: float = 1e-3,
   weight_decay: float = 0.01,
   seed: int = 0,
 ) -> float:
-  """Trains an attentive probe on frozen features and scores it.
+  """Trains and scores an attentive probe, all hosts of the mesh together.
 
   The protocol of V-JEPA 1 (AdamW, cosine to 0 without warm-up, clipping at 1)
   without its augmentations: the features are fixed. Each feature is brought to
@@ -101,51 +156,80 @@ def score_attentive(
   beside that of a constant.
 
   Args:
-    train, test: float32 `[N, tokens, D]` and `[M, tokens, D]`.
-    train_labels, test_labels: int `[N]` and `[M]`.
+    train, test: Clips to train on, and to score.
+    mesh: What is set; rows are split over all its devices.
     num_heads: Attention heads of the probe.
-    steps: Batches to train on; each pass over the clips has an order of its
-      own.
-    batch_size: Clips a step.
+    steps: Batches to train on. Clips stay in their rows, so that none moves to
+      another host; each pass over the clips has an order of its own in each.
     learning_rate: At the start.
     weight_decay: Of all but biases and norms.
     seed: Of initialisation and order.
-
-  Returns:
-    Share of test clips that are classified right.
   """
-  mean, std = train.mean(axis=(0, 1)), train.std(axis=(0, 1)) + 1e-6
-  train, test = (train - mean) / std, (test - mean) / std
-  num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-  grid, step, classify = _compile_attentive(
-    AttentiveProbe(num_classes, num_heads), learning_rate, weight_decay, steps
+  rows = train.labels.shape[1]
+  own = get_own_rows(mesh, rows)
+  mean, std = _measure(train.features[train.labels[:, own] >= 0], mesh)
+  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+  init, step, classify = _compile_attentive(
+    AttentiveProbe(num_classes, num_heads),
+    train.features.shape[-1],
+    (learning_rate, weight_decay),
+    steps,
+    mesh,
   )
-  batch_size = min(batch_size, len(train))
+
+  def place(features, labels):
+    stream = {'features': (features - mean) / std, 'label': labels}
+    return sharding.make_global(stream, sharding.shard_batch(mesh))
+
+  state = init(jax.random.key(seed))
   rng = np.random.default_rng(seed)
-  order = np.zeros(0, np.int64)
-  # One host may do this alone, inside of a mesh of all of them.
-  with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
-    state = grid.init(jax.random.key(seed), _OPTIMIZER, width=train.shape[-1])
-    for _ in make_bar(range(steps), desc='attentive probe', leave=False):
-      if len(order) < batch_size:
-        order = rng.permutation(len(train))
-      rows, order = np.split(order, [batch_size])
-      stream = {'features': train[rows], 'label': train_labels[rows]}
-      state, _ = step(state, {'video': stream})
-    predicted = [
-      classify(state.params['probe'], test[start : start + batch_size, None])
-      for start in range(0, len(test), batch_size)
-    ]
-  predicted = np.concatenate(predicted)[:, 0].argmax(axis=-1)
-  return float(np.mean(predicted == test_labels))
+  numbers = np.repeat(np.arange(len(train.labels))[:, None], rows, axis=1)
+  order = numbers[:0]
+  for _ in make_bar(range(steps), desc='attentive probe', leave=False):
+    if not len(order):
+      order = rng.permuted(numbers, axis=0)
+    batch, order = order[0, own], order[1:]
+    features = train.features[batch, np.arange(len(own))]
+    state, _ = step(state, {'video': place(features, train.labels[batch, own])})
+  own = get_own_rows(mesh, test.labels.shape[1])
+  hits = 0
+  for features, labels in zip(test.features, test.labels, strict=True):
+    stream = place(features, labels[own])
+    hits += int(classify(state.params['probe'], stream))
+  return hits / np.count_nonzero(test.labels >= 0)
+
+
+def _measure(features: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+  """Measures mean and deviation over tokens `[N, tokens, D]` of all hosts."""
+
+  def average(x):
+    count = np.full(1, x.shape[0] * x.shape[1], np.float32)
+    sums = np.concatenate([count, x.sum(axis=(0, 1))])
+    if mesh.is_multi_process:
+      sums = jax.device_get(hosts.gather_rows(sums, mesh)).sum(axis=0)
+    return sums[1:] / sums[0]
+
+  mean = average(features)
+  return mean, np.sqrt(average(np.square(features - mean))) + 1e-6
 
 
 @functools.cache
 def _compile_attentive(
-  probe: AttentiveProbe, learning_rate: float, weight_decay: float, steps: int
-) -> tuple[ProbeGrid, TrainStep, Callable[[Any, np.ndarray], jax.Array]]:
-  """Makes a grid of one probe, its step and what classifies by it."""
-  grid = ProbeGrid(None, probe, ((learning_rate, weight_decay),))
+  probe: AttentiveProbe,
+  width: int,
+  point: tuple[float, float],
+  steps: int,
+  mesh: Mesh,
+) -> tuple[Callable[..., TrainState], TrainStep, Callable[..., jax.Array]]:
+  """Makes what starts a grid of one probe, trains it, and counts its hits."""
+  grid = ProbeGrid(None, probe, (point,))
   schedule = make_schedule('cosine', value=1.0, final=0.0, total_steps=steps)
   step = make_probe_step(grid, _OPTIMIZER, schedule, clip_norm=1.0)
-  return grid, jax.jit(step), jax.jit(grid.classify)
+
+  def count_hits(params, stream):
+    shares = grid.classify(params, stream['features'][:, None])
+    return (shares[:, 0].argmax(axis=-1) == stream['label']).sum()
+
+  jit = functools.partial(jax.jit, out_shardings=sharding.replicate(mesh))
+  init = jit(lambda key: grid.init(key, _OPTIMIZER, width))
+  return init, jit(step, donate_argnums=0), jit(count_hits)

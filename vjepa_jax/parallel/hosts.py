@@ -1,7 +1,9 @@
 """The processes of one run join, and make sure that they fit together."""
 
 from collections import defaultdict
+from collections.abc import Callable
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -17,9 +19,11 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 import numpy as np
 
 from vjepa_jax.errors import UserError
+from vjepa_jax.parallel import sharding
 
 _START_SECONDS = 300
 
@@ -113,7 +117,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
       jax's version are added.
   """
   facts = facts | {'code': _hash_code(), 'jax': jax.__version__}
-  everywhere = map(json.loads, _gather(json.dumps(facts, default=str)))
+  everywhere = map(json.loads, gather(json.dumps(facts, default=str)))
   expected, *others = (flatten_dict(found, sep='.') for found in everywhere)
   for process, other in enumerate(others, 1):
     for name in sorted(expected | other):
@@ -127,12 +131,12 @@ def check_agreement(facts: dict[str, Any]) -> None:
 def check_shared(workdir: epath.PathLike) -> None:
   """Raises UserError unless the directory is one that all processes see."""
   workdir = epath.Path(workdir)
-  path = workdir / f'seen_by_all_hosts_{_gather(secrets.token_hex(8))[0]}'
+  path = workdir / f'seen_by_all_hosts_{gather(secrets.token_hex(8))[0]}'
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text('')
-  _gather('written')
-  seen = _gather(str(path.exists()))
+  gather('written')
+  seen = gather(str(path.exists()))
   if jax.process_index() == 0:
     path.unlink()
   blind = [str(i) for i, answer in enumerate(seen) if answer != 'True']
@@ -143,8 +147,10 @@ def check_shared(workdir: epath.PathLike) -> None:
     )
 
 
-def _gather(text: str) -> list[str]:
+def gather(text: str) -> list[str]:
   """Collects a text from every process, in their order."""
+  if jax.process_count() == 1:
+    return [text]
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
   padded = np.zeros(sizes.max(), np.uint8)
@@ -153,6 +159,27 @@ def _gather(text: str) -> list[str]:
   return [
     row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
   ]
+
+
+def gather_rows(row: np.ndarray, mesh: Mesh) -> jax.Array:
+  """Starts to collect a row `[n]` from every process of the mesh that is set.
+
+  Returns:
+    `[processes, n]` on all devices, before it is there: behind what they are
+    running, so that no process waits.
+  """
+  rows = np.tile(row, (len(mesh.local_devices), 1))
+  return _choose_rows(mesh)(
+    sharding.make_global(rows, sharding.shard_batch(mesh))
+  )
+
+
+@functools.cache
+def _choose_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Makes the function from a row a device to one a process."""
+  processes = [device.process_index for device in mesh.devices.flat]
+  first = np.unique(processes, return_index=True)[1]
+  return jax.jit(lambda x: x[first], out_shardings=sharding.replicate(mesh))
 
 
 def _hash_code() -> str:

@@ -117,10 +117,14 @@ def make_evaluate(
   return make_online_probe(
     encoder,
     mesh,
-    *load_probe_clips(config, probe.max_clips),
+    sources.open_source(probe.train),
+    sources.open_source(probe.test),
+    pipeline.ClipOptions(**config.clip),
     batch_size=probe.batch_size,
+    max_clips=probe.max_clips,
     attentive_labels=probe.attentive_labels,
     attentive_steps=probe.attentive_steps,
+    num_threads=config.data.num_threads,
   )
 
 
