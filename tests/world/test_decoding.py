@@ -92,9 +92,11 @@ def test_a_decoder_learns_a_handful_of_clips(world):
 
 
 def test_statistics_survive_their_file(world, tmp_path):
-  assert decoding.read_space(tmp_path) is None
+  assert decoding.read_space(tmp_path, 'its hash') is None
   space = measure_space(world, [_video(4)])
-  decoding.save_space(tmp_path, space)
-  again = decoding.read_space(tmp_path)
+  decoding.save_space(tmp_path, space, 'its hash')
+  again = decoding.read_space(tmp_path, 'its hash')
   assert again.norm == 'position'
   jax.tree.map(np.testing.assert_array_equal, again[1:], space[1:])
+  with pytest.raises(ValueError, match='measured with another backbone'):
+    decoding.read_space(tmp_path, 'that of another')

@@ -52,7 +52,8 @@ def train_decoder(
   models = _build(config, run.mesh, world)
   clip = loader.options
   grid = world.get_grid((1, clip.frames, clip.resolution, clip.resolution, 3))
-  space = _measure_or_read(config, run, world)
+  backbone = describe_backbone(config, world.params['target'])
+  space = _measure_or_read(config, run, world, backbone['fingerprint'])
   frozen = decoding.pack_frozen(world, space)
   program = make_program(
     config,
@@ -66,7 +67,7 @@ def train_decoder(
   model = {
     'decoder': describe(models.decoder),
     'grid': list(grid),
-    **describe_backbone(config, world.params['target']),
+    **backbone,
   }
   state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state
@@ -129,10 +130,10 @@ def _make_loader(
 
 
 def _measure_or_read(
-  config: ConfigDict, run: Session, world: WorldModel
+  config: ConfigDict, run: Session, world: WorldModel, fingerprint: str
 ) -> TargetSpace:
   """Measures the space of features, for all of a run the same."""
-  space = decoding.read_space(run.workdir)
+  space = decoding.read_space(run.workdir, fingerprint)
   if space is not None:
     return space
   count = max(1, config.statistics_clips // config.data.batch_size)
@@ -144,7 +145,7 @@ def _measure_or_read(
   space = measure_space(world, (b['video']['pixels'] for b in batches))
   if jax.process_index() == 0:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    decoding.save_space(run.workdir, space)
+    decoding.save_space(run.workdir, space, fingerprint)
   return space
 
 

@@ -96,18 +96,33 @@ class LoadedDecoder(NamedTuple):
     return self.decoder.apply({'params': params}, features, self.grid)
 
 
-def save_space(workdir: epath.Path, space: TargetSpace) -> None:
-  """Writes the statistics that a decoder goes with into its workdir."""
+def save_space(
+  workdir: epath.Path, space: TargetSpace, fingerprint: str
+) -> None:
+  """Writes the statistics that a decoder goes with into its workdir.
+
+  `fingerprint` is the hash of the target encoder.
+  """
   with (workdir / _SPACE).open('wb') as file:
-    np.savez(file, **space._asdict())
+    np.savez(file, fingerprint=fingerprint, **space._asdict())
 
 
-def read_space(workdir: epath.Path) -> TargetSpace | None:
-  """Reads what `save_space` wrote, None if there is nothing."""
-  if not (workdir / _SPACE).exists():
+def read_space(workdir: epath.Path, fingerprint: str) -> TargetSpace | None:
+  """Reads what `save_space` wrote, None if there is nothing.
+
+  Raises:
+    CheckpointError: It is of another encoder.
+  """
+  path = workdir / _SPACE
+  if not path.exists():
     return None
-  with (workdir / _SPACE).open('rb') as file, np.load(file) as arrays:
-    fields = {name: arrays[name] for name in TargetSpace._fields}
+  with path.open('rb') as file, np.load(file) as arrays:
+    fields = dict(arrays)
+  if fields.pop('fingerprint', fingerprint) != fingerprint:
+    raise CheckpointError(
+      f'{path} was measured with another backbone, or another of its '
+      'checkpoints: use another --workdir'
+    )
   return TargetSpace(**(fields | {'norm': str(fields['norm'])}))
 
 
@@ -119,8 +134,7 @@ def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
   """
   path = epath.Path(path)
   _, models = checkpoint.read_model(path)
-  space = read_space(path)
-  if 'decoder' not in models or space is None:
+  if 'decoder' not in models or not (path / _SPACE).exists():
     raise CheckpointError(
       f'{path} holds no decoder: train one by python main.py '
       '--config=configs/decoder.py --config.backbone=... --workdir=...'
@@ -131,6 +145,7 @@ def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
       'these are of another encoder or another of its checkpoints: train one '
       'for them by --config=configs/decoder.py'
     )
+  space = read_space(path, models['fingerprint'])
   decoder = FeatureDecoder(**models['decoder'])
   abstract = jax.eval_shape(
     lambda: decoder.init(jax.random.key(0), space.mean[None, :1], (1, 1, 1))
