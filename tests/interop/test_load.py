@@ -51,7 +51,7 @@ def workdir(models, tmp_path_factory):
       'predictor': describe(predictor.clone(dtype=jnp.bfloat16)),
     },
   )
-  checkpoints.save(3, state, 24)
+  checkpoints.save(3, state, {'samples': 24})
   checkpoints.close()
   config = {'clip': {'resolution': 32, 'frames': 8}}
   (path / 'config.json').write_text(json.dumps(config))

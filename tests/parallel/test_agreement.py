@@ -11,7 +11,7 @@ from vjepa_jax.parallel import hosts
 
 def _answer(monkeypatch, answer):
   """Lets two processes gather: this one, and one that answers it."""
-  monkeypatch.setattr(hosts, '_gather', lambda text: [text, answer(text)])
+  monkeypatch.setattr(hosts, 'gather', lambda text: [text, answer(text)])
 
 
 @pytest.mark.parametrize(

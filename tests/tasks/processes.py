@@ -95,7 +95,7 @@ def wait_for_step(workdir, step):
 def read_losses(workdir):
   """Reads the loss of every step; none may be there twice."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  lines = [json.loads(line) for line in lines]
+  lines = [line for line in map(json.loads, lines) if 'loss' in line]
   steps = [line['step'] for line in lines]
   assert steps == sorted(set(steps))
   return {line['step']: line['loss'] for line in lines}

@@ -1,5 +1,6 @@
 """Several processes: the numbers of one, and one end for all."""
 
+import os
 import shutil
 import signal
 import time
@@ -12,7 +13,8 @@ import tiny
 
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.program import build_program
-from vjepa_jax.training.checkpoint import Checkpoints
+from vjepa_jax.training.checkpoint import restore
+from vjepa_jax.training.telemetry import read_metrics
 
 STEPS = 8
 # Without collapse statistics, which would be one more program to compile.
@@ -21,6 +23,14 @@ FLAGS = (
   '--config.diagnose_every_steps=0',
   '--config.checkpoint.keep=9',
 )
+# 24 clips do not divide into batches of 10, nor labels into those of hosts.
+PROBE = (
+  f'--config.probe.every_steps={STEPS}',
+  '--config.probe.batch_size=10',
+  '--config.probe.attentive_labels=17',
+  '--config.probe.attentive_steps=100',
+)
+PARTS = 'train', 'test'
 # Long, but with the schedules of the short run: the same program, from cache.
 ENDLESS = (
   *FLAGS,
@@ -35,17 +45,13 @@ def _read_checkpoint(workdir, step, toy_videos, size='nano'):
   config = tiny.get_config(str(toy_videos))
   config.encoder.size = size
   program = build_program(config, mesh, 8, 3)
-  checkpoints = Checkpoints(workdir, every_steps=4, keep=9)
-  try:
-    assert checkpoints.latest_step() == step
-    state, position = checkpoints.restore(program.abstract, program.shardings)
-  finally:
-    checkpoints.close()
-  return jax.device_get(state), position
+  state, progress = restore(workdir, program.abstract, program.shardings)
+  assert state.step == step
+  return jax.device_get(state), progress['samples']
 
 
 @pytest.fixture(scope='module')
-def run(launcher, tmp_path_factory):
+def run(launcher, toy_videos, tmp_path_factory):
   """Runs once on so many processes with so many devices; gives the workdir."""
   workdirs = {}
 
@@ -54,6 +60,8 @@ def run(launcher, tmp_path_factory):
     if key not in workdirs:
       workdir = tmp_path_factory.mktemp(f'run_{processes}x{devices}')
       flags = (*FLAGS, f'--config.fsdp={fsdp}', f'--config.encoder.size={size}')
+      if (processes, devices) in ((1, 2), (2, 1)):
+        flags += (*PROBE, *(f'--config.probe.{x}={toy_videos}' for x in PARTS))
       if processes == 1:
         finish(launcher.start(workdir, *flags, devices=devices))
       else:
@@ -74,6 +82,24 @@ def test_two_processes_do_what_one_does_bit_for_bit(run, toy_videos):
   state, other_position = _read_checkpoint(two, STEPS, toy_videos)
   assert other_position == position == STEPS * 8
   jax.tree.map(np.testing.assert_array_equal, state, expected)
+  # Each host has decoded half of the clips of the probes, and trained them.
+  scores, others = (
+    [
+      {k: v for k, v in line.items() if k.startswith('probe_')}
+      for line in read_metrics(workdir)
+      if 'probe_attentive' in line
+    ]
+    for workdir in (one, two)
+  )
+  assert len(scores) == len(others) == 2
+  for score, other in zip(scores, others, strict=True):
+    attentive = score.pop('probe_attentive')
+    assert attentive > 0.5  # chance is a quarter
+    # Means over hosts are summed in another order: a clip may tip over.
+    assert other.pop('probe_attentive') == pytest.approx(attentive, abs=0.05)
+    assert score == other and score.keys() == {'probe_knn', 'probe_linear'}
+  (last,) = [m for m in read_metrics(two) if m.get('loss') and m['step'] == 8]
+  assert last['data_wait_host'] in (0, 1) and last['replaced_videos'] == 0
 
 
 @pytest.mark.parametrize('before,after', [((1, 2), (2, 1)), ((2, 1), (1, 2))])
@@ -82,12 +108,16 @@ def test_another_number_of_processes_resumes(
 ):
   whole = run(*before)
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-  shutil.rmtree(tmp_path / 'checkpoints' / str(STEPS))
+  files = (tmp_path / 'checkpoints' / str(STEPS)).rglob('*')
+  largest = max(filter(os.path.isfile, files), key=os.path.getsize)
+  os.truncate(largest, 99)
   if after[0] == 1:
     outputs = [finish(launcher.start(tmp_path, *FLAGS, devices=after[1]))]
   else:
     outputs = finish_all(launcher.start_two(tmp_path, *FLAGS, devices=after[1]))
-  assert all('resumed from step 4' in output for output in outputs)
+  for output in outputs:
+    assert 'set aside as damaged_8' in output
+    assert 'resumed from step 4' in output
   assert read_losses(tmp_path) == read_losses(whole)
   expected, position = _read_checkpoint(whole, STEPS, toy_videos)
   state, other_position = _read_checkpoint(tmp_path, STEPS, toy_videos)

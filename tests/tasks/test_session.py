@@ -89,7 +89,7 @@ def test_hosts_must_see_the_same_data(run, monkeypatch):
   def gather(text):
     return [text, text.replace('24 videos', '23 videos')]
 
-  monkeypatch.setattr(hosts, '_gather', gather)
+  monkeypatch.setattr(hosts, 'gather', gather)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(ValueError, match='process 1 has data.toy 23 videos, nam'):
     pretrain(config, workdir)

@@ -145,6 +145,7 @@ def _run_loop(step, make_batch, num_steps, workdir, train_step=None):
       _Batches(make_batch),
       loop.Cadence(num_steps, diagnose_every=3),
       start_step=0,
+      progress={},
       checkpoints=checkpoints,
       telemetry=telemetry,
       diagnose=jax.jit(diagnose, out_shardings=sharding.replicate(step.mesh)),

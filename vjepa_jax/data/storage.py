@@ -115,6 +115,17 @@ def remove(path: Path) -> None:
     _ask(path, lambda system: system.rm_file(path))
 
 
+def append(path: Path, text: str) -> None:
+  """Adds to a file of text, which is made if missing."""
+  if not is_remote(path):
+    with open_file(path, 'a') as file:
+      file.write(text)
+    return
+  # Object stores cannot append.
+  before = read(path) if exists(path) else b''
+  replace(path, before + text.encode())
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[str]:
   """Gives a local path to write; it takes the place of `path` when all is done.

@@ -181,7 +181,7 @@ def score_attentive_batches(
     stream = {'features': (features - mean) / std, 'label': labels}
     return sharding.make_global(stream, sharding.shard_batch(mesh))
 
-  state = init(jax.random.key(seed))
+  state, metrics = init(jax.random.key(seed)), None
   rng = np.random.default_rng(seed)
   numbers = np.repeat(np.arange(len(train.labels))[:, None], rows, axis=1)
   order = numbers[:0]
@@ -190,13 +190,16 @@ def score_attentive_batches(
       order = rng.permuted(numbers, axis=0)
     batch, order = order[0, own], order[1:]
     features = train.features[batch, np.arange(len(own))]
-    state, _ = step(state, {'video': place(features, train.labels[batch, own])})
+    stream = place(features, train.labels[batch, own])
+    # Steps that are not under way yet would fill the devices.
+    jax.block_until_ready(metrics)
+    state, metrics = step(state, {'video': stream})
   own = get_own_rows(mesh, test.labels.shape[1])
   hits = 0
   for features, labels in zip(test.features, test.labels, strict=True):
     stream = place(features, labels[own])
     hits += int(classify(state.params['probe'], stream))
-  return hits / np.count_nonzero(test.labels >= 0)
+  return float(hits / np.count_nonzero(test.labels >= 0))
 
 
 def _measure(features: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,9 @@ from vjepa_jax.tasks.initial import take_over
 from vjepa_jax.tasks.program import Program, check_batch, get_steps
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
-from vjepa_jax.training.checkpoint import Checkpoints, read_model
+from vjepa_jax.training.checkpoint import Checkpoints, check_data, restore
 from vjepa_jax.training.feed import Feed, Quarantine
+from vjepa_jax.training.goodput import Goodput
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
 from vjepa_jax.training.telemetry import Telemetry
@@ -73,6 +74,7 @@ class Session:
     Raises:
       ValueError: The config does not fit together, or not the devices.
     """
+    self._goodput = Goodput()
     self.workdir = epath.Path(workdir)
     self.mesh = mesh_lib.make_mesh(config.fsdp)
     num_videos = sum(len(source) for source in loader.sources)
@@ -105,17 +107,20 @@ class Session:
         model.
     """
     config, shardings = self._config, program.shardings
-    self._checkpoints = Checkpoints(
-      self.workdir, model=model, data=self._data, **config.checkpoint
-    )
-    self._position = 0
-    if model and 'fingerprint' in model:
-      self._check_backbone(model)
-    restored = self._checkpoints.restore(program.abstract, shardings)
+    self._model, self._progress = model, {'samples': 0}
+    with self._goodput.spend('restore'):
+      restored = restore(self.workdir, program.abstract, shardings)
     self.resumed = restored is not None
     if self.resumed:
-      self._checkpoints.check_data(config.data.changed)
-      state, self._position = restored
+      state, self._progress = restored
+      self._check_backbone(self._progress['model'])
+      check_data(
+        self._progress['data'],
+        self._data,
+        int(state.step),
+        config.data.changed,
+      )
+      self._goodput.resume(self._progress.get('seconds', {}))
       return state
     if config.get('init_from'):
       return take_over(config.init_from, program, config.seed)
@@ -148,9 +153,13 @@ class Session:
     """
     config, start_step = self._config, int(state.step)
     with contextlib.ExitStack() as stack:
-      stack.callback(self._checkpoints.close)
       self._check_steps(start_step)
-      batches = self.make_batches(self._position)
+      position = self._progress['samples']
+      batches = self.make_batches(position)
+      checkpoints = Checkpoints(
+        self.workdir, model=self._model, data=self._data, **config.checkpoint
+      )
+      stack.callback(checkpoints.close)
       write_config(self.workdir, config, start_step)
       logging.info(
         'steps %d to %d of %d clips, %.1f epochs',
@@ -163,7 +172,7 @@ class Session:
         batches,
         sharding.shard_batch(self.mesh),
         Quarantine(self.workdir),
-        position=self._position,
+        position=position,
         samples_per_batch=self._clips_per_step // self._loader.num_clips,
       )
       stack.callback(feed.close)
@@ -172,6 +181,7 @@ class Session:
         start_step=start_step,
         total_steps=self.total_steps,
         clips_per_step=self._clips_per_step,
+        goodput=self._goodput,
       )
       stack.callback(telemetry.close)
       stack.enter_context(jax.set_mesh(self.mesh))
@@ -188,7 +198,8 @@ class Session:
           profile=self._profile_steps,
         ),
         start_step=start_step,
-        checkpoints=self._checkpoints,
+        progress=self._progress,
+        checkpoints=checkpoints,
         telemetry=telemetry,
         diagnose=diagnose,
         evaluate=evaluate,
@@ -213,16 +224,15 @@ class Session:
       read_ahead=data.read_ahead,
     )
 
-  def _check_backbone(self, model: dict[str, Any]) -> None:
+  def _check_backbone(self, before: dict[str, Any]) -> None:
     """Raises ValueError if a run goes on from another backbone than its own."""
-    if self._checkpoints.latest_step() is None:
-      return
-    _, before = read_model(self.workdir)
-    if before.get('fingerprint', model['fingerprint']) != model['fingerprint']:
+    now = self._model or {}
+    mark = now.get('fingerprint')
+    if before.get('fingerprint', mark) != mark:
       raise ValueError(
         f'{self.workdir} was started on {before["backbone"]}, and '
-        f'{model["backbone"]} is another backbone or another checkpoint of it: '
-        'use another --workdir'
+        f'{now.get("backbone")} is another backbone or another checkpoint of '
+        'it: use another --workdir'
       )
 
   def _check_steps(self, start_step: int) -> None:

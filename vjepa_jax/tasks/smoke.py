@@ -73,7 +73,11 @@ def _shrink_pretraining(config, manifest):
   config.clip_start_step = 1
   config.diagnose_every_steps = 2
   config.probe.update(
-    train=manifest, test=manifest, every_steps=_STEPS, batch_size=8
+    train=manifest,
+    test=manifest,
+    every_steps=_STEPS,
+    batch_size=8,
+    attentive_steps=_STEPS,
   )
   config.init_from = ''
   if config.objective.salt.teacher:

@@ -191,9 +191,18 @@ def _describe_progress(
     rate = f' ({clips / max(seconds, 1e-9):.3g} clips/s)'
   if not seconds:
     return f'{done}.'
+  shares = {
+    name.removeprefix('share_'): share
+    for name, share in timed[-1].items()
+    if name.startswith('share_') and share >= 0.005
+  }
+  rest = [f'{kind} {share:.0%}' for kind, share in shares.items()]
+  if rest:
+    goodput = f'{timed[-1]["goodput"]:.0%}'
+    rest = f' Of all time {goodput} was training; {", ".join(rest)}.'
   return (
     f'{done}, in {datetime.timedelta(seconds=round(seconds))} of training'
-    f'{rate}, compilation included, evaluation and saving left out.'
+    f'{rate}.{rest or ""}'
   )
 
 

@@ -1,9 +1,14 @@
 """Checkpoints: written in the background, whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import gc
 import hashlib
+import re
 import signal
+import sys
 from typing import Any
+import warnings
 
 from absl import logging
 from etils import epath
@@ -13,13 +18,25 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.data import storage
+from vjepa_jax.parallel import hosts, replicas
 from vjepa_jax.training.state import TrainState
 
 _TREES = ('params', 'target', 'opt_state')
 
 
+# What storage says that fails for the moment, or lets nobody in: no damage.
+_TRANSIENT = re.compile(
+  'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|'
+  'PERMISSION_DENIED|UNAUTHENTICATED|Permission denied|Out of memory'
+)
+
+
 class CheckpointError(ValueError):
   """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+class DamagedError(CheckpointError):
+  """A checkpoint that cannot be read, and never will be."""
 
 
 def get_directory(workdir: epath.PathLike) -> epath.Path:
@@ -45,7 +62,8 @@ def _check_model(
   checkpointer: ocp.training.Checkpointer, step: int, item: str, wanted: Any
 ) -> None:
   """Compares shapes, because Orbax's own error names a missing handler."""
-  found = checkpointer.checkpointables_metadata(step).metadata[item]
+  with _explain_damage(checkpointer.directory, step):
+    found = checkpointer.checkpointables_metadata(step).metadata[item]
   have, want = _describe(found), _describe(wanted)
   for name in sorted(have | want):
     if have.get(name) != want.get(name):
@@ -63,19 +81,174 @@ def _load(
   step: int,
   abstract: TrainState,
   shardings: TrainState,
-) -> tuple[TrainState, int]:
-  """Loads the state of a step, and the data position."""
+) -> tuple[TrainState, dict[str, Any]]:
+  """Loads the state of a step, and its progress.
+
+  All hosts call this; those of one replica read, and send it to the others.
+
+  Raises:
+    CheckpointError: On all hosts alike.
+  """
   wanted = _get_trees(_place(abstract, shardings))
-  for item in ('params', 'opt_state'):
-    _check_model(checkpointer, step, item, wanted[item])
-  items = checkpointer.load_checkpointables(
-    step, {**wanted, 'position': {'samples': 0}}
-  )
+  copies = replicas.split_replicas(shardings.step.mesh)
+  own = replicas.place_on_first(wanted, copies) if copies else wanted
+  items, reason = None, ''
+  with _hide_orphans():
+    try:
+      for item in ('params', 'opt_state'):
+        _check_model(checkpointer, step, item, wanted[item])
+      items = _read(
+        checkpointer, step, {**(own or {}), 'position': {'samples': 0}}
+      )
+      with _explain_damage(checkpointer.directory, step):
+        metadata = checkpointer.checkpointables_metadata(step)
+    except DamagedError as error:
+      reason = str(error)
+  # Who could read waits for nobody who could not.
+  for failure in filter(None, hosts.gather(reason)):
+    raise DamagedError(failure)
+  samples = int(items.pop('position')['samples'])
+  if copies:
+    items = replicas.broadcast(items or None, wanted, copies)
   state = TrainState(
     step=jax.device_put(np.int32(step), shardings.step),
     **{name: items.get(name) for name in _TREES},
   )
-  return state, int(items['position']['samples'])
+  facts = metadata.custom_metadata or {}
+  progress = dict(facts.get('progress') or {})
+  for name in ('model', 'data'):
+    progress[name] = facts.get(name) or {}
+  return state, progress | {'samples': samples}
+
+
+@contextlib.contextmanager
+def _explain_damage(directory: epath.Path, step: int) -> Iterator[None]:
+  """Raises DamagedError, a line, for what Orbax says of what it cannot read."""
+  try:
+    yield
+  # Orbax has no error of its own for damage: KeyError, ValueError, any.
+  except Exception as error:
+    causes = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+      causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    if any(map(_TRANSIENT.search, map(str, causes))):
+      raise
+    cause = ' '.join(str(causes[-1]).split())
+    raise DamagedError(
+      f'{directory}/{step} is damaged '
+      f'({type(causes[-1]).__name__}: {cause[:200]})'
+    ) from None
+
+
+def _read(
+  checkpointer: ocp.training.Checkpointer, step: int, wanted: dict[str, Any]
+) -> dict[str, Any]:
+  """Reads items of a checkpoint, each host by itself.
+
+  Together they would wait for one that fails.
+  """
+  process = jax.process_index()
+  context = ocp.Context()
+  context.multiprocessing.primary_host = process
+  context.multiprocessing.active_processes = {process}
+  context.multiprocessing.barrier_sync_key_prefix = f'host_{process}'
+  directory = checkpointer.directory
+  with _explain_damage(directory, step), context:
+    return ocp.load_checkpointables(directory / str(step), wanted)
+
+
+@contextlib.contextmanager
+def _hide_orphans() -> Iterator[None]:
+  """Hides what Python says of readers that go on when one of them failed."""
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', RuntimeWarning)
+      yield
+      gc.collect()
+  finally:
+    sys.unraisablehook = hook
+
+
+def restore(
+  workdir: epath.PathLike, abstract: TrainState, shardings: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+  """Restores the newest checkpoint that can be read onto any mesh.
+
+  Those that are damaged are set aside, as `damaged_STEP`. All hosts call this.
+
+  Args:
+    workdir: Directory of the run.
+    abstract, shardings: Shapes of the state, and where its leaves go.
+
+  Returns:
+    The state and its progress, see `Checkpoints.save`, with the 'model' and the
+    'data' of the checkpoint; None if there never was one.
+
+  Raises:
+    CheckpointError: The checkpoint is of another model, or all are damaged.
+  """
+  directory = get_directory(workdir)
+  if not directory.exists():
+    return None
+  with ocp.training.Checkpointer(directory) as checkpointer:
+    while checkpointer.latest is not None:
+      step = checkpointer.latest.step
+      try:
+        restored = _load(checkpointer, step, abstract, shardings)
+      except DamagedError as error:
+        name = _set_aside(directory, step)
+        logging.warning('%s: set aside as %s', error, name)
+        checkpointer.reload()
+      else:
+        logging.info('resumed from step %d', step)
+        return restored
+  damaged = sorted(path.name for path in directory.glob('damaged_*'))
+  if damaged:
+    raise CheckpointError(
+      f'no checkpoint in {directory} can be read, only {", ".join(damaged)} '
+      'are left: start anew in another --workdir'
+    )
+  return None
+
+
+def check_data(
+  before: Mapping[str, str] | None,
+  now: Mapping[str, str],
+  step: int,
+  accepted: bool,
+) -> None:
+  """Compares the data with that of a checkpoint, if it says.
+
+  Raises:
+    CheckpointError: It is another, and that is not accepted.
+  """
+  before = before or now
+  changes = [
+    f'{name} was {before.get(name)} and is {now.get(name)}'
+    for name in sorted({*before, *now})
+    if before.get(name) != now.get(name)
+  ]
+  if not changes:
+    return
+  message = f'the data is not that of step {step}: {"; ".join(changes)}'
+  if not accepted:
+    raise CheckpointError(
+      f'{message}. If that is meant, --config.data.changed=True accepts it'
+    )
+  logging.warning('%s', message)
+
+
+def _set_aside(directory: epath.Path, step: int) -> str:
+  """Renames a checkpoint, by one host; returns its new name to all."""
+  name = f'damaged_{step}'
+  while (directory / name).exists():
+    name += '_again'
+  hosts.gather('looked')
+  if jax.process_index() == 0:
+    (directory / str(step)).rename(directory / name)
+  hosts.gather('renamed')
+  return name
 
 
 def _get_trees(state: TrainState) -> dict[str, Any]:
@@ -94,7 +267,7 @@ def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
     CheckpointError: There is no checkpoint.
   """
   checkpointer, step = _open_latest(path)
-  with checkpointer:
+  with checkpointer, _explain_damage(checkpointer.directory, step):
     metadata = checkpointer.checkpointables_metadata(step)
   return step, (metadata.custom_metadata or {}).get('model') or {}
 
@@ -164,13 +337,15 @@ class Checkpoints:
     """Says whether a state at this step is to be saved."""
     return step % self._every_steps == 0 and step != self.latest_step()
 
-  def save(self, step: int, state: TrainState, position: int) -> None:
+  def save(
+    self, step: int, state: TrainState, progress: Mapping[str, Any]
+  ) -> None:
     """Starts to save, unless this step is saved; `wait` ends it.
 
     Args:
       step: Steps done, known to the host without waiting for the device.
       state: The state; its buffers may be donated as soon as this returns.
-      position: Samples consumed, see `Feed.position`.
+      progress: JSON; among it 'samples', see `Feed.position`.
 
     Raises:
       Exception: What went wrong in an earlier save.
@@ -179,53 +354,9 @@ class Checkpoints:
       return
     self._checkpointer.save_checkpointables_async(
       step,
-      {**_get_trees(state), 'position': {'samples': position}},
-      custom_metadata=self._metadata,
+      {**_get_trees(state), 'position': {'samples': progress['samples']}},
+      custom_metadata=self._metadata | {'progress': dict(progress)},
     )
-
-  def restore(
-    self, abstract: TrainState, shardings: TrainState
-  ) -> tuple[TrainState, int] | None:
-    """Restores the newest checkpoint onto any mesh.
-
-    Args:
-      abstract, shardings: Shapes of the state, and where its leaves go.
-
-    Returns:
-      The state and the data position, or None if there is no checkpoint.
-
-    Raises:
-      CheckpointError: The checkpoint is of another model.
-    """
-    step = self.latest_step()
-    if step is None:
-      return None
-    restored = _load(self._checkpointer, step, abstract, shardings)
-    logging.info('resumed from step %d', step)
-    return restored
-
-  def check_data(self, accepted: bool) -> None:
-    """Compares the data with that of the newest checkpoint, if it says.
-
-    Raises:
-      CheckpointError: It is another, and that is not accepted.
-    """
-    step, now = self.latest_step(), self._metadata['data']
-    found = self._checkpointer.checkpointables_metadata(step).custom_metadata
-    before = (found or {}).get('data') or now
-    changes = [
-      f'{name} was {before.get(name)} and is {now.get(name)}'
-      for name in sorted(before | now)
-      if before.get(name) != now.get(name)
-    ]
-    if not changes:
-      return
-    message = f'the data is not that of step {step}: {"; ".join(changes)}'
-    if not accepted:
-      raise CheckpointError(
-        f'{message}. If that is meant, --config.data.changed=True accepts it'
-      )
-    logging.warning('%s', message)
 
   def wait(self) -> None:
     """Waits until what was started is saved; raises what went wrong."""
@@ -240,13 +371,21 @@ class Preemption:
   """Notices that the platform wants the machine back (SIGTERM).
 
   One process catches the signal itself; several agree through the coordination
-  service on the step after which all of them save and leave.
+  service on the step after which all of them save and leave. Outside of the
+  context the signal ends the process.
   """
 
   def __init__(self):
     self._received = False
+
+  def __enter__(self) -> 'Preemption':
     if jax.process_count() == 1:
       signal.signal(signal.SIGTERM, self._receive)
+    return self
+
+  def __exit__(self, *error) -> None:
+    # The coordination service's handler would swallow it too.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
   def _receive(self, signum, frame):
     del signum, frame
@@ -293,7 +432,8 @@ def load_item(
       shardings = jax.tree.map(lambda _: here, abstract)
     wanted = _place(abstract, shardings)
     _check_model(checkpointer, step, item, wanted)
-    return checkpointer.load_checkpointables(step, {item: wanted})[item]
+    with _hide_orphans():
+      return _read(checkpointer, step, {item: wanted})[item]
 
 
 def load_initial(
@@ -303,7 +443,7 @@ def load_initial(
 
   Args:
     path: Workdir of the run, of a stage that comes before this one.
-    abstract, shardings: See `Checkpoints.restore`.
+    abstract, shardings: See `restore`.
 
   Returns:
     The state; None if there are weights alone, as converted ones.

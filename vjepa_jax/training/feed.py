@@ -25,10 +25,14 @@ class Quarantine:
     process = jax.process_index()
     suffix = f'-{process}' if process else ''
     self._path = workdir / f'quarantine{suffix}.jsonl'
-    self._lines = []
+    self._lines = set()
     if self._path.exists():
-      self._lines = self._path.read_text().splitlines()
-    self.count = 0  # of this run so far
+      # A run that was killed can leave half a line.
+      text, _, rest = self._path.read_text().rpartition('\n')
+      self._lines = set(text.splitlines())
+      if rest:
+        storage.replace(self._path, text + '\n' * bool(text))
+    self.count = 0  # replacements by this process of this run
 
   def add(self, failures: list[str]) -> None:
     """Adds the failures of a batch: JSON lists of {name, reason}."""
@@ -38,12 +42,11 @@ class Quarantine:
         self.count += 1
         line = json.dumps(event)
         if line not in self._lines:
-          new.append(line)
-          self._lines.append(line)
+          new.append(line + '\n')
+          self._lines.add(line)
           logging.warning('replaced %(name)s: %(reason)s', event)
     if new:
-      # Object stores cannot append: the list is short, so rewrite it.
-      storage.replace(self._path, '\n'.join(self._lines) + '\n')
+      storage.append(self._path, ''.join(new))
 
 
 class Feed:

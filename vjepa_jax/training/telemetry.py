@@ -1,7 +1,9 @@
 """Metrics to JSON lines and TensorBoard, a progress bar, and warnings."""
 
+from concurrent import futures
 import contextlib
 import json
+import statistics
 import time
 from typing import Any
 
@@ -13,6 +15,7 @@ from vjepa_jax.data import storage
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training import health
 from vjepa_jax.training.events import open_writer
+from vjepa_jax.training.goodput import Goodput
 
 _FLUSH_SECONDS = 5.0
 # Remote storage takes whole files alone.
@@ -24,7 +27,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  # A run that was killed, or that is writing now, can leave half a line.
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 class Telemetry:
@@ -37,6 +42,7 @@ class Telemetry:
     start_step: int,
     total_steps: int,
     clips_per_step: int,
+    goodput: Goodput | None = None,
   ):
     """Continues the metrics of a run.
 
@@ -46,20 +52,28 @@ class Telemetry:
         left behind, are dropped, for they will be written again.
       total_steps: Steps of the whole run.
       clips_per_step: Clips a step, over all hosts.
+      goodput: Of the run; None for one that begins now.
     """
     self.workdir = workdir
     self._active = jax.process_index() == 0
     self._path = workdir / 'metrics.jsonl'
     self._clips_per_step = clips_per_step
+    self.goodput = goodput or Goodput()
     self._paused = self._wait = 0.0
+    self._steps = 0  # since the wait was taken
     self._last = (start_step, time.perf_counter(), 0.0)
     if not self._active:
       return
     workdir.mkdir(parents=True, exist_ok=True)
-    self._metrics = [
-      line for line in read_metrics(workdir) if line['step'] <= start_step
-    ]
-    self._lines = [json.dumps(line) for line in self._metrics]
+    before = read_metrics(workdir)
+    self._metrics = [line for line in before if line['step'] <= start_step]
+    lost = _measure_lost(before, start_step)
+    self.goodput.resume({'lost': lost, 'total': lost})
+    storage.replace(self._path, _join(self._metrics))
+    self._written = len(self._metrics)  # lines that are on disk, or on the way
+    # Writing takes as long as storage does, for which no step waits.
+    self._writer_thread = futures.ThreadPoolExecutor(1)
+    self._writing = self._writer_thread.submit(lambda: None)
     self._reported = set()
     self._flushed = time.perf_counter()
     remote = storage.is_remote(workdir)
@@ -70,15 +84,25 @@ class Telemetry:
   def advance(self, wait_seconds: float) -> None:
     """Moves the bar by a step that waited this long for its data."""
     self._wait += wait_seconds
+    self._steps += 1
+    self.goodput.add('wait', wait_seconds)
     if self._active:
       self._bar.update()
 
+  def take_wait(self) -> float:
+    """Returns the mean wait for data of a step since the last call."""
+    wait = self._wait / max(self._steps, 1)
+    self._wait, self._steps = 0.0, 0
+    return wait
+
   @contextlib.contextmanager
-  def pause(self):
-    """Leaves out of the rate what is no training: evaluation, saving."""
+  def pause(self, kind: str):
+    """Leaves out of the rate what is no training, see `Goodput`."""
     start = time.perf_counter()
     yield
-    self._paused += time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    self._paused += seconds
+    self.goodput.add(kind, seconds)
 
   def measure_rate(self, step: int) -> dict[str, float]:
     """Measures speed since the last call, pauses left out."""
@@ -89,18 +113,15 @@ class Telemetry:
     rate = {
       'seconds_per_step': seconds / steps,
       'clips_per_second': self._clips_per_step * steps / max(seconds, 1e-9),
-      'data_wait_seconds': self._wait / steps,
     }
     self._last = (step, now, self._paused)
-    self._wait = 0.0
-    return rate
+    return rate | self.goodput.compute_shares()
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes one line of metrics, floats, for a number of steps done."""
     if not self._active:
       return
     self._metrics.append({'step': step, **metrics})
-    self._lines.append(json.dumps(self._metrics[-1]))
     for name, value in metrics.items():
       self._writer.add_scalar(name, value, step)
     if 'loss' in metrics:
@@ -113,7 +134,7 @@ class Telemetry:
     if 'effective_rank' in metrics:
       self._warn(step)
     if time.perf_counter() - self._flushed > self._flush_seconds:
-      self.flush()
+      self._start_writing()
 
   def _warn(self, step: int) -> None:
     """Logs what the health rules find, each state when it begins."""
@@ -126,19 +147,31 @@ class Telemetry:
       logging.info('step %d: no longer %s', step, state)
     self._reported = set(found)
 
+  def _start_writing(self) -> None:
+    """Appends new lines to the file in the background; raises what failed."""
+    if self._writing.done():
+      self._writing.result()
+      new = self._metrics[self._written :]
+      self._written = len(self._metrics)
+      self._writing = self._writer_thread.submit(
+        storage.append, self._path, _join(new)
+      )
+      self._flushed = time.perf_counter()
+
   def flush(self) -> None:
-    """Brings everything written so far to disk, whole."""
+    """Brings everything written so far to disk."""
     if not self._active:
       return
-    # Object stores cannot append.
-    storage.replace(self._path, ''.join(line + '\n' for line in self._lines))
+    futures.wait([self._writing])
+    self._start_writing()
+    self._writing.result()
     self._writer.flush()
-    self._flushed = time.perf_counter()
 
   def close(self) -> None:
     """Flushes and closes."""
     if self._active:
       self.flush()
+      self._writer_thread.shutdown()
       self._writer.close()
       self._bar.close()
       logging.info('metrics are in %s', self._path)
@@ -146,3 +179,14 @@ class Telemetry:
       diagnosed = any('effective_rank' in line for line in self._metrics)
       if diagnosed or findings[0].severity != 'fine':
         logging.info('%s', health.format_findings(findings))
+
+
+def _join(lines: list[dict[str, Any]]) -> str:
+  return ''.join(json.dumps(line) + '\n' for line in lines)
+
+
+def _measure_lost(metrics: list[dict[str, Any]], start_step: int) -> float:
+  """Estimates the seconds of steps after the one that a run goes on from."""
+  times = [m['seconds_per_step'] for m in metrics if 'seconds_per_step' in m]
+  steps = max((line['step'] for line in metrics), default=0) - start_step
+  return statistics.median(times) * steps if times and steps > 0 else 0.0
