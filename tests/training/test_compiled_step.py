@@ -16,6 +16,10 @@ from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
+from vjepa_jax.training.objectives.base import Objective
+from vjepa_jax.training.optimizer import make_optimizer
+from vjepa_jax.training.state import init_state
+from vjepa_jax.training.step import make_train_step
 from vjepa_jax.training.telemetry import Telemetry, read_metrics
 
 pytestmark = pytest.mark.usefixtures('optimized')
@@ -81,6 +85,29 @@ def test_the_state_is_updated_in_place(build, fsdp):
   assert step.compiled.memory_analysis().alias_size_in_bytes >= num_bytes
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert num_bytes < whole / fsdp * 1.1
+
+
+class _Brightness(Objective):
+  """An objective that needs next to no memory."""
+
+  averaged = None
+
+  def init(self, key):
+    return {'scale': {'scale': jax.numpy.ones(())}}
+
+  def loss(self, params, frozen, batch, step=0):
+    loss = params['scale']['scale'] * batch['pixels'].astype('float32').mean()
+    return loss, {'loss': loss}
+
+
+def test_microbatches_copy_no_more_than_themselves():
+  objective, tx = _Brightness(), make_optimizer()
+  schedules = {k: lambda _: 0.1 for k in ('learning_rate', 'weight_decay')}
+  step = jax.jit(make_train_step(objective, tx, schedules, microbatches=8))
+  state = init_state(objective, tx, jax.random.key(0))
+  pixels = jax.ShapeDtypeStruct((32, 8, 64, 64, 3), np.uint8)
+  memory = step.lower(state, {'pixels': pixels}).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < pixels.size / 2
 
 
 @pytest.mark.parametrize('recipe', RECIPES)

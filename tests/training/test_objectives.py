@@ -10,7 +10,10 @@ import small
 
 from vjepa_jax.models.tubelets import gather_tokens
 from vjepa_jax.training.objectives.regions import measure_distance
-from vjepa_jax.training.objectives.targets import normalize_features
+from vjepa_jax.training.objectives.targets import (
+  FeatureTargets,
+  normalize_features,
+)
 
 
 @pytest.fixture(scope='module')
@@ -78,6 +81,23 @@ def test_targets_by_position_have_nothing_that_clips_share(initial):
   for options in ({'target_norm': 'position'}, {'kind': 'vjepa21'}):
     with pytest.raises(ValueError, match="target_view 'clip'"):
       small.build(target_view='targets', **options)
+
+
+@pytest.mark.parametrize('view', ['clip', 'targets'])
+def test_targets_are_not_rounded_to_the_compute_dtype(initial, view):
+  batch = small.make_batch(3)['video']
+  encoder = small.build().encoder
+  exact, rounded = (
+    FeatureTargets(encoder.clone(dtype=dtype), view=view)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  for a, b in zip(
+    *(t.encode(initial.target, batch) for t in (exact, rounded)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=0.1)
+    # Their sums are 0 to the precision of float32.
+    assert np.abs(b.sum(axis=-1)).max() < 1e-3
+    assert len(np.unique(b)) > 0.9 * b.size
 
 
 def test_target_of_targets_cannot_see_the_context(initial):

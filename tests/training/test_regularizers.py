@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vjepa_jax.training.objectives import regularizers
 from vjepa_jax.training.objectives.targets import center_by_position
@@ -42,6 +43,15 @@ def test_sigreg_tells_gaussian_features_from_collapsed_ones():
   np.testing.assert_allclose(
     constant, 512 * np.trapezoid((1 - w) ** 2 * w, t), rtol=1e-2
   )
+
+
+@pytest.mark.usefixtures('optimized')
+def test_sigreg_holds_one_frequency_at_a_time():
+  loss = jax.jit(jax.grad(regularizers.compute_sigreg))
+  x, key = jnp.zeros((4096, 16)), jax.random.key(0)
+  memory = loss.lower(x, key).compile().memory_analysis()
+  # Angles of 256 directions; there are 17 frequencies.
+  assert memory.temp_size_in_bytes < 6 * 4096 * 256 * 4
 
 
 def test_gradients_widen_shrunken_features():

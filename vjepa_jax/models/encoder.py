@@ -45,6 +45,7 @@ class Encoder(Options):
     ids: Tokens | None = None,
     layers: tuple[int, ...] | None = None,
     coordinates: jnp.ndarray | None = None,
+    dtype: jnp.dtype | None = None,
   ) -> Tokens | tuple[Tokens, ...]:
     """Encodes the visible tubelets of clips.
 
@@ -60,10 +61,11 @@ class Encoder(Options):
         the last block alone.
       coordinates: float32 `[N, 3]`, (t, h, w) of all N tokens of the clip for
         RoPE; None for their places in its grid.
+      dtype: Of the features; None for the compute dtype.
 
     Returns:
-      Features `[B, K, width]` in the compute dtype, after the final LayerNorm;
-      a tuple for a tuple of ids; with `layers` a tuple of these, one a layer.
+      Features `[B, K, width]`, after the final LayerNorm; a tuple for a tuple
+      of ids; with `layers` a tuple of these, one a layer.
 
     Raises:
       ValueError: A side of the clip is not a multiple of the tubelet's, or
@@ -101,7 +103,7 @@ class Encoder(Options):
       **self.get_options(),
       name='transformer',
     )(x, rope, lengths, layers)
-    norm = transformer.LayerNorm(dtype=self.dtype, name='norm')
+    norm = transformer.LayerNorm(dtype=dtype or self.dtype, name='norm')
 
     def finish(x):
       x = norm(x)

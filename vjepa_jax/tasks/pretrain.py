@@ -43,7 +43,8 @@ def pretrain(
   )
   objective, encoder = program.objective, program.objective.encoder
   diagnose = jax.jit(
-    make_diagnose(encoder), out_shardings=sharding.replicate(run.mesh)
+    make_diagnose(encoder, config.microbatches),
+    out_shardings=sharding.replicate(run.mesh),
   )
   evaluate = make_evaluate(config, encoder, run.mesh)
   modules = program.abstract.params

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.parallel.sharding import take_part
 from vjepa_jax.training.objectives.targets import normalize_features
 
 
@@ -22,8 +24,12 @@ def _covariance(x: jax.Array) -> jax.Array:
   return x.T @ x / x.shape[0]
 
 
-def make_diagnose(encoder: Encoder) -> Callable[[Any, jax.Array], dict]:
+def make_diagnose(
+  encoder: Encoder, microbatches: int = 1
+) -> Callable[[Any, jax.Array], dict]:
   """Makes the function (target parameters, video) -> statistics, to be jitted.
+
+  It encodes a microbatch at a time, as the step does.
 
   Its outputs, float32: 'content_std', the standard deviation over clips at a
   fixed position; 'position_std', over positions of the mean clip; the
@@ -31,13 +37,31 @@ def make_diagnose(encoder: Encoder) -> Callable[[Any, jax.Array], dict]:
   """
 
   def diagnose(target: Any, video: jax.Array) -> dict[str, jax.Array]:
-    features = normalize_features(encoder.apply({'params': target}, video))
-    tokens = features.reshape(-1, features.shape[-1])  # [B * N, D]
+    def measure(index):
+      part = take_part(video, index, microbatches)
+      features = normalize_features(
+        encoder.apply({'params': target}, part, dtype=jnp.float32)
+      )  # [B / microbatches, N, D]
+      tokens = features.reshape(-1, features.shape[-1])
+      return {
+        'mean': features.mean(axis=0),
+        'variance': features.var(axis=0),
+        'token_mean': tokens.mean(axis=0),
+        'token_covariance': _covariance(tokens),
+        'clip_means': features.mean(axis=1),
+      }
+
+    parts = jax.lax.map(measure, jnp.arange(microbatches))
+    within = jax.tree.map(lambda x: x.mean(axis=0), parts)
+    clip_means = parts['clip_means'].reshape(video.shape[0], -1)
+    # A variance is that within parts and that between their means.
+    variance = within['variance'] + parts['mean'].var(axis=0)
     return {
-      'content_std': features.std(axis=0).mean(),
-      'position_std': features.mean(axis=0).std(axis=0).mean(),
-      'token_covariance': _covariance(tokens),
-      'clip_covariance': _covariance(features.mean(axis=1)),
+      'content_std': jnp.sqrt(variance).mean(),
+      'position_std': within['mean'].std(axis=0).mean(),
+      'token_covariance': within['token_covariance']
+      + _covariance(parts['token_mean']),
+      'clip_covariance': _covariance(clip_means),
     }
 
   return diagnose

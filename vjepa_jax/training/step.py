@@ -1,14 +1,13 @@
 """One training step as one pure function."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vjepa_jax.parallel.sharding import constrain_batch
+from vjepa_jax.parallel.sharding import take_part
 from vjepa_jax.training.objectives.base import Batch, Metrics, Objective, Params
 from vjepa_jax.training.optimizer import clip_by_module
 from vjepa_jax.training.schedules import Schedule
@@ -141,21 +140,16 @@ def _accumulate(
   """Averages metrics and gradients over the microbatches of a batch."""
   if microbatches == 1:
     return differentiate(objective, state, batch)
-  # Row r goes to microbatch r % microbatches: each device splits the rows it
-  # has, and none is moved between devices.
-  parts = jax.tree.map(
-    lambda x: jnp.moveaxis(
-      constrain_batch(x.reshape(-1, microbatches, *x.shape[1:])), 1, 0
-    ),
-    batch,
+
+  def run(index):
+    part = take_part(batch, index, microbatches)
+    return differentiate(objective, state, part)
+
+  def add(total, index):
+    return jax.tree.map(jnp.add, total, run(index)), None
+
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(run, 0)
   )
-
-  run = functools.partial(differentiate, objective, state)
-
-  def add(total, part):
-    return jax.tree.map(jnp.add, total, run(part)), None
-
-  shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], parts))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-  total, _ = jax.lax.scan(add, zeros, parts)
+  total, _ = jax.lax.scan(add, zeros, jnp.arange(microbatches))
   return jax.tree.map(lambda x: x / microbatches, total)

@@ -52,11 +52,18 @@ def compute_sigreg(
   x = features.astype(jnp.float32)
   directions = jax.random.normal(key, (x.shape[1], num_directions))
   directions /= jnp.linalg.norm(directions, axis=0)
+  projected = x @ directions  # [N, directions]
+
+  # A frequency at a time, and anew in the backward pass: all together they
+  # would be the largest array of the step.
+  @jax.checkpoint
+  def measure(t):
+    gaussian = jnp.exp(-0.5 * t**2)
+    distance = (jnp.cos(t * projected).mean(axis=0) - gaussian) ** 2
+    distance += jnp.sin(t * projected).mean(axis=0) ** 2
+    return distance * gaussian  # [directions]
+
   # The integrand is even: twice the positive half.
   t = jnp.linspace(0.0, _LARGEST_FREQUENCY, _FREQUENCIES)
-  angle = (x @ directions)[..., None] * t  # [N, directions, frequencies]
-  gaussian = jnp.exp(-0.5 * t**2)
-  distance = (jnp.cos(angle).mean(axis=0) - gaussian) ** 2
-  distance += jnp.sin(angle).mean(axis=0) ** 2
-  statistic = 2.0 * jnp.trapezoid(distance * gaussian, t, axis=-1)
+  statistic = 2.0 * jnp.trapezoid(jax.lax.map(measure, t), t, axis=0)
   return x.shape[0] * statistic.mean()

@@ -106,7 +106,9 @@ class FeatureTargets:
   def encode_clip(self, params: Any, video: jax.Array) -> jax.Array:
     """Computes the targets of all tokens, float32 `[B, N, D]`."""
     with jax.named_scope('target_encoder'):
-      features = self.encoder.apply({'params': params}, video)
+      features = self.encoder.apply(
+        {'params': params}, video, dtype=jnp.float32
+      )
       return jax.lax.stop_gradient(_NORMS[self.norm](features))
 
   def encode(self, params: Any, stream: Batch) -> list[jax.Array]:
@@ -115,7 +117,9 @@ class FeatureTargets:
       return gather(self.encode_clip(params, video), masks, 'target')
     ids = tuple(mask['target'] for mask in masks)
     with jax.named_scope('target_encoder'):
-      features = self.encoder.apply({'params': params}, video, ids)
+      features = self.encoder.apply(
+        {'params': params}, video, ids, dtype=jnp.float32
+      )
       features = [normalize_features(x) for x in features]
     return jax.lax.stop_gradient(features)
 
