@@ -4,11 +4,13 @@ import logging
 import os
 import shutil
 
+import aiohttp
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
+from vjepa_jax.data import storage
 from vjepa_jax.parallel import sharding
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.training import checkpoint
@@ -100,12 +102,18 @@ def test_another_model_or_storage_that_fails_is_no_damage(workdir, monkeypatch):
   with pytest.raises(checkpoint.CheckpointError, match='is of another model'):
     _restore(workdir, params={'kernel': jnp.zeros((8, 8)), 'bias': jnp.ones(3)})
 
-  def fail(*_):
-    raise OSError('UNAVAILABLE: try again')
+  for error in (
+    OSError('UNAVAILABLE: try again'),
+    ConnectionResetError('gone'),
+    aiohttp.ServerDisconnectedError(),
+    storage.StorageError('gs://bucket/run'),
+  ):
 
-  monkeypatch.setattr(checkpoint.ocp, 'load_checkpointables', fail)
-  with pytest.raises(OSError, match='try again'):
-    _restore(workdir)
-  monkeypatch.undo()
+    def fail(*_, error=error):
+      raise error
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+      patch.setattr(checkpoint.ocp, 'load_checkpointables', fail)
+      _restore(workdir)
   assert (workdir / 'checkpoints' / '6').exists()
   chex.assert_trees_all_equal(_restore(workdir)[0], _make_state(6))

@@ -33,6 +33,9 @@ _FINAL = (
   TypeError,
   ValueError,
 )
+# What talks to remote storage. That something is not there, or cut off, is told
+# by Python's own errors.
+_CLIENTS = ('aiohttp', 'aiobotocore', 'botocore', 'gcsfs', 'google', 'requests')
 
 
 class StorageError(Exception):
@@ -41,6 +44,13 @@ class StorageError(Exception):
 
 class AccessError(StorageError, PermissionError):
   """Remote storage does not allow it."""
+
+
+def is_outage(error: BaseException) -> bool:
+  """Says whether an error is of storage, not of what lies there."""
+  package = type(error).__module__.partition('.')[0]
+  kinds = StorageError, PermissionError, ConnectionError, TimeoutError
+  return package in _CLIENTS or isinstance(error, kinds)
 
 
 def is_remote(path: Path) -> bool:

@@ -131,6 +131,8 @@ def _explain_damage(directory: epath.Path, step: int) -> Iterator[None]:
     causes = [error]
     while causes[-1].__cause__ or causes[-1].__context__:
       causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    if any(map(storage.is_outage, causes)):
+      raise
     if any(map(_TRANSIENT.search, map(str, causes))):
       raise
     cause = ' '.join(str(causes[-1]).split())
