@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Makes .venv with the extra given as $1 (or none) and puts it on the PATH; one
-# that is half made, or too old, is made again. Sourced by the scripts beside it,
-# which run at the top of the repository. PYTHON is what makes it, by default the
+# that is half made, or too old, is made again, but not one that has no pip and
+# yet the package (uv makes such). Sourced by the scripts beside it, which run at
+# the top of the repository. PYTHON is what makes it, by default the
 # first that is new enough; with INSTALL_PYTHON=1 apt brings one if none is.
 is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -22,10 +23,20 @@ if ! is_new_enough "$PYTHON"; then
     "$("$PYTHON" --version 2>&1); set PYTHON=/path/to/python3.11" >&2
   exit 1
 fi
+has_pip() {
+  { .venv/bin/python -m pip --version || .venv/bin/python -m ensurepip; } \
+    >/dev/null 2>&1
+}
+# Isolated, or it would find the package in the working directory.
 if ! is_new_enough .venv/bin/python || ! {
-  .venv/bin/python -m pip --version || .venv/bin/python -m ensurepip
-} >/dev/null 2>&1; then
+  has_pip || .venv/bin/python -I -c 'import vjepa_jax' 2>/dev/null
+}; then
   "$PYTHON" -m venv --clear .venv
 fi
 export PATH="$PWD/.venv/bin:$PATH"
-python -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
+if has_pip; then
+  python -m pip install --quiet --disable-pip-version-check \
+    --editable ".${1:+[$1]}"
+else
+  echo ".venv has no pip and is taken as it is; '.${1:+[$1]}' should be in it" >&2
+fi

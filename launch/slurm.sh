@@ -10,7 +10,7 @@
 #SBATCH --output=logs/%x-%j.log
 # One task a GPU; sbatch flags override the lines above. The folder logs must
 # exist, and .venv, which launch/install.sh makes (on a node with a GPU), or
-# another PYTHON that has the package.
+# another python that has the package: RUN_PYTHON.
 #   sbatch --nodes=16 launch/slurm.sh --config=... --workdir=/shared/run
 # The job is told two minutes before its time is up, saves, and is requeued. It
 # is requeued after a failure too, RETRIES times, but not after a mistake.
@@ -24,7 +24,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 # task share them.
 command=(srun ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
   --gpu-bind=none --kill-on-bad-exit=1 --label
-  "${PYTHON:-.venv/bin/python}" main.py --coordinator=auto "$@")
+  "${RUN_PYTHON:-.venv/bin/python}" main.py --coordinator=auto "$@")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"
   echo

@@ -344,7 +344,7 @@ def test_a_half_made_environment_is_made_again(tools, tmp_path, damage):
   if damage == 'no python':
     python.symlink_to(tmp_path / 'gone')
   else:
-    pip = '"-m pip --version" | "-m ensurepip"'
+    pip = '"-m pip --version" | "-m ensurepip" | "-I "*'
     failing = pip if damage == 'no pip' else '"-c "*'
     python.write_text(f'#!/bin/bash\ncase "$*" in {failing}) exit 1 ;; esac\n')
     python.chmod(0o755)
@@ -365,6 +365,29 @@ def test_a_half_made_environment_is_made_again(tools, tmp_path, damage):
   assert (tmp_path / 'made').read_text() == 'made\n'
 
 
+def test_an_environment_without_pip_that_has_the_package_is_kept(
+  tools, tmp_path
+):
+  tools('python3.14', _NEW_PYTHON)
+  python = tmp_path / '.venv' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  python.write_text(
+    '#!/bin/bash\ncase "$*" in "-m "*) exit 1 ;; "-I "*) echo "$*" ;; esac\n'
+  )
+  python.chmod(0o755)
+  result = subprocess.run(
+    ['bash', '-c', f'set -e; source {ROOT}/launch/environment.sh test'],
+    cwd=tmp_path,
+    env=os.environ | tools.environment,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == '-I -c import vjepa_jax\n'
+  assert "'.[test]' should be in it" in result.stderr
+  assert not (tmp_path / 'made').exists()
+
+
 def test_pod_says_how_it_is_used(pod):
   result = pod('run')
   assert result.returncode == 2 and 'usage: ' in result.stderr
@@ -379,7 +402,9 @@ def test_slurm_starts_one_task_a_gpu_that_sees_all(tools):
   # Without it the workers of a task would share one core.
   assert '--cpus-per-task=12' in command
   assert '.venv/bin/python' in command
-  assert '/a b/python' in _dry_run('slurm.sh', PYTHON='/a b/python')
+  assert '/a b/python' in _dry_run('slurm.sh', RUN_PYTHON='/a b/python')
+  # That is what makes environments.
+  assert '.venv/bin/python' in _dry_run('slurm.sh', PYTHON='/a b/python')
   # jax takes the GPU of the task's number: all of them must be visible.
   assert '--gpu-bind=none' in command and '--coordinator=auto' in command
   # A task that hangs must not outlive the others.
