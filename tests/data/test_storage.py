@@ -79,6 +79,19 @@ def test_files(remote):
   assert not os.path.exists(f'{remote.partition(":")[0]}:')
 
 
+def test_hosts_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+  path = tmp_path / 'file'
+  with storage.replacing(path) as ours:
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    storage.replace(path, 'theirs')
+    pathlib.Path(ours).write_text('ours')
+  assert path.read_text() == 'ours'
+  with pytest.raises(KeyboardInterrupt), storage.replacing(path) as ours:
+    pathlib.Path(ours).touch()
+    raise KeyboardInterrupt
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_sources(remote, toy_videos):
   storage.upload_folder(toy_videos.parent, remote)
   whole = [(storage.read(r.video), r.label, r.name) for r in _open(toy_videos)]

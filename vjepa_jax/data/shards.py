@@ -212,6 +212,7 @@ def write_shards(
     The bad files of this machine's shards: 'name', 'reason' and 'shard'.
   """
   missing = sorted(set(find_missing(paths)).intersection(own))
+  earlier = _read_earlier(bad_files, missing)
   if not missing:
     logging.info('Nothing to do: all %d shards are there.', len(own))
   elif len(missing) < len(own):
@@ -230,20 +231,32 @@ def write_shards(
       _write_shard(paths[i], i, results, progress)
   left = len(find_missing(paths))
   if not left:
-    lines = _read_bad(paths, range(len(paths)))
+    lines = _read_bad(paths, range(len(paths)), earlier)
     storage.replace(bad_files, ''.join(f'{json.dumps(x)}\n' for x in lines))
+    _remove_unfinished(paths)
   elif len(own) > 1:
     logging.info('%d of %d shards are for other machines.', left, len(paths))
-  return _read_bad(paths, own)
+  return _read_bad(paths, own, earlier)
 
 
 def _list_names(paths: Sequence[str]) -> set[str]:
-  """Lists the names in the folder of some shards."""
+  """Lists the names of the files in the folder of some shards."""
+  folder = os.path.dirname(paths[0])
   try:
-    files = storage.list_files(os.path.dirname(paths[0]))
+    files = storage.list_files(folder)
   except FileNotFoundError:
     return set()  # A remote folder is there when something is in it.
-  return set(map(os.path.basename, files))
+  # Folders in it may hold other shards of the same names.
+  return {os.path.basename(f) for f in files if os.path.dirname(f) == folder}
+
+
+def _remove_unfinished(paths: Sequence[str]) -> None:
+  """Removes what machines that were killed had begun."""
+  shards = set(map(os.path.basename, paths))
+  for name in _list_names(paths):
+    shard, suffix, rest = name.partition(_SUFFIX)
+    if shard + suffix in shards and rest.endswith('.tmp'):
+      storage.remove(os.path.join(os.path.dirname(paths[0]), name))
 
 
 def _name_bad(path: str) -> str:
@@ -252,16 +265,38 @@ def _name_bad(path: str) -> str:
 
 
 def _read_bad(
-  paths: Sequence[str], numbers: Sequence[int]
+  paths: Sequence[str],
+  numbers: Sequence[int],
+  earlier: dict[int, list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-  """Reads the lists of shards, those that there are."""
+  """Reads the lists of shards; of one without, what was known earlier."""
   there = _list_names(paths)
-  return [
-    {**json.loads(line), 'shard': i}
-    for i in numbers
-    if os.path.basename(_name_bad(paths[i])) in there
-    for line in storage.read(_name_bad(paths[i])).splitlines()
-  ]
+  lines = []
+  for i in numbers:
+    path = _name_bad(paths[i])
+    if os.path.basename(path) in there:
+      own = map(json.loads, storage.read(path).splitlines())
+      lines += [{**line, 'shard': i} for line in own]
+    else:
+      lines += earlier.get(i, [])
+  return lines
+
+
+def _read_earlier(
+  bad_files: str, missing: Sequence[int]
+) -> dict[int, list[dict[str, Any]]]:
+  """Reads the list of all bad files, but of shards that are written anew.
+
+  Sets exist whose shards have no lists of their own.
+  """
+  earlier = collections.defaultdict(list)
+  if storage.exists(bad_files):
+    for line in storage.read(bad_files).splitlines():
+      # Whoever was killed may have left half a line.
+      entry = json.loads(line) if line.endswith(b'}') else {}
+      if entry and entry['shard'] not in missing:
+        earlier[entry['shard']].append(entry)
+  return earlier
 
 
 def _write_shard(

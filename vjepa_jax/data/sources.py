@@ -136,7 +136,8 @@ class FolderSource(_Named):
     return Record(file, label, self._name(file))
 
   def hash_names(self) -> str:
-    return _hash(map(self._name, self._files))
+    # With the label, as half-done sets of shards have it written down.
+    return _hash(f'{self._name(file)} {NO_LABEL}' for file in self._files)
 
   def _name(self, file: str) -> str:
     name = file.removeprefix(self._path).lstrip(os.sep)

@@ -109,11 +109,8 @@ def replace(path: Path, content: str | bytes) -> None:
   if is_remote(path):
     _ask(path, lambda system: system.pipe_file(path, content))
     return
-  # Another host may be writing the same.
-  temporary = f'{os.fspath(path)}.{os.uname().nodename}-{os.getpid()}.tmp'
-  with open(temporary, 'wb') as file:
+  with replacing(path) as temporary, open(temporary, 'wb') as file:
     file.write(content)
-  os.replace(temporary, path)
 
 
 def remove(path: Path) -> None:
@@ -143,9 +140,13 @@ def replacing(path: Path) -> Iterator[str]:
   What is to be remote is written locally first, and then uploaded.
   """
   if not is_remote(path):
-    temporary = f'{os.fspath(path)}.tmp'
-    yield temporary
-    os.replace(temporary, path)
+    # Another host may be writing the same.
+    temporary = f'{os.fspath(path)}.{os.uname().nodename}-{os.getpid()}.tmp'
+    try:
+      yield temporary
+      os.replace(temporary, path)
+    finally:
+      pathlib.Path(temporary).unlink(missing_ok=True)
     return
   with tempfile.TemporaryDirectory() as folder:
     temporary = os.path.join(folder, os.path.basename(path))
