@@ -9,8 +9,22 @@ from vjepa_jax.data.records import Record
 class Killer(bytes):
   """Ends the process that opens it."""
 
+  signal = signal.SIGSEGV
+
   def __len__(self) -> int:
-    return signal.raise_signal(signal.SIGSEGV)
+    return signal.raise_signal(self.signal)
+
+
+class Terminated(Killer):
+  """Ends the process as who manages the machine might."""
+
+  signal = signal.SIGTERM
+
+
+class Greedy(Killer):
+  """Ends the process as lack of memory does."""
+
+  signal = signal.SIGKILL
 
 
 class Once(bytes):

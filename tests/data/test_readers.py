@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 
-from killers import Endless, Killer, Killers, Once
+from killers import Endless, Killer, Killers, Once, Terminated
 import pytest
 from test_pipeline import OPTIONS, _assert_same, _loader, _take
 
-from vjepa_jax.data import sources, storage
+from vjepa_jax.data import readers, sources, storage
 from vjepa_jax.data.readers import find_killers, open_journal
 
 _KILLER, _ENDLESS, _ONCE = 3, 17, 8
@@ -67,12 +67,25 @@ def test_what_kills_workers_is_excluded_and_nothing_else_changes(
   assert not loader.journal.take()
 
 
-def test_what_never_comes_back_is_found_among_others(toy_videos, tmp_path):
-  loader = _make_loader(toy_videos, tmp_path, {_ENDLESS: Endless(b'v')})
+def test_what_never_comes_back_is_found_among_others(
+  toy_videos, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(readers, 'MAX_TRIES', 1)
+  # What is ended from outside is not blamed.
+  replaced = {_ENDLESS: Endless(b'v'), 5: Terminated(b'v')}
+  loader = _make_loader(toy_videos, tmp_path, replaced)
   names = [record.name for record in loader.sources[0]]
   notes = [(i, (0, key), names[key]) for i, key in enumerate((2, _ENDLESS, 5))]
   killers = find_killers(loader, notes)
   assert killers == {names[_ENDLESS]: 'which did not come back'}
+
+
+def test_who_is_killed_is_blamed_only_for_every_time():
+  kill, end = -signal.SIGKILL, -signal.SIGTERM
+  blamed = [[-signal.SIGSEGV], [end, -signal.SIGABRT], [kill, kill, kill]]
+  assert all(map(readers.is_to_blame, blamed))
+  others = [[kill], [kill, kill], [kill, end, kill], [end, end, end], [1]]
+  assert not any(map(readers.is_to_blame, others))
 
 
 def _read_all(videos, workdir):

@@ -32,6 +32,14 @@ from vjepa_jax.data import storage
 from vjepa_jax.data.video import DecodeError
 
 _STUCK = 70  # exit code of a reader that was in a video for too long
+# Ends for which a video can be blamed at once. A process that is killed may
+# have been so for what others do to the memory.
+_CRASHES = frozenset(
+  [_STUCK]
+  + [-s for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)]
+)
+# So often a video is tried.
+MAX_TRIES = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 # How many readers may die in so many samples, of no video that kills one alone.
 _MAX_UNEXPLAINED, _SAMPLES = 3, 10_000
@@ -196,6 +204,7 @@ def find_killers(
   """
   reasons = {}
   notes = list(notes)
+  ends = []  # of the processes that died of the first note
   folder = f'{loader.journal.folder}-trial'
   while notes:
     excluded = loader.journal.excluded | reasons.keys()
@@ -210,9 +219,25 @@ def find_killers(
     if not process.exitcode or not left:
       break
     position, _, name = left[0]
-    reasons[name] = _describe_end(process.exitcode)
-    notes = notes[[note[0] for note in notes].index(position) + 1 :]
+    before = [note[0] for note in notes].index(position)
+    notes = notes[before:]
+    ends = [*(ends if not before else []), process.exitcode]
+    if is_to_blame(ends):
+      reasons[name] = describe_end(process.exitcode)
+    if is_to_blame(ends) or len(ends) == MAX_TRIES:
+      del notes[0]
+      ends = []
   return reasons
+
+
+def is_to_blame(ends: Sequence[int]) -> bool:
+  """Says whether a video is why processes end.
+
+  Args:
+    ends: Exit codes of those that died of it; all but the first had begun with
+      it.
+  """
+  return ends[-1] in _CRASHES or ends.count(-signal.SIGKILL) == MAX_TRIES
 
 
 def _try_all(pickled: bytes, notes: Sequence[Any]) -> None:
@@ -224,7 +249,8 @@ def _try_all(pickled: bytes, notes: Sequence[Any]) -> None:
       loader(position, key)
 
 
-def _describe_end(exit_code: int) -> str:
+def describe_end(exit_code: int) -> str:
+  """Says how a process ended."""
   if exit_code < 0:
     return signal.Signals(-exit_code).name
   if exit_code == _STUCK:
