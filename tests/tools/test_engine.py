@@ -25,10 +25,12 @@ def no_array(monkeypatch):
   'index,count,environment,expected',
   [
     (None, None, {}, (0, 1)),
-    (2, 5, ARRAY, (2, 5)),
-    (None, None, ARRAY, (4, 8)),
-    (None, 6, ARRAY | {'JOB_COMPLETION_INDEX': '1'}, (4, 6)),
-    (None, 3, {'JOB_COMPLETION_INDEX': '2'}, (2, 3)),
+    # A sweep, whose tasks have each a whole output.
+    (None, None, ARRAY, (0, 1)),
+    (2, '5', ARRAY, (2, 5)),
+    (None, 'auto', ARRAY, (4, 8)),
+    (None, '6', ARRAY | {'JOB_COMPLETION_INDEX': '1'}, (4, 6)),
+    (None, '3', {'JOB_COMPLETION_INDEX': '2'}, (2, 3)),
   ],
 )
 def test_a_machine_knows_its_number(
@@ -41,17 +43,19 @@ def test_a_machine_knows_its_number(
     assert engine.find_host(options) == expected
   # It says so, and who said it.
   told = 'flags' if index else next(iter(environment), None)
-  assert not told or caplog.text.endswith(f'by {told}\n')
+  assert not count or caplog.text.endswith(f'by {told}\n')
 
 
 @pytest.mark.parametrize(
   'index,count,environment,message',
   [
-    (1, None, {}, 'give both of --host_index and --num_hosts'),
-    (None, 3, {}, 'give both of --host_index and --num_hosts'),
-    (3, 3, {}, 'is not one of --num_hosts=3, which count from 0'),
-    (None, None, {'JOB_COMPLETION_INDEX': '2'}, 'JOB_COMPLETION_INDEX is 2'),
-    (None, 3, ARRAY, '--host_index=4 is not one of'),
+    (1, None, {}, '--host_index needs --num_hosts'),
+    (None, '3', {}, '--num_hosts=3 needs --host_index: this is no task'),
+    (None, 'auto', {}, '--num_hosts=auto needs --host_index'),
+    (3, '3', {}, 'is not one of --num_hosts=3, which count from 0'),
+    (None, 'auto', {'JOB_COMPLETION_INDEX': '2'}, 'give --num_hosts a number'),
+    (1, 'two', {}, '--num_hosts=two is neither a number nor auto'),
+    (None, '3', ARRAY, 'machine 4, by SLURM_ARRAY_TASK_ID, is not one of'),
   ],
 )
 def test_a_machine_without_a_number_is_a_mistake(
@@ -91,13 +95,18 @@ def test_beam_makes_the_same_shards(videos, tmp_path):
   beam = '--direct_running_mode=multi_processing --direct_num_workers=2'
   arguments = *flags, f'--output={out}', '--engine=beam', f'--beam={beam}'
   # A shard that cannot be written does not end the others.
-  (out / 'videos-00001-of-00004.array_record.tmp').mkdir(parents=True)
+  blocking = out / 'videos-00001-of-00004.bad.jsonl'
+  blocking.mkdir(parents=True)
   failed = start_command('prepare', *arguments)
   assert failed.returncode == 1, failed.stderr
   assert '1 of 4 shards were not written' in failed.stderr
   assert len(list(out.glob('*.array_record'))) == 3
-  (out / 'videos-00001-of-00004.array_record.tmp').rmdir()
+  blocking.rmdir()
   done = start_command('prepare', *arguments)
   assert done.returncode == 0, done.stderr
   assert '1 of 4 shards are missing' in done.stderr
   assert _read_files(out) == _read_files(tmp_path / 'one')
+  wrong = start_command('prepare', *arguments, '--short_side=16')
+  assert wrong.returncode == 2
+  assert "'short_side': 32" in wrong.stderr.splitlines()[-1]
+  assert 'Traceback' not in wrong.stderr

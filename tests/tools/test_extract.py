@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from commands import start_command
+from commands import run_command, start_command
 import jax
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from vjepa_jax.evaluation import batching, extraction, probing
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.models import zoo
 from vjepa_jax.parallel.mesh import make_mesh
-from vjepa_jax.tools import convert, prepare
+from vjepa_jax.tools import convert, engine, extract, prepare
 
 OPTIONS = ClipOptions(frames=4, resolution=32, frame_step=2, num_clips=3)
 
@@ -241,4 +241,28 @@ def test_beam_writes_what_one_machine_writes(manifest, workdir, tmp_path):
   arguments += [f'--output={tmp_path / "two"}', '--engine=beam']
   done = start_command('extract', *arguments, f'--beam={beam}')
   assert done.returncode == 0, done.stderr
+  assert 'features of 9 videos are in' in done.stdout
   assert _read_files(tmp_path / 'two') == _read_files(tmp_path / 'one')
+  (tmp_path / 'bad').mkdir()
+  for name in ('a.mp4', 'b.mp4'):
+    (tmp_path / 'bad' / name).touch()
+  arguments += [f'--input={tmp_path / "bad"}', f'--output={tmp_path / "three"}']
+  done = start_command('extract', *arguments, '--shards=1')
+  assert done.returncode == 2
+  assert 'none of 2 videos could be read' in done.stderr.splitlines()[-1]
+
+
+def test_hosts_of_one_program_know_their_number(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.delenv('SLURM_ARRAY_TASK_ID', raising=False)
+  found = []
+  monkeypatch.setattr(
+    engine,
+    'spread',
+    lambda _, options: found.append(engine.find_host(options)),
+  )
+  flags = '--backbone=x', '--input=x', '--output=x'
+  run_command(extract, *flags)
+  run_command(extract, *flags, '--host_index=0', '--num_hosts=3')
+  assert found == [(1, 2), (0, 3)]

@@ -1,5 +1,6 @@
 """Tests of packing videos into shards."""
 
+import hashlib
 import io
 import json
 import os
@@ -10,11 +11,12 @@ import time
 
 import av
 from commands import start_command
-from killers import Killer, Killers
+from killers import Greedy, Killer, Killers, Terminated
 import numpy as np
 import pytest
 
 from vjepa_jax.data import decode, sources
+from vjepa_jax.data.records import Record
 from vjepa_jax.tools import prepare
 
 _ENCODING = prepare.Encoding(short_side=48, fps=7.5, gop=4)
@@ -140,6 +142,31 @@ def test_resumes_to_identical_bytes(folder, tmp_path, monkeypatch):
   _run(folder, parts)
 
 
+def test_what_others_left_in_the_folder_is_respected(folder, tmp_path):
+  _run(folder, tmp_path)
+  expected = _read_bad(tmp_path)
+  # The version before listed all bad files in one list alone.
+  for path in tmp_path.glob('*.bad.jsonl'):
+    path.unlink()
+  (tmp_path / 'videos-00001-of-00003.array_record').unlink()
+  unfinished = tmp_path / 'videos-00001-of-00003.array_record.host-1.tmp'
+  unfinished.touch()
+  # Shards of the same names further down are others.
+  old = tmp_path / 'old'
+  old.mkdir()
+  (old / 'videos-00001-of-00003.array_record').touch()
+  # Its options are compared with these.
+  options = json.loads((tmp_path / 'prepare.json').read_text())
+  names = sorted(path.name for path in folder.glob('?.*'))
+  text = ''.join(f'{name} -1\n' for name in names)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  assert options['videos_sha256'] == digest
+  _run(folder, tmp_path)
+  assert len(sources.open_source(str(tmp_path))) == 6
+  assert _read_bad(tmp_path) == expected
+  assert not unfinished.exists()
+
+
 def test_other_options_are_an_error(folder, tmp_path):
   _run(folder, tmp_path)
   other = _ENCODING._replace(short_side=32)
@@ -161,9 +188,12 @@ def test_all_bad_leaves_readable_shards(tmp_path):
 
 def test_a_video_that_kills_workers_is_left_out(folder, tmp_path):
   source = sources.open_source(str(folder))
-  for output, video, workers in (('a', Killer(b'v'), 2), ('b', b'bad', 0)):
+  for output, videos, workers in (
+    ('a', {1: Killer(b'v'), 4: Greedy(b'v')}, 2),
+    ('b', {1: b'bad', 4: b'bad'}, 0),
+  ):
     prepare.prepare(
-      Killers(source, {1: video}),
+      Killers(source, videos),
       str(tmp_path / output),
       _ENCODING,
       shard_size=3,
@@ -174,7 +204,37 @@ def test_a_video_that_kills_workers_is_left_out(folder, tmp_path):
   assert {n: found[n] for n in names} == {n: expected[n] for n in names}
   bad = _read_bad(tmp_path / 'a')
   assert [b[0] for b in bad] == [b[0] for b in _read_bad(tmp_path / 'b')]
-  assert 'kills its reader' in dict(b[:2] for b in bad)['b.avi']
+  reasons = dict(b[:2] for b in bad)
+  assert reasons['b.avi'] == 'kills its reader: SIGSEGV'
+  assert reasons['e.webm'] == 'kills its reader: SIGKILL'
+
+
+def test_what_is_wrong_with_the_machine_is_not_blamed_on_videos():
+  records = [Record(Terminated(b'v'), -1, 'a.mp4')]
+  with pytest.raises(RuntimeError, match='end by themselves, .*: SIGTERM'):
+    list(prepare._convert_all(records, None, 1))
+  killers = [prepare.BadFile('a.mp4', 'kills its reader: SIGILL')] * 5
+  with pytest.raises(RuntimeError, match='5 files in a row'):
+    list(prepare._doubt_killers(killers))
+  assert list(prepare._doubt_killers([*killers[:4], b'', *killers[:4]]))
+
+
+def test_a_script_that_cannot_have_workers_is_told(folder, tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'from vjepa_jax.data import sources\n'
+    'from vjepa_jax.tools import prepare\n'
+    f'source = sources.open_source({str(folder)!r})\n'
+    f'prepare.prepare(source, {str(tmp_path / "out")!r}, None,\n'
+    '  shard_size=3, num_workers=2)\n'
+  )
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+  done = subprocess.run(
+    [sys.executable, script], capture_output=True, text=True, env=environment
+  )
+  assert done.returncode == 1
+  assert 'no worker process can be started' in done.stderr
+  assert not list((tmp_path / 'out').glob('*.array_record*'))
 
 
 def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):
@@ -190,7 +250,10 @@ def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):
   def start(task):
     environment = os.environ | array | {'SLURM_ARRAY_TASK_ID': str(task)}
     return subprocess.Popen(
-      command, env=environment, text=True, stderr=subprocess.PIPE
+      [*command, '--num_hosts=auto'],
+      env=environment,
+      text=True,
+      stderr=subprocess.PIPE,
     )
 
   machines = [start(task) for task in (1, 2, 3)]

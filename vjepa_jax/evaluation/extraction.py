@@ -25,6 +25,14 @@ _VIDEOS_PER_SHARD = 256
 
 
 def extract(
+  *arguments, host_index: int = 0, num_hosts: int = 1, **options
+) -> tuple[int, int]:
+  """Starts with the arguments of `start`, and writes a host's shards."""
+  _, write = start(*arguments, **options)
+  return write(host_index, num_hosts)
+
+
+def start(
   source: sources.Source,
   output: str,
   encoder: Encoder,
@@ -36,14 +44,13 @@ def extract(
   batch_size: int = 32,
   num_shards: int | None = None,
   num_threads: int | None = None,
-  host_index: int = 0,
-  num_hosts: int = 1,
-) -> tuple[int, int]:
-  """Writes this host's shards of features that `output` does not hold yet.
+) -> tuple[list[str], Callable[[int, int], tuple[int, int]]]:
+  """Checks the options, and returns what writes shards of features.
 
   Args:
     source: Videos.
-    output: Folder, created if needed; for several hosts a shared one.
+    output: Folder, created if needed; for several hosts a shared one. Shards
+      that it holds are kept.
     encoder: The backbone; computes in its own dtype.
     params: Its parameters.
     options: How clips are cut; `num_clips` of each video.
@@ -52,18 +59,18 @@ def extract(
     batch_size: Clips encoded at a time, over all devices of this host.
     num_shards: Number of shards, over all hosts; default one for 256 videos.
     num_threads: Decoding threads; default as many as there are cores.
-    host_index, num_hosts: Which of the hosts that share the work this is.
 
   Returns:
-    Videos of this host's shards, and how many of them were left out.
+    The paths of all shards; and a function that writes those of host `index` of
+    `count` and returns how many videos these have, and how many of them were
+    left out. It raises ValueError if none can be read.
 
   Raises:
-    ValueError: The options do not fit together or to earlier ones, or none of
-      the videos can be read.
+    ValueError: The options do not fit together or to earlier ones.
   """
-  paths = name_shards(output, len(source), num_shards)
-  num_shards = len(paths)
-  _check_counts(len(source), num_shards, host_index, num_hosts)
+  num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
+  paths = shards.name_shards(output, 'features', num_shards)
+  _check_counts(len(source), num_shards, 0, 1)
   mesh = mesh_lib.make_mesh(1, jax.local_devices())
   apply = batching.apply_encoder(encoder, pool=pool == 'mean', dtype=dtype)
   map_batches = batching.make_map_batches(
@@ -82,36 +89,34 @@ def extract(
   )
   bounds = [len(source) * i // num_shards for i in range(num_shards + 1)]
   ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
-  own = range(host_index, num_shards, num_hosts)
   bad_files = os.path.join(output, 'quarantine.jsonl')
   num_threads = num_threads or len(os.sched_getaffinity(0))
   ahead = max(2 * num_threads, 2 * batch_size // options.num_clips)
-  with futures.ThreadPoolExecutor(num_threads) as threads:
 
-    def convert(missing):
-      # Decoding goes on across the borders of shards; batches do not, so that
-      # the bytes of a shard do not depend on what was written before it.
-      read = functools.partial(_read, source, options)
-      indices = itertools.chain.from_iterable(missing)
+  def convert(missing):
+    # Decoding goes on across the borders of shards; batches do not, so that
+    # the bytes of a shard do not depend on what was written before it.
+    read = functools.partial(_read, source, options)
+    indices = itertools.chain.from_iterable(missing)
+    with futures.ThreadPoolExecutor(num_threads) as threads:
       decoded = shards.map_ahead(threads, read, indices, ahead)
       for part in missing:
         videos = itertools.islice(decoded, len(part))
         yield _encode_shard(videos, encode, batch_size)
 
+  def write(index, count):
+    _check_counts(len(source), num_shards, index, count)
+    own = range(index, num_shards, count)
     bad = shards.write_shards(paths, ranges, own, convert, bad_files)
-  num_videos = sum(len(ranges[i]) for i in own)
-  if len(bad) == num_videos:
-    raise ValueError(
-      f'none of {num_videos} videos could be read, the last one '
-      f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
-    )
-  return num_videos, len(bad)
+    num_videos = sum(len(ranges[i]) for i in own)
+    if len(bad) == num_videos:
+      raise ValueError(
+        f'none of {num_videos} videos could be read, the last one '
+        f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
+      )
+    return num_videos, len(bad)
 
-
-def name_shards(output: str, num_videos: int, count: int | None) -> list[str]:
-  """Names the shards of features, by default one for 256 videos."""
-  count = count or -(-num_videos // _VIDEOS_PER_SHARD)
-  return shards.name_shards(output, 'features', count)
+  return paths, write
 
 
 def _check_counts(num_videos, num_shards, host_index, num_hosts):

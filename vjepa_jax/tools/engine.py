@@ -5,15 +5,23 @@ command, started again, finishes what is missing, and the shards are the same
 for any number of machines.
 """
 
+from collections.abc import Callable
+from concurrent import futures
+import functools
 import importlib
+import multiprocessing
 import os
+import pickle
 import shlex
 from types import SimpleNamespace
 
 from absl import logging
 
-from vjepa_jax.data import shards, storage
+from vjepa_jax.data import shards
 from vjepa_jax.errors import UserError
+
+# Paths of all shards; and what writes those of machine `index` of `count`.
+Work = tuple[list[str], Callable[[int, int], None]]
 
 # All cores of this machine.
 _LOCAL_BEAM = '--direct_running_mode=multi_processing --direct_num_workers=0'
@@ -21,10 +29,10 @@ _LOCAL_BEAM = '--direct_running_mode=multi_processing --direct_num_workers=0'
 
 def add_flags(define: SimpleNamespace) -> None:
   """Defines the flags that say who writes what."""
-  define.integer(
-    'host_index', 'Of this machine, from 0. Tasks of SLURM arrays know it.'
+  define.integer('host_index', 'Of this machine, from 0.')
+  define.string(
+    'num_hosts', 'Machines that share the work; auto: tasks of a SLURM array.'
   )
-  define.integer('num_hosts', 'Machines that share the work.')
   define.enum(
     'engine', 'Machines by number, or Apache Beam.', 'hosts', ['hosts', 'beam']
   )
@@ -34,36 +42,49 @@ def add_flags(define: SimpleNamespace) -> None:
 def find_host(options: SimpleNamespace) -> tuple[int, int]:
   """Finds the number of this machine and how many there are.
 
-  Flags come first, then what SLURM tells the tasks of an array and Kubernetes
-  the pods of an indexed job, which have to be told their number.
+  Who asks for several gets its own number from --host_index, or from what
+  SLURM tells the tasks of an array and Kubernetes the pods of an indexed job.
+  An array may as well be a sweep: it says nothing to who does not ask.
 
   Raises:
     UserError: They are not told, or do not fit.
   """
   index, count, by = options.host_index, options.num_hosts, 'flags'
   environment = os.environ
+  if index is None and count is None:
+    return 0, 1
+  if count is None:
+    raise UserError('--host_index needs --num_hosts')
+  known = ''
   if index is None and 'SLURM_ARRAY_TASK_ID' in environment:
     by = 'SLURM_ARRAY_TASK_ID'
-    first, step, known = (
+    first, step = (
       int(environment.get(f'SLURM_ARRAY_TASK_{name}', default))
-      for name, default in (('MIN', 0), ('STEP', 1), ('COUNT', 0))
+      for name, default in (('MIN', 0), ('STEP', 1))
     )
     index = (int(environment[by]) - first) // step
-    count = count or known or None
+    known = environment.get('SLURM_ARRAY_TASK_COUNT', '')
   elif index is None and 'JOB_COMPLETION_INDEX' in environment:
     by = 'JOB_COMPLETION_INDEX'
     index = int(environment[by])
-  if index is None and count is None:
-    return 0, 1
-  if index is None or count is None:
-    known = f' ({by} is {index})' if by != 'flags' else ''
+  if index is None:
     raise UserError(
-      f'give both of --host_index and --num_hosts, or none{known}'
+      f'--num_hosts={count} needs --host_index: this is no task of a SLURM '
+      'array and no pod of an indexed job'
     )
+  if count == 'auto' and not known:
+    raise UserError(
+      f'machine {index}, by {by}, is not told how many there are: give '
+      '--num_hosts a number'
+    )
+  count = known if count == 'auto' else count
+  if not count.isdecimal():
+    raise UserError(f'--num_hosts={count} is neither a number nor auto')
+  count = int(count)
   if not 0 <= index < count:
     raise UserError(
-      f'--host_index={index} is not one of --num_hosts={count}, which count '
-      'from 0'
+      f'machine {index}, by {by}, is not one of --num_hosts={count}, which '
+      'count from 0'
     )
   logging.info('machine %d of %d, by %s', index, count, by)
   return index, count
@@ -73,17 +94,19 @@ def spread(command: str, options: SimpleNamespace) -> None:
   """Has the shards written that are not there yet.
 
   Args:
-    command: Module of tools. Its `write(options, index, count)` writes what is
-      for machine `index` of `count`, and `name_shards(options)` names all.
+    command: Module of tools. Its `begin(options)` checks the options and
+      returns the `Work`.
     options: Of the command; they can be pickled.
 
   Raises:
     RuntimeError: Not all could be written by Beam.
     UserError: Beam is not installed, or the machine's number does not fit.
+    ValueError: What `begin` or the writing raises.
   """
-  module = importlib.import_module(f'vjepa_jax.tools.{command}')
   if options.engine == 'hosts':
-    module.write(options, *find_host(options))
+    host = find_host(options)
+    _, write = _begin(command, options)
+    write(*host)
     return
   try:
     import apache_beam as beam
@@ -92,29 +115,50 @@ def spread(command: str, options: SimpleNamespace) -> None:
     raise UserError(
       "--engine=beam needs Apache Beam: pip install -e '.[beam]'"
     ) from None
-  paths = module.name_shards(options)
-  storage.make_folder(options.output)
+  # In a process that ends before others need its accelerator.
+  with futures.ProcessPoolExecutor(
+    1, multiprocessing.get_context('spawn')
+  ) as pool:
+    paths = pool.submit(_check, command, options).result()
   missing = shards.find_missing(paths)
   logging.info('%d of %d shards are missing', len(missing), len(paths))
   arguments = PipelineOptions(shlex.split(options.beam))
   with beam.Pipeline(options=arguments) as pipeline:
     numbers = pipeline | beam.Create(missing) | beam.Reshuffle()
-    _ = numbers | beam.Map(_write_shard, command, options, len(paths))
+    pickled = pickle.dumps(options)
+    _ = numbers | beam.Map(_write_shard, command, pickled, len(paths))
   missing = shards.find_missing(paths)
   if missing:
     raise RuntimeError(
       f'{len(missing)} of {len(paths)} shards were not written, the first is '
       f'{paths[missing[0]]}; the log says why, run again to continue'
     )
+  # A machine that finds all written says what there is to say of the whole.
+  _, write = _begin(command, options)
+  write(0, 1)
 
 
-def _write_shard(
-  number: int, command: str, options: SimpleNamespace, count: int
-) -> None:
+def _begin(command: str, options: SimpleNamespace) -> Work:
+  """Checks the options of a command, and begins its work."""
+  return importlib.import_module(f'vjepa_jax.tools.{command}').begin(options)
+
+
+def _check(command: str, options: SimpleNamespace) -> list[str]:
+  """Checks the options of a command; returns the paths of the shards."""
+  return _begin(command, options)[0]
+
+
+@functools.lru_cache(1)
+def _begin_once(command: str, pickled: bytes) -> Work:
+  """Begins the work, once for all the shards that a worker writes."""
+  return _begin(command, pickle.loads(pickled))
+
+
+def _write_shard(number: int, command: str, pickled: bytes, count: int) -> None:
   """Writes a shard on a worker of Beam, as if each had a machine of its own."""
   try:
-    module = importlib.import_module(f'vjepa_jax.tools.{command}')
-    module.write(options, number, count)
+    _, write = _begin_once(command, pickled)
+    write(number, count)
   # What is wrong with one shard must not end the others.
   except Exception:
-    logging.exception('shard %d was not written', number)
+    logging.exception('of shard %d', number)

@@ -14,15 +14,15 @@ configs/probe.py trains on it.
 
 An interrupted run is continued by the same command and ends with the same
 files. Machines share the work, and --engine=beam hands it to Apache Beam, as
-vjepa_jax.tools.prepare says. Videos that cannot be read are listed with the
-reason beside their shard, and once all shards are there in
-OUTPUT/quarantine.jsonl.
+vjepa_jax.tools.prepare says; in a program that uses jax.distributed its hosts
+share it by themselves. Videos that cannot be read are listed with the reason
+beside their shard, and once all shards are there in OUTPUT/quarantine.jsonl.
 """
 
-import functools
 from types import SimpleNamespace
 
 from absl import logging
+import jax
 import jax.numpy as jnp
 
 from vjepa_jax.data import sources
@@ -79,29 +79,18 @@ def define_flags(define: SimpleNamespace) -> None:
   engine.add_flags(define)
 
 
-# A worker of Beam writes shard after shard of the same source.
-@functools.lru_cache(1)
-def _load(input: str, backbone: str, which: str, compute_dtype: str):
-  """Opens the source and loads the backbone."""
-  dtype = jnp.dtype(compute_dtype)
-  model = load(backbone, which=which, resize=False, dtype=dtype)
-  return sources.open_source(input), model
-
-
-def name_shards(options: SimpleNamespace) -> list[str]:
-  """Names all shards that the flags ask for."""
+def begin(options: SimpleNamespace) -> engine.Work:
+  """Begins what the flags say."""
   source = sources.open_source(options.input)
-  return extraction.name_shards(options.output, len(source), options.shards)
-
-
-def write(options: SimpleNamespace, host_index: int, num_hosts: int) -> None:
-  """Extracts as the flags say."""
-  source, model = _load(
-    options.input, options.backbone, options.which, options.compute_dtype
+  model = load(
+    options.backbone,
+    which=options.which,
+    resize=False,
+    dtype=jnp.dtype(options.compute_dtype),
   )
   clip = choose_options(options, model)
   logging.info('%d videos, clips: %s', len(source), clip)
-  num_videos, num_bad = extraction.extract(
+  paths, extract = extraction.start(
     source,
     options.output,
     model.encoder,
@@ -112,16 +101,23 @@ def write(options: SimpleNamespace, host_index: int, num_hosts: int) -> None:
     batch_size=options.batch_size,
     num_shards=options.shards,
     num_threads=options.num_threads,
-    host_index=host_index,
-    num_hosts=num_hosts,
   )
-  print(f'features of {num_videos - num_bad} videos are in {options.output}')
-  if num_bad:
-    print(f'left out {num_bad}, listed in *.jsonl there')
+
+  def write(host_index, num_hosts):
+    num_videos, num_bad = extract(host_index, num_hosts)
+    print(f'features of {num_videos - num_bad} videos are in {options.output}')
+    if num_bad:
+      print(f'left out {num_bad}, listed in *.jsonl there')
+
+  return paths, write
 
 
 def main(options: SimpleNamespace) -> None:
   """Has the shards written by this machine, or through Beam."""
+  alone = options.host_index is None and options.num_hosts is None
+  if alone and options.engine == 'hosts' and jax.process_count() > 1:
+    options.host_index = jax.process_index()
+    options.num_hosts = str(jax.process_count())
   engine.spread('extract', options)
 
 

@@ -12,10 +12,11 @@ such a data set at its own rate is what frame_step=4 is on 30 fps originals.
 Without them the files are stored unchanged, once they are seen to open.
 
 An interrupted run is continued by the same command. Several machines share the
-work if each is given --host_index and --num_hosts; the tasks of a SLURM array
-know them, and the pods of an indexed Kubernetes job the first:
+work if each is given --host_index and --num_hosts. The tasks of a SLURM array
+know both, and the pods of an indexed Kubernetes job the first:
 
-  sbatch --array=0-31 --wrap='python -m vjepa_jax.tools.prepare ...'
+  sbatch --array=0-31 --wrap='python -m vjepa_jax.tools.prepare ... \
+      --num_hosts=auto'
 
 --engine=beam hands a shard at a time to Apache Beam instead (pip install -e
 '.[beam]'), by default on the cores of this machine. The shards are the same to
@@ -42,14 +43,17 @@ import av
 import cv2
 import numpy as np
 
-from vjepa_jax.data import decode, shards, sources, storage
+from vjepa_jax.data import decode, readers, shards, sources, storage
 from vjepa_jax.data.encode import write_frames
-from vjepa_jax.data.readers import start_reader
 from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.shards import BadFile
 from vjepa_jax.tools import command, engine
 
 _CRF = 23
+# Why a file is left out, and how many in a row are for one and the same reason,
+# which is not in the files.
+_KILLS = 'kills its reader'
+_MAX_KILLERS = 5
 # Timestamps of videos that keep their own frame times.
 _TICKS_PER_SECOND = 90_000
 
@@ -83,6 +87,23 @@ def prepare(
     host_index, num_hosts: Which of the hosts that share the work this is.
 
   Raises:
+    RuntimeError: Worker processes die of something else than a video.
+    ValueError: The shards were begun with other options.
+  """
+  _, write = start(source, output, encoding, shard_size, num_workers)
+  write(host_index, num_hosts)
+
+
+def start(
+  source: sources.Source,
+  output: str,
+  encoding: Encoding | None,
+  shard_size: int,
+  num_workers: int,
+) -> engine.Work:
+  """Checks the arguments, those of `prepare`; returns what writes shards.
+
+  Raises:
     ValueError: The shards were begun with other options.
   """
   storage.make_folder(output)
@@ -95,27 +116,33 @@ def prepare(
   shards.check_options(os.path.join(output, 'prepare.json'), options)
   items = range(len(source))
   ranges = [items[i : i + shard_size] for i in items[::shard_size]]
-  own = range(host_index, len(ranges), num_hosts)
   paths = shards.name_shards(output, 'videos', len(ranges))
 
   def convert_shards(missing):
     records = (_read(source, i) for part in missing for i in part)
     results = _convert_all(records, encoding, num_workers)
+    results = _doubt_killers(results)
     return (itertools.islice(results, len(r)) for r in missing)
 
-  bad_files = os.path.join(output, 'bad_files.jsonl')
-  bad = shards.write_shards(paths, ranges, own, convert_shards, bad_files)
-  with concurrent.futures.ThreadPoolExecutor() as threads:
-    size = sum(threads.map(storage.measure, [paths[i] for i in own]))
-  logging.info(
-    'Wrote %d videos to %d shards in %s, %.1f MB in all.',
-    sum(len(ranges[i]) for i in own) - len(bad),
-    len(own),
-    output,
-    size / 1e6,
-  )
-  if bad:
-    logging.warning('Left out %d files, see %s.', len(bad), bad_files)
+  def write(host_index, num_hosts):
+    own = range(host_index, len(ranges), num_hosts)
+    bad_files = os.path.join(output, 'bad_files.jsonl')
+    bad = shards.write_shards(paths, ranges, own, convert_shards, bad_files)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+      size = sum(threads.map(storage.measure, [paths[i] for i in own]))
+    logging.info(
+      'Wrote %d videos to %d shards in %s, %.1f MB in all.',
+      sum(len(ranges[i]) for i in own) - len(bad),
+      len(own),
+      output,
+      size / 1e6,
+    )
+    if bad:
+      if num_hosts > 1:
+        bad_files = os.path.join(output, '*.bad.jsonl')
+      logging.warning('Left out %d files, see %s.', len(bad), bad_files)
+
+  return paths, write
 
 
 def _read(source: sources.Source, index: int) -> Record | BadFile:
@@ -159,24 +186,79 @@ def _convert_singly(
   function: Callable[[Record | BadFile], bytes | BadFile],
   pending: collections.deque[Record | BadFile],
 ) -> Iterator[bytes | BadFile]:
-  """Maps one record at a time, so that it shows which kill their process."""
+  """Maps one record at a time, so that it shows which kill their process.
+
+  Raises:
+    RuntimeError: Processes die of something else.
+  """
+  ends = []  # of the processes that died of the first one pending
   while pending:
     with _open_pool(1) as pool:
+      process = _find_process(pool)
       try:
         while pending:
           result = pool.submit(function, pending[0]).result()
           pending.popleft()
+          ends.clear()
           yield result
+        return
       except BrokenProcessPool:
-        reason = 'kills its reader: crashes the decoder, or fills the memory'
-        yield BadFile(pending.popleft().name, reason)
+        pass
+    ends.append(process.exitcode)
+    end = readers.describe_end(process.exitcode)
+    if readers.is_to_blame(ends):
+      yield BadFile(pending.popleft().name, f'{_KILLS}: {end}')
+      ends.clear()
+    elif len(ends) == readers.MAX_TRIES:
+      raise RuntimeError(
+        f'worker processes end by themselves, the last one: {end}'
+      )
+
+
+def _find_process(
+  pool: concurrent.futures.Executor,
+) -> multiprocessing.process.BaseProcess:
+  """Has the only process of a pool do nothing, and returns it.
+
+  Raises:
+    RuntimeError: It cannot do even that.
+  """
+  try:
+    number = pool.submit(os.getpid).result()
+  except BrokenProcessPool as error:
+    raise RuntimeError(
+      'no worker process can be started: is there memory for one, and does a '
+      "script do nothing when it is imported (if __name__ == '__main__')?"
+    ) from error
+  children = multiprocessing.active_children()
+  return next(child for child in children if child.pid == number)
+
+
+def _doubt_killers(
+  results: Iterable[bytes | BadFile],
+) -> Iterator[bytes | BadFile]:
+  """Passes results on, unless many in a row are said to kill their process.
+
+  Raises:
+    RuntimeError: They are.
+  """
+  count = 0
+  for result in results:
+    kills = isinstance(result, BadFile) and result.reason.startswith(_KILLS)
+    count = count + 1 if kills else 0
+    if count == _MAX_KILLERS:
+      raise RuntimeError(
+        f'{count} files in a row, the last {result.name}, seem to kill their '
+        f'reader ({result.reason}): something else must be wrong'
+      )
+    yield result
 
 
 def _open_pool(num_workers: int) -> concurrent.futures.Executor:
   return concurrent.futures.ProcessPoolExecutor(
     num_workers,
     multiprocessing.get_context('spawn'),
-    initializer=start_reader,
+    initializer=readers.start_reader,
     initargs=(math.inf,),
   )
 
@@ -260,28 +342,16 @@ def define_flags(define: SimpleNamespace) -> None:
   engine.add_flags(define)
 
 
-# A worker of Beam writes shard after shard of the same source.
-_open = functools.lru_cache(1)(sources.open_source)
-
-
-def name_shards(options: SimpleNamespace) -> list[str]:
-  """Names all shards that the flags ask for."""
-  count = -(-len(_open(options.input)) // options.shard_size)
-  return shards.name_shards(options.output, 'videos', count)
-
-
-def write(options: SimpleNamespace, host_index: int, num_hosts: int) -> None:
-  """Runs `prepare` as the flags say."""
+def begin(options: SimpleNamespace) -> engine.Work:
+  """Begins what the flags say."""
   encoding = Encoding(options.short_side, options.fps, options.gop or 8)
   reencodes = {options.short_side, options.fps, options.gop} != {None}
-  prepare(
-    _open(options.input),
+  return start(
+    sources.open_source(options.input),
     options.output,
     encoding if reencodes else None,
-    shard_size=options.shard_size,
-    num_workers=options.num_workers,
-    host_index=host_index,
-    num_hosts=num_hosts,
+    options.shard_size,
+    options.num_workers,
   )
 
 
