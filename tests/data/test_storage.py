@@ -86,6 +86,9 @@ def test_hosts_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
     storage.replace(path, 'theirs')
     pathlib.Path(ours).write_text('ours')
   assert path.read_text() == 'ours'
+  with storage.replacing(path) as ours:
+    pass  # as if removed by who had found the file there
+  assert path.read_text() == 'ours'
   with pytest.raises(KeyboardInterrupt), storage.replacing(path) as ours:
     pathlib.Path(ours).touch()
     raise KeyboardInterrupt

@@ -144,7 +144,9 @@ def replacing(path: Path) -> Iterator[str]:
     temporary = f'{os.fspath(path)}.{os.uname().nodename}-{os.getpid()}.tmp'
     try:
       yield temporary
-      os.replace(temporary, path)
+      # Who has seen that all is there may have removed what others had begun.
+      if os.path.exists(temporary) or not os.path.exists(path):
+        os.replace(temporary, path)
     finally:
       pathlib.Path(temporary).unlink(missing_ok=True)
     return

@@ -52,6 +52,8 @@ def find_host(options: SimpleNamespace) -> tuple[int, int]:
   index, count, by = options.host_index, options.num_hosts, 'flags'
   environment = os.environ
   if index is None and count is None:
+    if 'SLURM_ARRAY_TASK_ID' in environment:
+      logging.info('all is for this task; --num_hosts=auto shares it')
     return 0, 1
   if count is None:
     raise UserError('--host_index needs --num_hosts')
