@@ -82,9 +82,9 @@ def test_files(remote):
 def test_hosts_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
   path = tmp_path / 'file'
   with storage.replacing(path) as ours:
+    pathlib.Path(ours).write_text('ours')
     monkeypatch.setattr(os, 'getpid', lambda: 1)
     storage.replace(path, 'theirs')
-    pathlib.Path(ours).write_text('ours')
   assert path.read_text() == 'ours'
   with storage.replacing(path) as ours:
     pass  # as if removed by who had found the file there
