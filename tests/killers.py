@@ -52,6 +52,7 @@ class Killers:
 
   def __init__(self, source, replaced) -> None:
     self._source, self._replaced = source, replaced
+    self.path = source.path
 
   def __len__(self) -> int:
     return len(self._source)

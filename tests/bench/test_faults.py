@@ -22,10 +22,10 @@ def test_each_kind_of_damage_is_one(tmp_path):
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys):
-  (figure,) = limits.measure_mistakes(tmp_path, quick=True).values()
+  (figure,) = limits.measure_wrong_commands(tmp_path, quick=True).values()
   assert figure['tried'] == figure['good'] == 2
-  monkeypatch.setattr(limits, 'MISTAKES', ('train --list_configs',))
-  (figure,) = limits.measure_mistakes(tmp_path, quick=True).values()
+  monkeypatch.setattr(limits, 'WRONG_COMMANDS', ('train --list_configs',))
+  (figure,) = limits.measure_wrong_commands(tmp_path, quick=True).values()
   assert figure['tried'] == 1 and figure['good'] == 0
   assert 'not one line and exit code 2: train' in capsys.readouterr().err
 

@@ -103,7 +103,8 @@ def test_loads_names_labels_and_failures(toy_videos, tmp_path):
 
 
 def test_a_source_may_have_a_rate_and_frames_of_its_own(toy_videos):
-  record = sources.open_source(str(toy_videos))[3]
+  source = sources.Subset(sources.open_source(str(toy_videos)), [3])
+  record = source[0]
   own = clip.adapt_options(OPTIONS, {'path': 'a', 'fps': 5.0, 'frames': 2})
   assert (own.fps, own.frame_step, own.frames) == (5.0, None, 4)
   (found,) = clip.read_clips(record, own)
@@ -113,7 +114,7 @@ def test_a_source_may_have_a_rate_and_frames_of_its_own(toy_videos):
     dataclasses.replace(OPTIONS, distinct=4)
   )
   # What is drawn of a source is cut as it says.
-  loader = pipeline.SampleLoader(([record],) * 2, OPTIONS, (), 0)
+  loader = pipeline.SampleLoader((source,) * 2, OPTIONS, (), 0)
   rows = [loader(0, (i, 0))['video']['pixels'] for i in range(2)]
   np.testing.assert_array_equal(*rows)
   loader = dataclasses.replace(loader, source_options=(OPTIONS, own))

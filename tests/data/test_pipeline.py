@@ -231,6 +231,8 @@ def test_every_video_is_seen_once_an_epoch_in_a_new_order(toy_videos):
   original = loader.sources[0]
 
   class Spy:
+    path = original.path
+
     def __len__(self):
       return len(original)
 

@@ -16,6 +16,7 @@ from test_pipeline import OPTIONS, _assert_same, _loader, _take
 
 from vjepa_jax.data import readers, sources, storage
 from vjepa_jax.data.readers import find_killers, open_journal
+from vjepa_jax.data.video import DecodeError
 
 _KILLER, _ENDLESS, _ONCE = 3, 17, 8
 _BATCHES = 6  # all videos once
@@ -58,7 +59,8 @@ def test_what_kills_workers_is_excluded_and_nothing_else_changes(
   assert once.marker.exists()
   _assert_same(batches, expected)
   name = loader.sources[0][_KILLER].name
-  assert (tmp_path / 'exclude.txt').read_text() == f'{name}\n'
+  excluded = (tmp_path / 'exclude.txt').read_text()
+  assert excluded == f'{toy_videos}: {name}\n'
   (failure,) = [f for batch in batches for f in batch['failures'].tolist()]
   assert json.loads(failure) == [
     {'name': name, 'reason': 'excluded, it killed its reader'}
@@ -74,7 +76,8 @@ def test_what_never_comes_back_is_found_among_others(
   # What is ended from outside is not blamed.
   replaced = {_ENDLESS: Endless(b'v'), 5: Terminated(b'v')}
   loader = _make_loader(toy_videos, tmp_path, replaced)
-  names = [record.name for record in loader.sources[0]]
+  source = loader.sources[0]
+  names = [f'{source.path}: {record.name}' for record in source]
   notes = [(i, (0, key), names[key]) for i, key in enumerate((2, _ENDLESS, 5))]
   killers = find_killers(loader, notes)
   assert killers == {names[_ENDLESS]: 'which did not come back'}
@@ -106,20 +109,32 @@ def test_a_run_without_workers_dies_and_its_successor_goes_on(
   loader = _make_loader(toy_videos, tmp_path, {_KILLER: Killer(b'v')})
   batches = _take(loader, _BATCHES)
   name = loader.sources[0][_KILLER].name
-  assert (tmp_path / 'exclude.txt').read_text() == f'{name}\n'
+  excluded = (tmp_path / 'exclude.txt').read_text()
+  assert excluded == f'{toy_videos}: {name}\n'
   damaged = _make_loader(toy_videos, tmp_path, {_KILLER: b'no video'})
   _assert_same(batches, _take(damaged, _BATCHES))
 
 
 def test_a_note_is_there_while_a_video_is_read(tmp_path):
   journal = open_journal(str(tmp_path), 0)
-  with journal.reading('a "video".mp4', 7, (0, 5)):
+  with journal.reading('a "video".mp4', 'b', 7, (0, 5)):
     (note,) = pathlib.Path(journal.folder).iterdir()
     content = note.read_bytes()
   assert not note.read_bytes().startswith(content[:1])
   note.write_bytes(content)
-  assert journal.take() == [(7, (0, 5), 'a "video".mp4')]
+  assert journal.take() == [(7, (0, 5), 'b: a "video".mp4')]
   assert not journal.take()
+
+
+def test_equal_names_are_told_apart_by_their_source(tmp_path):
+  journal = open_journal(str(tmp_path), 0)
+  journal.exclude({'x: a.mp4': 'SIGSEGV', 'b.mp4': 'by hand'})
+  journal = open_journal(str(tmp_path), 0)
+  with journal.reading('a.mp4', 'y', 0, (1, 0)):
+    pass
+  for name, source in (('a.mp4', 'x'), ('b.mp4', 'y')):
+    with pytest.raises(DecodeError), journal.reading(name, source, 0, (0, 0)):
+      pass
 
 
 @pytest.mark.parametrize('address', ['{}', 'memory://journal{}'])

@@ -17,6 +17,7 @@ from variants import write_shard
 
 from vjepa_jax.data import records, shards, sources
 from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.features import holds_features
 from vjepa_jax.data.records import Record
 from vjepa_jax.data.video import DecodeError
 
@@ -266,9 +267,27 @@ def test_a_missing_shard_is_an_error(tmp_path):
   assert len(
     sources.open_source(str(tmp_path / 'v-00003-of-00005.array_record'))
   )
+  few = sources.open_source(str(tmp_path / 'v-0000[01]-of-*'))
+  assert len(few) == 2
+  with pytest.raises(ValueError, match='1 of 5 .*/v-00002-of-00005.arr'):
+    sources.open_source(str(tmp_path / 'v-0000[0-3]-of-00005.array_record'))
   shards.check_complete(['a-1-of-2', 'a-0-of-2', 'b-0-of-1', 'a-1-of-9/b'])
   with pytest.raises(ValueError, match='1 of 2 .* is b.array_record-1-of-2'):
     shards.check_complete(['b.array_record-0-of-2', 'c-1-of-2', 'c-0-of-2'])
+
+
+def test_one_record_says_what_shards_hold(tmp_path, monkeypatch):
+  record = records.pack(Record(b'v', 0, 'v.mp4'))
+  write_shard(tmp_path / 'v.array_record', [record] * 5)
+  read = []
+
+  def unpack(data):
+    read.append(data)
+    return records.unpack(data)
+
+  monkeypatch.setattr(sources, 'unpack', unpack)
+  assert not holds_features(str(tmp_path))
+  assert len(read) == 1
 
 
 def test_names_say_whether_it_is_the_same_data(tmp_path, folder):

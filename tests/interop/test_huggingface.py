@@ -13,6 +13,7 @@ from tiny_models import check_refused, make_weights
 
 from vjepa_jax.interop import huggingface
 from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import read_weights
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
 safetensors_numpy = pytest.importorskip(
@@ -365,8 +366,19 @@ def test_names_of_the_hub_fail_in_one_line(monkeypatch):
 
 def test_names_of_the_hub_are_downloaded(monkeypatch, folder):
   hub = pytest.importorskip('huggingface_hub')
-  monkeypatch.setattr(hub, 'snapshot_download', lambda *_, **__: str(folder))
-  assert huggingface.read_pretrained('someone/model').encoder.width == 48
+  asked = []
+
+  def download(name, **_):
+    asked.append(name)
+    return str(folder)
+
+  monkeypatch.setattr(hub, 'snapshot_download', download)
+  for name in ('facebook/model', 'hf://someone/model'):
+    assert read_weights(name).encoder.width == 48
+  # A folder that is not there is not asked of a stranger.
+  with pytest.raises(WeightsError, match='there is no folder runs/none'):
+    read_weights('runs/none')
+  assert asked == ['facebook/model', 'someone/model']
 
 
 @pytest.mark.parametrize(

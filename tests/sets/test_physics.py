@@ -1,6 +1,8 @@
 """The physics set: twins, manifests, and what gives nothing away."""
 
 import csv
+import itertools
+import time
 
 import numpy as np
 import pytest
@@ -51,6 +53,12 @@ def test_films_are_decoded_alike_up_to_the_violation(folder):
     assert len(possible) == len(impossible) == physics.FRAMES
     differs = (possible != impossible).any(axis=(1, 2, 3))
     assert differs.argmax() == pair.frame
+
+
+def test_a_film_may_take_long(folder, monkeypatch):
+  monkeypatch.setattr(time, 'thread_time', itertools.count(0, 100).__next__)
+  film = pairs.read_film(pairs.read_pairs(folder)[0].possible, physics.SIZE)
+  assert len(film) == physics.FRAMES
 
 
 def test_the_set_is_a_function_of_the_seed(folder, tmp_path):

@@ -156,7 +156,11 @@ def test_a_clip_in_pictures_and_clips_in_numbers(
 def test_without_a_decoder_there_are_features(backbone, toy_videos):
   video = toy_videos.parent / '0001.mp4'
   options = dict(hide='region', box='0,0,1,0.5')
-  _predict(backbone, video=video, gallery=toy_videos, **options)
+  # What comes first is written first.
+  with pytest.raises(FileNotFoundError):
+    _predict(
+      backbone, video=video, gallery=toy_videos, evaluate='/none', **options
+    )
   results = _read(backbone / 'predict')['video']
   assert results['hidden_tokens'] == 8 and results['gallery_clips'] == 24
   assert set(results['scores']['prediction']) == {'cosine', 'error'}

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -103,6 +104,7 @@ def run(tmp_path_factory):
   state = jax.jit(program.init)(jax.random.key(0))
   weights = Weights(program.objective.encoder, state.target)
   convert.write_workdir(workdir, weights)
+  config.attention = 'pallas'  # of a TPU, where reports are not made
   write_config(workdir, config)
 
   probe = workdir / 'probe' / 'seed_0'
@@ -122,6 +124,9 @@ def run(tmp_path_factory):
   # Files that are being written.
   (workdir / 'surprise').mkdir()
   (workdir / 'surprise' / 'results.json').write_text('{"accuracy": ')
+  os.symlink('nothing', workdir / 'surprise' / 'gone.png')
+  (workdir / 'rollout').mkdir()
+  (workdir / 'rollout' / 'results.json').write_bytes(b'\xff')
   whole = (probe / 'confusion_matrix.png').read_bytes()
   (workdir / 'surprise' / 'twins.png').write_bytes(whole[:100])
   failures = [

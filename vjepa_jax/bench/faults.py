@@ -241,7 +241,7 @@ def _as_step(path: Path) -> int:
 
 
 _MEASURES = (
-  limits.measure_mistakes,
+  limits.measure_wrong_commands,
   limits.measure_descriptors,
   limits.measure_memory,
   measure_clips,

@@ -22,7 +22,7 @@ _TRAIN = 'train --workdir={folder}/run'
 _SMALL = f'{_TRAIN} --config=configs/small.py --config.task=pretrain'
 _RUN = f'{_SMALL} --config.data.sources.videos.path={{videos}}'
 
-MISTAKES = (
+WRONG_COMMANDS = (
   # Flags.
   'train',
   'train --config=configs/small.py',
@@ -71,16 +71,16 @@ MISTAKES = (
 )
 
 
-def measure_mistakes(folder: Path, quick: bool) -> dict[str, Any]:
+def measure_wrong_commands(folder: Path, quick: bool) -> dict[str, Any]:
   """Gives commands with a mistake in each: one line, exit code 2."""
-  texts = MISTAKES[:16:8] if quick else MISTAKES
+  texts = WRONG_COMMANDS[:16:8] if quick else WRONG_COMMANDS
   videos = write_toy_videos(folder / 'videos', 24)
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': '2',
   }
 
-  def try_mistake(text):
+  def try_command(text):
     with tempfile.TemporaryDirectory(dir=folder) as empty:
       words = [w.format(videos=videos, folder=empty) for w in text.split()]
       command = [sys.executable, '-m', f'vjepa_jax.tools.{words[0]}']
@@ -100,7 +100,7 @@ def measure_mistakes(folder: Path, quick: bool) -> dict[str, Any]:
     return told and done.returncode == 2, seconds
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(try_mistake, texts))
+    found = list(pool.map(try_command, texts))
   for text, (good, _) in zip(texts, found, strict=True):
     if not good:
       print(f'not one line and exit code 2: {text}', file=sys.stderr)

@@ -175,7 +175,7 @@ def _read_usable(
       item = int(rng.integers(len(source)))
     try:
       record = source[item]
-      with loader.journal.reading(record.name, position, key):
+      with loader.journal.reading(record.name, source.path, position, key):
         return record, read(record, rng), failures
     except DecodeError as error:
       name = error.name or record.name

@@ -87,7 +87,7 @@ class Journal:
   Attributes:
     folder: Of the notes, on a local disk; without one none are made.
     exclude_file: Where names are added.
-    excluded: Names of videos.
+    excluded: Names of videos, `SOURCE: NAME`; a name alone is of any source.
   """
 
   folder: str = ''
@@ -96,25 +96,27 @@ class Journal:
 
   @contextlib.contextmanager
   def reading(
-    self, name: str, position: int, key: tuple[int, int]
+    self, name: str, source: str, position: int, key: tuple[int, int]
   ) -> Iterator[None]:
     """Notes a video while it is read.
 
     Args:
       name: Of the video.
+      source: Its path; in another there may be a video of the same name.
       position: Of the sample in the run.
       key: Source and index of the sample.
 
     Raises:
       DecodeError: The video is excluded.
     """
-    if name in self.excluded:
-      raise DecodeError('excluded, it killed its reader', name)
+    full_name = f'{source}: {name}'
+    if self.excluded & {full_name, name}:
+      raise DecodeError('excluded, it killed its reader')
     if not self.folder:
       yield
       return
     thread = threading.get_ident()
-    self._note(json.dumps([int(position), [int(k) for k in key], name]))
+    self._note(json.dumps([int(position), [int(k) for k in key], full_name]))
     _began[thread] = time.thread_time()
     try:
       yield

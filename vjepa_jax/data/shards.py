@@ -8,6 +8,7 @@ options alone, which are written down beside the shards and compared.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
+import fnmatch
 import functools
 import json
 import os
@@ -126,11 +127,12 @@ def _count_records(path: str) -> int:
     raise ValueError(f'cannot open the shards: {error}') from error
 
 
-def check_complete(paths: Sequence[str]) -> None:
+def check_complete(paths: Sequence[str], pattern: str = '*') -> None:
   """Raises ValueError if one of the shards `...-00000-of-00002...` is missing.
 
   Args:
     paths: Of all shards that were found; others have no such number.
+    pattern: Of the names of all that there should be.
   """
   found = collections.defaultdict(set)
   for stem, number, count, suffix in (
@@ -138,12 +140,19 @@ def check_complete(paths: Sequence[str]) -> None:
   ):
     found[stem, count, suffix].add(int(number))
   for (stem, count, suffix), numbers in found.items():
-    missing = sorted(set(range(int(count))) - numbers)
+    names = [
+      f'{stem}-{number:0{len(count)}d}-of-{count}{suffix}'
+      for number in sorted(set(range(int(count))) - numbers)
+    ]
+    missing = [
+      name
+      for name in names
+      if fnmatch.fnmatchcase(os.path.basename(name), pattern)
+    ]
     if missing:
-      first = f'{stem}-{missing[0]:0{len(count)}d}-of-{count}{suffix}'
       raise ValueError(
         f'{len(missing)} of {int(count)} shards are missing, the first is '
-        f'{first}: finish what wrote them by the same command'
+        f'{missing[0]}: finish what wrote them by the same command'
       )
 
 

@@ -8,6 +8,7 @@ of the loader receives one.
 import array
 from collections.abc import Iterable, Sequence
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -35,6 +36,8 @@ _NUM_PROBED_PATHS = 16
 
 class Source(Protocol):
   """Random access to records."""
+
+  path: str  # with the name of a record, which one it is of all
 
   def __len__(self) -> int: ...
 
@@ -86,7 +89,7 @@ def open_source(path: str, **options) -> Source:
   files = storage.list_files(path)  # once: remote folders may be large
   shards = _pick_shards(path, files)
   if shards:
-    return ArrayRecordSource(shards, **options)
+    return ArrayRecordSource(path, shards, **options)
   tars = sorted(file for file in files if file.lower().endswith('.tar'))
   if tars and not any(map(_has_video_extension, files)):
     extensions = VIDEO_EXTENSIONS | images.EXTENSIONS
@@ -97,10 +100,10 @@ def open_source(path: str, **options) -> Source:
 class _Named:
   """What is common to sources: they say what they are."""
 
-  _path: str
+  path: str
 
   def __repr__(self) -> str:
-    return f'{type(self).__name__}({self._path!r}, {len(self)} videos)'
+    return f'{type(self).__name__}({self.path!r}, {len(self)} videos)'
 
 
 class FolderSource(_Named):
@@ -112,7 +115,7 @@ class FolderSource(_Named):
 
   def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
     """Takes, or lists, the files below a folder or of a glob (`**` allowed)."""
-    self._path = path = os.fspath(path)
+    self.path = path = os.fspath(path)
     files = storage.list_files(path) if files is None else files
     found = sorted(filter(_has_video_extension, files))
     self._labels = None
@@ -140,7 +143,7 @@ class FolderSource(_Named):
     return _hash(f'{self._name(file)} {NO_LABEL}' for file in self._files)
 
   def _name(self, file: str) -> str:
-    name = file.removeprefix(self._path).lstrip(os.sep)
+    name = file.removeprefix(self.path).lstrip(os.sep)
     return name or os.path.basename(file)
 
 
@@ -154,7 +157,7 @@ class ManifestSource(_Named):
   """
 
   def __init__(self, path: str) -> None:
-    self._path = path = os.fspath(path)
+    self.path = path = os.fspath(path)
     labels = array.array('q')
 
     def read_paths():
@@ -162,7 +165,7 @@ class ManifestSource(_Named):
         labels.append(label)
         yield video
 
-    self._paths = _Strings(read_paths())
+    self.paths = _Strings(read_paths())
     self._labels = np.array(labels, np.int64)
     if not len(self):
       raise ValueError(f'manifest {path} lists no videos')
@@ -170,24 +173,24 @@ class ManifestSource(_Named):
     probed = range(0, len(self), -(-len(self) // _NUM_PROBED_PATHS))
     if not any(storage.exists(self[i].video) for i in probed):
       raise FileNotFoundError(
-        f'manifest {self._path}: {self[0].video} does not exist, nor do '
+        f'manifest {self.path}: {self[0].video} does not exist, nor do '
         'others that were looked up; paths are relative to the folder of '
         'the manifest'
       )
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(self.paths)
 
   def __getitem__(self, index: int) -> Record:
-    name = self._paths[index]
+    name = self.paths[index]
     video = name
     if not storage.is_remote(name):
-      video = os.path.join(os.path.dirname(self._path), name)
+      video = os.path.join(os.path.dirname(self.path), name)
     return Record(video, int(self._labels[index]), name)
 
   def hash_names(self) -> str:
     """Hashes the paths as they are written, and the labels."""
-    return _hash(map('{} {}'.format, self._paths, self._labels.tolist()))
+    return _hash(map('{} {}'.format, self.paths, self._labels.tolist()))
 
 
 class ArrayRecordSource(_Named):
@@ -196,26 +199,27 @@ class ArrayRecordSource(_Named):
   _KIND: type = Record
   _REFUSAL = 'the shards hold features of vjepa_jax.tools.extract, not videos'
 
-  def __init__(self, paths: str | Sequence[str]) -> None:
-    """Opens one shard, a glob, a folder of shards, or a list of shards.
+  def __init__(self, path: str, found: Sequence[str] | None = None) -> None:
+    """Opens one shard, a glob or a folder, of which the shards may be given.
 
     Raises:
       FileNotFoundError: There is no such shard.
       ValueError: A shard is damaged or holds something else, or some of a
         folder's or glob's shards are missing.
     """
-    if isinstance(paths, str | os.PathLike):
-      found = _pick_shards(os.fspath(paths), storage.list_files(paths))
-    else:
-      found = [os.fspath(path) for path in paths]
+    path = os.fspath(path)
+    if found is None:
+      found = _pick_shards(path, storage.list_files(path))
     if not found:
-      raise FileNotFoundError(f'no ArrayRecord shards match {paths}')
-    if found != [paths]:
-      check_complete(found)
+      raise FileNotFoundError(f'no ArrayRecord shards match {path}')
+    if found != [path]:
+      # A glob may choose some of the numbers.
+      is_glob = glob.has_magic(path) and not storage.is_folder(path)
+      check_complete(found, os.path.basename(path) if is_glob else '*')
     kind = RemoteShards if storage.is_remote(found[0]) else Shards
-    self._records, self._path = kind(found), found[0]
+    self._records, self.path = kind(found), found[0]
     if not len(self):
-      raise ValueError(f'the shards {paths} are empty')
+      raise ValueError(f'the shards {path} are empty')
     find_usable(self)
 
   def __len__(self) -> int:
@@ -228,12 +232,16 @@ class ArrayRecordSource(_Named):
       name = self._records.name(index)
       raise DecodeError(describe_error(error), name) from error
     if not isinstance(record, self._KIND):
-      raise DecodeError(self._REFUSAL, self._records.name(index))
+      raise _OtherKindError(self._REFUSAL, self._records.name(index))
     return record
 
   def hash_names(self) -> str:
     """Hashes the names of the shards."""
     return _hash(map(os.path.basename, self._records.paths))
+
+
+class _OtherKindError(DecodeError):
+  """A record that is no damaged one, but of another kind of shards."""
 
 
 def find_usable(source: Source) -> Record | VideoFeatures:
@@ -247,6 +255,8 @@ def find_usable(source: Source) -> Record | VideoFeatures:
       return source[index]
     except DecodeError as error:
       damage = error
+      if isinstance(error, _OtherKindError):
+        break  # so are all, and records of videos are large
   raise ValueError(f'{damage.name}: {damage}')
 
 
@@ -265,7 +275,7 @@ class TfdsSource(_Named):
     video_key: str = 'video',
     label_key: str = 'label',
   ) -> None:
-    self._path = f'{name}/{split}'
+    self.path = f'{name}/{split}'
     self._arguments = name, split, data_dir
     self._keys = video_key, label_key
     if not len(self):
@@ -301,7 +311,7 @@ class TfdsSource(_Named):
 
   def __getitem__(self, index: int) -> Record:
     video, label = self._keys
-    name = f'{self._path}[{index}]'
+    name = f'{self.path}[{index}]'
     try:
       example = self._examples[index]
       return Record(example[video], int(example.get(label, NO_LABEL)), name)
@@ -312,14 +322,14 @@ class TfdsSource(_Named):
 
   def hash_names(self) -> str:
     """Hashes the name of the data set, with its version, and of the split."""
-    return _hash([self._examples.dataset_info.full_name, self._path])
+    return _hash([self._examples.dataset_info.full_name, self.path])
 
 
 class Subset(_Named):
   """Some of the records of a source, in the order of the indices."""
 
   def __init__(self, source: Source, indices: Sequence[int]) -> None:
-    self._source, self._path = source, repr(source)
+    self._source, self.path = source, source.path
     self._indices = np.asarray(indices, np.int64)
 
   def __len__(self) -> int:

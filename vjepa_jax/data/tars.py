@@ -47,6 +47,7 @@ class TarSource(Sequence[Record]):
         number.
     """
     self._paths = list(paths)
+    self.path = self._paths[0]
     if storage.is_remote(self._paths[0]):
       raise UserError(
         f'{self._paths[0]}: tars have to be local, mount or copy them'
@@ -65,7 +66,7 @@ class TarSource(Sequence[Record]):
     self._name_ends = np.cumsum([len(name) for name in names])
 
   def __repr__(self) -> str:
-    return f'TarSource({self._paths[0]!r}, {len(self)} videos)'
+    return f'TarSource({self.path!r}, {len(self)} videos)'
 
   def __len__(self) -> int:
     return len(self._places)

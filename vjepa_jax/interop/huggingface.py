@@ -20,6 +20,7 @@ from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import Tensors, Weights, WeightsError
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
+SCHEME = 'hf://'  # of the Hub
 # What the models here have built in; transformers' defaults.
 _FIXED = {
   'hidden_act': 'gelu',
@@ -65,7 +66,7 @@ def read_pretrained(
 
   Args:
     name: A folder, or a name on the Hub, which is downloaded to the cache of
-      huggingface_hub.
+      huggingface_hub: `facebook/...`, or `hf://OWNER/NAME` of others.
     with_predictor: Read the predictor too.
 
   Raises:
@@ -120,14 +121,20 @@ def _find_folder(name: str | os.PathLike) -> Path:
   if folder.is_dir():
     return folder
   name = os.fspath(name)
-  if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name):
-    raise WeightsError(f'there is no folder {name}')
+  repository = name.removeprefix(SCHEME)
+  is_name = re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', repository)
+  # A mistyped folder may be the name of somebody's repository.
+  if not (is_name and name.startswith((SCHEME, 'facebook/'))):
+    raise WeightsError(
+      f'there is no folder {name} (models on the Hub: facebook/NAME, or of '
+      'others hf://OWNER/NAME)'
+    )
   try:
     import huggingface_hub
 
     patterns = ['*.json', '*.safetensors']
     return Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+      huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
     )
   except ImportError:
     raise WeightsError(

@@ -65,7 +65,7 @@ def load(
   Args:
     source: A workdir of pretraining, a Hugging Face folder, an official
       `.pth.tar` or `.pt` file, or a name on the Hub
-      (`facebook/vjepa2-vitl-fpc64-256`).
+      (`facebook/vjepa2-vitl-fpc64-256`, or `hf://OWNER/NAME` of others).
     which: 'target_encoder' (the EMA) or 'encoder', where the source has both.
     resize: Bring frames of other sizes to the resolution of training. Without
       it clips of any size are encoded as they are.
@@ -127,6 +127,8 @@ def read_weights(
     CheckpointError: The same, of a workdir.
   """
   path = epath.Path(source)
+  if os.fspath(source).startswith(huggingface.SCHEME):
+    return huggingface.read_pretrained(source, with_predictor=with_predictor)
   if storage.is_remote(path) and not (path / 'checkpoints').is_dir():
     with storage.local_copy(path) as copy:
       return read_weights(

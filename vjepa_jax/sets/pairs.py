@@ -1,6 +1,7 @@
 """Pairs of a possible and an impossible film, and films whole in memory."""
 
 import csv
+import math
 import os
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from vjepa_jax.data import storage
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.transforms import center_crop
+from vjepa_jax.data.video import Limits
 
 _NEEDED = ('file', 'pair', 'property', 'possible')
 
@@ -88,7 +90,8 @@ def read_film(path: str, resolution: int, frame_step: int = 1) -> np.ndarray:
   Raises:
     DecodeError: The film cannot be read.
   """
-  with open_video(path) as video:
+  # A long film takes long; nothing waits for it.
+  with open_video(path, Limits(seconds=math.inf)) as video:
     frames = range(0, video.num_frames, frame_step)
     box = center_crop(video.height, video.width)
     return video.read(frames, box, (resolution, resolution))

@@ -206,16 +206,17 @@ def _report(
     'clips': len(decoded),
     'held_out': is_held_out,
   }
-  picture = run.workdir / 'decoder.png'
-  if jax.process_index() == 0:
-    pictures.draw_reconstructions(
-      picture, held_out.videos, decoded, held_out.encoder.tubelet[0]
-    )
   ours, colour = results['decoded_psnr'], results['mean_colour_psnr']
   text = (
     f'PSNR of {len(decoded)} {"held-out" if is_held_out else "seen"} clips '
     f'decoded from their features: {ours["mean"]:.2f} dB (mean colour of the '
     f'clip: {colour["mean"]:.2f} dB)'
   )
-  report(run.workdir, results, text, [picture])
+  report(run.workdir, results, text)
+  if jax.process_index() == 0:
+    picture = run.workdir / 'decoder.png'
+    pictures.draw_reconstructions(
+      picture, held_out.videos, decoded, held_out.encoder.tubelet[0]
+    )
+    print(f'picture: {picture}')
   return results

@@ -90,8 +90,8 @@ def probe(
     'random_init': config.random_init,
     'seconds': time.perf_counter() - start,
   }
-  drawn = _draw(run.workdir, selection, state, test, results, tested)
-  report(run.workdir, results, _format(results), drawn)
+  report(run.workdir, results, _format(results))
+  _draw(run.workdir, selection, state, test, results, tested)
   return results
 
 
@@ -215,24 +215,23 @@ def _draw(
   test: sources.Source,
   results: dict[str, Any],
   tested: classification.Predictions,
-) -> list[epath.Path]:
-  """Draws confusions, and where the selected probe looks."""
+) -> None:
+  """Draws confusions, and where the selected probe looks; prints paths."""
   best = results['grid'].index(results['selected'])
   few = sources.Subset(test, np.arange(min(_LOOKED_AT, len(test))))
   attention = selection.attend(state, best, few)
   if jax.process_index():
-    return []
-  drawn = [workdir / 'confusion.png']
+    return
+  path = workdir / 'confusion.png'
   predicted = tested.outputs.argmax(axis=-1)
-  pictures.draw_confusion(
-    drawn[0], tested.labels, predicted, results['classes']
-  )
+  pictures.draw_confusion(path, tested.labels, predicted, results['classes'])
+  print(f'picture: {path}')
   if attention is not None:
     videos, weights, labels = attention
     titles = [f'class {label}' for label in labels]
-    drawn.append(workdir / 'attention.png')
-    pictures.draw_attention(drawn[1], videos, weights, titles)
-  return drawn
+    path = workdir / 'attention.png'
+    pictures.draw_attention(path, videos, weights, titles)
+    print(f'picture: {path}')
 
 
 def _format(results: dict[str, Any]) -> str:

@@ -91,10 +91,19 @@ def quickstart(
     'effective_rank': diagnosed['effective_rank'],
     'seconds': seconds,
   }
+  text = (
+    f'{baselines.format_table(scores, len(train.labels), few)}\n'
+    f'target std {results["target_std"]:.3f}, effective rank '
+    f'{results["effective_rank"]:.1f} of {encoder.width}\n'
+    f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
+    f'{seconds["total"]:.0f} s without downloads'
+  )
+  report(workdir, results, text)
+  picture = workdir / 'report.png'
   shown = test.videos[:32]
   masks = pretraining.make_loader(config).mask_samplers
   pictures.draw_report(
-    workdir / 'report.png',
+    picture,
     videos=shown[:2],
     masks={
       name: sampler(np.random.default_rng(config.seed))
@@ -107,14 +116,7 @@ def quickstart(
     grid=get_grid(config),
     metrics=metrics,
   )
-  text = (
-    f'{baselines.format_table(scores, len(train.labels), few)}\n'
-    f'target std {results["target_std"]:.3f}, effective rank '
-    f'{results["effective_rank"]:.1f} of {encoder.width}\n'
-    f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
-    f'{seconds["total"]:.0f} s without downloads'
-  )
-  report(workdir, results, text, [workdir / 'report.png'])
+  print(f'picture: {picture}')
   return results
 
 

@@ -1,6 +1,6 @@
 """What all tasks share: a run, from its devices to its last step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
@@ -275,17 +275,13 @@ def write_config(
   storage.replace(path, text + '\n')
 
 
-def report(
-  workdir: epath.Path,
-  results: dict[str, Any],
-  text: str,
-  pictures: Sequence[epath.Path] = (),
-) -> None:
-  """Writes `results.json`, and prints what is said of it; by one host."""
+def report(workdir: epath.Path, results: dict[str, Any], text: str) -> None:
+  """Writes `results.json`, and prints what is said of it; by one host.
+
+  Pictures are drawn after it: results outlive what fails there.
+  """
   if jax.process_index():
     return
   path = workdir / 'results.json'
   storage.replace(path, json.dumps(results, indent=2) + '\n')
   print(f'{text}\nresults: {path}')
-  for picture in pictures:
-    print(f'picture: {picture}')

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 from etils import epath
 
+from vjepa_jax.data import storage
 from vjepa_jax.errors import UserError
 from vjepa_jax.tools import command
 from vjepa_jax.world.masks import HIDDEN
@@ -81,9 +82,10 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   results = json.loads(path.read_text()) if path.exists() else {}
   if options.video is not None:
     results['video'] = session.predict_video(output)
+    storage.replace(path, json.dumps(results, indent=2) + '\n')
   if options.evaluate is not None:
     results['evaluation'] = session.evaluate()
-  path.write_text(json.dumps(results, indent=2) + '\n')
+    storage.replace(path, json.dumps(results, indent=2) + '\n')
   print(f'results: {path}')
 
 

@@ -73,6 +73,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
   config = samples = features = None
   if values and pretraining:
     config = ConfigDict(_freeze(values))
+    config.attention = 'auto'  # that of the run may not be for a CPU
     samples = try_to('masks and features', _load_clips, config)
   if samples and encode:
     features = try_to('features', _draw_features, workdir, config, samples)
@@ -81,7 +82,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
     config and try_to('the data', _describe_data, config),
     metrics and try_to('progress', _describe_progress, config, metrics),
   ]
-  now = datetime.datetime.now()
+  made = datetime.datetime.now()
   written = metrics and (workdir / 'metrics.jsonl').stat().mtime
   others = charts.group_rest(metrics, CURVES)
   without = _OVERVIEWS if features else _OVERVIEWS[:1]
@@ -89,8 +90,8 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
     {
       'name': workdir.name or workdir.absolute().name,
       'workdir': str(workdir),
-      'written': written and _format_time(now.fromtimestamp(written)),
-      'made': _format_time(now),
+      'written': written and _format_time(made.fromtimestamp(written)),
+      'made': _format_time(made),
       'health': _judge(metrics) if metrics and pretraining else None,
       'waiting': config is not None and not metrics,
       'sentences': list(filter(None, sentences)),

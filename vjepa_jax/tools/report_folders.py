@@ -57,7 +57,9 @@ def try_to(what: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def read_json(path: epath.Path) -> Any:
   """Reads a JSON file; None if it is missing, or only half written."""
-  return try_to(path, json.loads, path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  return try_to(path, lambda: json.loads(path.read_text()))
 
 
 def read_sections(workdir: epath.Path) -> Iterator[Section]:
@@ -106,18 +108,21 @@ def _read_pictures(
   found = sorted(
     child
     for child in path.iterdir()
-    if report.is_picture(child.name) and child.name not in without
+    if report.is_picture(child.name)
+    and child.name not in without
+    and child.is_file()  # and no link to nothing
   )
   # A film that is there as GIF and MP4 is shown once.
   stems = {child.stem for child in found if child.suffix == '.gif'}
   found = [c for c in found if c.suffix != '.mp4' or c.stem not in stems]
   small = [c for c in found if c.stat().length <= _MAX_BYTES][:_MAX_PICTURES]
-  pictures = [
-    try_to(c, report.embed, c.read_bytes(), c.name, report.name(c.stem))
-    for c in small
-  ]
+  pictures = [try_to(child, _embed, child) for child in small]
   left_out = [child.name for child in found if child not in small]
   return list(filter(None, pictures)), left_out
+
+
+def _embed(path: epath.Path) -> report.Picture:
+  return report.embed(path.read_bytes(), path.name, report.name(path.stem))
 
 
 def read_quarantine(workdir: epath.Path) -> dict[str, Any] | None:
@@ -125,7 +130,7 @@ def read_quarantine(workdir: epath.Path) -> dict[str, Any] | None:
   failures = [
     failure
     for path in sorted(workdir.glob('quarantine*.jsonl'))
-    for line in path.read_text().splitlines()
+    for line in (try_to(path, path.read_text) or '').splitlines()
     if (failure := try_to(path, json.loads, line))
   ]
   if not failures:

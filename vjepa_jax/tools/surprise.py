@@ -87,8 +87,8 @@ class Session:
         'films as --reference'
       ) from None
     order = np.random.default_rng(0).permutation(len(source))
-    chosen = sorted(order[: options.num_reference])
-    films = self.read_films([source[int(i)].video for i in chosen])
+    indices = sorted(order[: options.num_reference])
+    films = self.read_films([source[int(i)].video for i in indices])
     return list(films.values())
 
   def score_films(self, pairs: Sequence[Pair]) -> tuple[dict, list[Panel]]:
