@@ -12,6 +12,7 @@ import vjepa_jax
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.interop.load import read_weights
+from vjepa_jax.tasks import finetune as task
 from vjepa_jax.tasks.finetune import finetune
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
@@ -66,6 +67,9 @@ def test_a_resumed_run_gives_the_same_numbers(
   monkeypatch.setattr(loop.Preemption, 'reached', lambda self, step: step == 17)
   assert finetune(config, tmp_path) is None
   monkeypatch.undo()
+  # The run of the backbone, which is read once, may have gone on.
+  later = {'backbone': 'random init', 'fingerprint': 'later'}
+  monkeypatch.setattr(task, 'describe_backbone', lambda *_: later)
   results = finetune(config, tmp_path)
   workdir, expected = run
   measured = ('seconds', 'clips_per', 'data_wait', 'goodput', 'share_')
@@ -132,5 +136,10 @@ def test_mistakes_fail_early(config, tmp_path, changes, message):
 def test_videos_without_labels_are_named(config, toy_videos, tmp_path):
   config = config.copy_and_resolve_references()
   config.data.train = str(toy_videos.parent)
+  # Reading all labels takes long: what else is wrong is said before.
+  wrong = config.copy_and_resolve_references()
+  wrong.data.batch_size = 12
+  with pytest.raises(ValueError, match='a batch of 12 clips'):
+    finetune(wrong, tmp_path)
   with pytest.raises(ValueError, match='0000.mp4 has no label'):
     finetune(config, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import cv2
 import jax
@@ -12,10 +13,13 @@ from configs import probe as recipe
 from vjepa_jax.data import pipeline, sources, transforms
 from vjepa_jax.evaluation import extraction
 from vjepa_jax.interop.layout import Weights
+from vjepa_jax.interop.load import read_weights
 from vjepa_jax.models import zoo
 from vjepa_jax.tasks import probe as task
 from vjepa_jax.tools import convert
 from vjepa_jax.training import loop
+from vjepa_jax.training.checkpoint import Checkpoints, read_model
+from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.telemetry import read_metrics
 
 
@@ -110,18 +114,30 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
   backbone, splits, finished, tmp_path
 ):
   workdir, results = finished
-  config = _make_config(backbone, splits)
+  own = shutil.copytree(backbone, tmp_path / 'backbone')
+  config = _make_config(own, splits)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Preemption, 'reached', lambda self, step: step == 4)
     assert task.probe(config, tmp_path) is None
+  # The run of the backbone goes on meanwhile.
+  step, model = read_model(own)
+  params = read_weights(own).encoder_params
+  params = jax.tree.map(lambda x: 2 * jax.numpy.asarray(x), params)
+  state = TrainState(step + 1, {'encoder': params}, params, None)
+  checkpoints = Checkpoints(own, every_steps=1, keep=2, model=model)
+  checkpoints.save(step + 1, state, {'samples': 0})
+  checkpoints.close()
   resumed = task.probe(config, tmp_path)
-  for name in set(results) - {'seconds'}:
+  for name in set(results) - {'seconds', 'backbone'}:
     assert resumed[name] == results[name], name
   losses, expected = (
     {m['step']: m['loss'] for m in read_metrics(path) if 'loss' in m}
     for path in (tmp_path, workdir)
   )
   assert losses == expected
+  shutil.rmtree(own / 'checkpoints' / str(step))
+  with pytest.raises(ValueError, match=f'no longer holds step {step}'):
+    task.probe(config, tmp_path)
 
 
 def test_a_run_stays_on_its_backbone(backbone, splits, finished):

@@ -112,6 +112,7 @@ def read_weights(
   *,
   which: str = 'target_encoder',
   with_predictor: bool = True,
+  step: int | None = None,
   **options: Any,
 ) -> Weights:
   """Reads models and parameters from any source that `load` takes.
@@ -119,6 +120,7 @@ def read_weights(
   Args:
     source, which: See `load`.
     with_predictor: Read the predictor too.
+    step: Of a workdir, which checkpoint; None for the newest.
     **options: positions, num_heads and predictor_heads of an official file,
       see `pytorch.read_checkpoint`.
 
@@ -150,7 +152,7 @@ def read_weights(
   if given:
     raise WeightsError(f'{given[0]} is for official files, {source} is none')
   if (path / 'checkpoints').is_dir():
-    return _read_workdir(path, which, with_predictor)
+    return _read_workdir(path, which, with_predictor, step)
   if path.is_dir() and not (path / 'config.json').exists():
     raise WeightsError(
       f'{source} is neither a workdir (it has no checkpoints/) nor a Hugging '
@@ -160,12 +162,13 @@ def read_weights(
 
 
 def _read_workdir(
-  path: epath.Path, which: str, with_predictor: bool
+  path: epath.Path, which: str, with_predictor: bool, step: int | None
 ) -> Weights:
-  """Reads the newest checkpoint of a run of pretraining or fine-tuning."""
+  """Reads a checkpoint of a run of pretraining or fine-tuning."""
   if which not in ('target_encoder', 'encoder'):
     raise WeightsError(f'{path} has target_encoder and encoder, not {which}')
-  step, fields = checkpoint.read_model(path)
+  newest, fields = checkpoint.read_model(path)
+  step = newest if step is None else step
   models = {
     name: _rebuild(fields, name, path)
     for name in _KINDS

@@ -25,6 +25,7 @@ from vjepa_jax.world.model import WorldModel
 def load_world_model(
   source: str | os.PathLike,
   *,
+  step: int | None = None,
   positions: str | None = None,
   predictor_heads: int | None = None,
 ) -> WorldModel:
@@ -37,6 +38,7 @@ def load_world_model(
   Args:
     source: A workdir of pretraining, a Hugging Face folder or name, or an
       official file.
+    step: Of a workdir, which checkpoint; None for the newest.
     positions, predictor_heads: Of an official file, see
       `pytorch.read_checkpoint`.
 
@@ -47,6 +49,7 @@ def load_world_model(
   online = read_weights(
     source,
     which='encoder',
+    step=step,
     positions=positions,
     predictor_heads=predictor_heads,
   )
@@ -60,7 +63,9 @@ def load_world_model(
   if objective['targets'] == 'frozen':
     target_encoder, target = _load_teacher(source)
   else:
-    averaged = read_weights(source, positions=positions, with_predictor=False)
+    averaged = read_weights(
+      source, positions=positions, with_predictor=False, step=step
+    )
     target_encoder, target = averaged.encoder, averaged.encoder_params
   clip = config.get('clip', {})
   attention = choose_attention(jax.devices()[0].platform, jnp.float32)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -14,7 +15,11 @@ from vjepa_jax.models import zoo
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
-from vjepa_jax.training.checkpoint import hash_params
+from vjepa_jax.training.checkpoint import (
+  CheckpointError,
+  hash_params,
+  read_model,
+)
 
 
 def open_split(config: ConfigDict, name: str) -> sources.Source:
@@ -27,15 +32,35 @@ def open_split(config: ConfigDict, name: str) -> sources.Source:
   return sources.open_source(config.data[name])
 
 
-def read_backbone(config: ConfigDict) -> Weights:
+def choose_step(config: ConfigDict, workdir: epath.PathLike) -> int | None:
+  """Chooses a checkpoint of the backbone, for all of a run the same.
+
+  The run of the backbone may go on: a run that resumes takes the step that it
+  was started on. None of a backbone that is no workdir.
+  """
+  path = config.backbone
+  if not path or not (epath.Path(path) / 'checkpoints').is_dir():
+    return None
+  try:
+    _, model = read_model(workdir)
+  except CheckpointError:
+    model = {}  # The run starts.
+  if model.get('backbone') == path and 'backbone_step' in model:
+    return model['backbone_step']
+  return read_model(path)[0]
+
+
+def read_backbone(config: ConfigDict, step: int | None = None) -> Weights:
   """Reads the backbone, and fills in what the config leaves to it.
+
+  Of a workdir the checkpoint of a step, None for the newest.
 
   Raises:
     ValueError: The backbone cannot be used, or does not say what is asked.
   """
   if config.backbone:
     backbone = read_weights(
-      config.backbone, which=config.which, with_predictor=False
+      config.backbone, which=config.which, with_predictor=False, step=step
     )
   else:
     backbone = Weights(zoo.build_encoder(**config.encoder))
@@ -55,7 +80,9 @@ def read_backbone(config: ConfigDict) -> Weights:
   return backbone
 
 
-def describe_backbone(config: ConfigDict, params: Any) -> dict[str, str]:
+def describe_backbone(
+  config: ConfigDict, params: Any, step: int | None = None
+) -> dict[str, Any]:
   """Says which backbone a run is on, for `Session.open` to compare.
 
   `params` are those of the encoder, None for untrained ones. The fingerprint
@@ -63,7 +90,11 @@ def describe_backbone(config: ConfigDict, params: Any) -> dict[str, str]:
   """
   if params is None:
     return {'backbone': 'random init', 'fingerprint': f'seed {config.seed}'}
-  return {'backbone': config.backbone, 'fingerprint': hash_params(params)}
+  return {
+    'backbone': config.backbone,
+    'backbone_step': step,
+    'fingerprint': hash_params(params),
+  }
 
 
 def place_encoder(

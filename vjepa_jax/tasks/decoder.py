@@ -18,7 +18,7 @@ from vjepa_jax.interop.world import load_world_model
 from vjepa_jax.models.decoder import FeatureDecoder
 from vjepa_jax.plots import prediction as pictures
 from vjepa_jax.progress import make_bar
-from vjepa_jax.tasks.backbone import describe_backbone, place
+from vjepa_jax.tasks.backbone import choose_step, describe_backbone, place
 from vjepa_jax.tasks.program import get_compute, make_program, make_schedules
 from vjepa_jax.tasks.session import (
   Session,
@@ -46,13 +46,14 @@ def train_decoder(
   Writes `results.json` and `decoder.png`.
   """
   config = prepare(config, workdir)
-  world = _load_world(config)
+  step = choose_step(config, workdir)
+  world = _load_world(config, step)
   loader = _make_loader(config, world)
   run = Session(config, workdir, loader, profile_steps)
   models = _build(config, run.mesh, world)
   clip = loader.options
   grid = world.get_grid((1, clip.frames, clip.resolution, clip.resolution, 3))
-  backbone = describe_backbone(config, world.params['target'])
+  backbone = describe_backbone(config, world.params['target'], step)
   space = _measure_or_read(config, run, world, backbone['fingerprint'])
   frozen = decoding.pack_frozen(world, space)
   program = make_program(
@@ -85,7 +86,7 @@ def train_decoder(
   return _report(run, held_out, state.target, is_held_out)
 
 
-def _load_world(config: ConfigDict) -> WorldModel:
+def _load_world(config: ConfigDict, step: int | None) -> WorldModel:
   """Loads the backbone; its predictions must be features of whole clips."""
   path = config.backbone
   if not path:
@@ -93,7 +94,7 @@ def _load_world(config: ConfigDict) -> WorldModel:
       'config.backbone is empty: give a workdir of pretraining, a Hugging Face '
       'folder or an official file'
     )
-  world = load_world_model(path)
+  world = load_world_model(path, step=step)
   if world.targets == 'pixels':
     raise ValueError(f'{path} predicts pixels: there is nothing to decode')
   if world.target_view == 'targets':

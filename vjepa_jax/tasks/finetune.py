@@ -48,12 +48,14 @@ def finetune(
   config = prepare(config, workdir)
   train, test = (open_split(config, name) for name in ('train', 'test'))
   backbone = read_backbone(config)
-  num_classes = config.num_classes or count_classes(train, test)
   options = pipeline.ClipOptions(**config.clip)
   loader = pipeline.SampleLoader(
-    (train,), options, (), config.seed, num_classes
+    (train,), options, (), config.seed, config.num_classes
   )
   run = Session(config, workdir, loader, profile_steps)
+  # Takes long: what is quickly found to be wrong has been.
+  num_classes = config.num_classes or count_classes(train, test)
+  run.loader = dataclasses.replace(loader, num_classes=num_classes)
   program = _build_program(config, backbone.encoder, num_classes, run)
   classifier = program.objective
   evaluate, results = _make_evaluate(config, classifier, run.mesh, test)

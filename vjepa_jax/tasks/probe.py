@@ -22,6 +22,7 @@ from vjepa_jax.models.encoder import Encoder, check_layers
 from vjepa_jax.models.probe import AttentiveProbe, LinearProbe
 from vjepa_jax.plots import training as pictures
 from vjepa_jax.tasks.backbone import (
+  choose_step,
   count_classes,
   describe_backbone,
   open_split,
@@ -50,10 +51,13 @@ def probe(
   start = time.perf_counter()
   config = prepare(config, workdir)
   train, validation, test = _open_splits(config)
-  backbone = read_backbone(config)
-  num_classes = config.num_classes or count_classes(train, validation, test)
-  loader, options = _make_loader(config, train, num_classes)
+  step = choose_step(config, workdir)
+  backbone = read_backbone(config, step)
+  loader, options = _make_loader(config, train)
   run = Session(config, workdir, loader, profile_steps)
+  # Takes long: what is quickly found to be wrong has been.
+  num_classes = config.num_classes or count_classes(train, validation, test)
+  run.loader = dataclasses.replace(loader, num_classes=num_classes)
   program = _build_program(config, backbone.encoder, num_classes, run)
   grid = program.objective
   selection = Selection(
@@ -68,7 +72,7 @@ def probe(
   params = None if config.random_init else backbone.encoder_params
   places = program.shardings.frozen
   frozen = place_encoder(grid.encoder, params, config.seed, places)
-  model = describe_backbone(config, params)
+  model = describe_backbone(config, params, step)
   state = run.open(program, model).replace(frozen=frozen)
   del frozen  # donated with the state
   logging.info('%d probes of %d classes', len(grid.points), num_classes)
@@ -132,18 +136,19 @@ def _open_splits(config: ConfigDict) -> list[sources.Source]:
 
 
 def _make_loader(
-  config: ConfigDict, train: sources.Source, num_classes: int
+  config: ConfigDict, train: sources.Source
 ) -> tuple[Any, pipeline.ClipOptions | None]:
   """Makes the loader of training clips, and says how test clips are cut.
 
   Of features, which are cut already, it loads those; then None says how.
   """
   if holds_features(config.data.train):
-    return pipeline.FeatureLoader((train,), config.seed, num_classes), None
+    loader = pipeline.FeatureLoader((train,), config.seed, config.num_classes)
+    return loader, None
   options = pipeline.ClipOptions(**config.clip)
   options = dataclasses.replace(options, num_clips=config.segments)
   loader = pipeline.SampleLoader(
-    (train,), options, (), config.seed, num_classes
+    (train,), options, (), config.seed, config.num_classes
   )
   return loader, dataclasses.replace(options, views=config.views)
 

@@ -81,7 +81,8 @@ class Session:
     self.steps_per_epoch = num_videos / config.data.batch_size
     self.total_steps = get_steps(config, 'total', self.steps_per_epoch)
     self.resumed = False  # whether `open` found a checkpoint of this run
-    self._config, self._loader = config, loader
+    self._config = config
+    self.loader = loader  # may be replaced by one that reads the same
     # Where a probe sees several segments together, batches count videos.
     self._clips_per_step = config.data.batch_size * config.get('segments', 1)
     self._profile_steps = profile_steps
@@ -113,7 +114,7 @@ class Session:
     self.resumed = restored is not None
     if self.resumed:
       state, self._progress = restored
-      self._check_backbone(self._progress['model'])
+      self._check_backbone(self._progress['model'], program)
       check_data(
         self._progress['data'],
         self._data,
@@ -173,7 +174,7 @@ class Session:
         sharding.shard_batch(self.mesh),
         Quarantine(self.workdir),
         position=position,
-        samples_per_batch=self._clips_per_step // self._loader.num_clips,
+        samples_per_batch=self._clips_per_step // self.loader.num_clips,
       )
       stack.callback(feed.close)
       telemetry = Telemetry(
@@ -213,7 +214,7 @@ class Session:
     weights = [s.weight for s in data.get('sources', {}).values()]
     journal = open_journal(str(self.workdir), jax.process_index())
     return pipeline.make_batches(
-      dataclasses.replace(self._loader, journal=journal),
+      dataclasses.replace(self.loader, journal=journal),
       weights=weights or [1.0],
       batch_size=self._clips_per_step,
       position=position,
@@ -224,15 +225,19 @@ class Session:
       read_ahead=data.read_ahead,
     )
 
-  def _check_backbone(self, before: dict[str, Any]) -> None:
+  def _check_backbone(self, before: dict[str, Any], program: Program) -> None:
     """Raises ValueError if a run goes on from another backbone than its own."""
-    now = self._model or {}
-    mark = now.get('fingerprint')
-    if before.get('fingerprint', mark) != mark:
+    model = self._model or {}
+    mark, name = model.get('fingerprint'), model.get('backbone')
+    # What is trained is read once; where it is from, it may have gone on.
+    read_once = (
+      program.abstract.frozen is None and before.get('backbone') == name
+    )
+    if before.get('fingerprint', mark) != mark and not read_once:
       raise ValueError(
         f'{self.workdir} was started on {before["backbone"]}, and '
-        f'{now.get("backbone")} is another backbone or another checkpoint of '
-        'it: use another --workdir'
+        f'{name} is another backbone or another checkpoint of it: use another '
+        '--workdir'
       )
 
   def _check_steps(self, start_step: int) -> None:

@@ -216,7 +216,7 @@ def restore(
 
 def check_data(
   before: Mapping[str, str] | None,
-  now: Mapping[str, str],
+  data: Mapping[str, str],
   step: int,
   accepted: bool,
 ) -> None:
@@ -225,11 +225,11 @@ def check_data(
   Raises:
     CheckpointError: It is another, and that is not accepted.
   """
-  before = before or now
+  before = before or data
   changes = [
-    f'{name} was {before.get(name)} and is {now.get(name)}'
-    for name in sorted({*before, *now})
-    if before.get(name) != now.get(name)
+    f'{name} was {before.get(name)} and is {data.get(name)}'
+    for name in sorted({*before, *data})
+    if before.get(name) != data.get(name)
   ]
   if not changes:
     return
