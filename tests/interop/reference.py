@@ -28,12 +28,15 @@ def sincos_table(grid, dim):
   return torch.tensor(np.array(rows), dtype=torch.float32)
 
 
-def turn(x, ids, grid, tiled):
-  """3-D RoPE of x [B, heads, N, d]; `tiled` as in the released weights."""
+def turn(x, ids, grid, tiled, rescaled=False):
+  """3-D RoPE of x [B, heads, N, d]; `tiled` as in V-JEPA 2's weights."""
   axis_dim = 2 * (x.shape[-1] // 3 // 2)
   half = axis_dim // 2
   frame = grid[1] * grid[2]
   positions = (ids // frame, ids % frame // grid[2], ids % grid[2])
+  if rescaled:
+    t, h, w = positions
+    positions = t, h * (15 / (grid[1] - 1)), w * (15 / (grid[2] - 1))
   omega = 10000.0 ** (-torch.arange(half) / half)
   parts = []
   for axis, position in enumerate(positions):

@@ -17,7 +17,13 @@ Grid = tuple[int, int, int]
 Rope = tuple[jnp.ndarray, jnp.ndarray]
 
 ROPE_STYLES = ('tiled', 'interleaved')
-POSITIONS = ('sincos', *(f'rope_{style}' for style in ROPE_STYLES))
+POSITIONS = (
+  'sincos',
+  *(f'rope_{style}' for style in ROPE_STYLES),
+  'rope_rescaled',
+)
+# Height and width go from 0 to it in 'rope_rescaled': those of 256 pixels.
+_EXTENT = 15.0
 
 
 def make_sincos_table(grid: Grid, dim: int) -> np.ndarray:
@@ -55,6 +61,13 @@ def compute_coordinates(ids: jnp.ndarray, grid: Grid) -> jnp.ndarray:
   frame = height * width
   coordinates = ids // frame, ids % frame // width, ids % width
   return jnp.stack(coordinates, axis=-1).astype(jnp.float32)
+
+
+def rescale(coordinates: jnp.ndarray, grid: Grid) -> jnp.ndarray:
+  """Stretches h and w of coordinates `[..., 3]` on a grid to [0, 15]."""
+  _, height, width = grid
+  scale = (1.0, *(_EXTENT / max(n - 1, 1) for n in (height, width)))
+  return coordinates * jnp.asarray(scale, jnp.float32)
 
 
 def make_rope_tables(
@@ -148,4 +161,9 @@ def encode_positions(
     places = compute_coordinates(ids, grid)
   else:
     places = coordinates[ids]
-  return x, make_rope_tables(places, head_dim, positions.removeprefix('rope_'))
+  style = positions.removeprefix('rope_')
+  if style == 'rescaled':
+    style = 'interleaved'
+    if coordinates is None:
+      places = rescale(places, grid)
+  return x, make_rope_tables(places, head_dim, style)

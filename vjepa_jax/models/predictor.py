@@ -18,7 +18,7 @@ class Predictor(Options):
   place, go through one transformer with full attention (V-JEPA 1, section 3).
   """
 
-  out_width: int  # features of the encoder, which are also predicted
+  out_width: int  # features that are predicted of a token
   width: int = 384
   depth: int = 12
   num_heads: int = 12  # of V-JEPA 2; V-JEPA 1 has as many as its encoder
@@ -28,6 +28,10 @@ class Predictor(Options):
   # (V-JEPA 2.1).
   predict_context: bool = False
   positions: str = 'sincos'  # see `Encoder`
+  # Levels of the encoder that the context features hold, end to end; more than
+  # one are brought together by a perceptron (V-JEPA 2.1).
+  levels: int = 1
+  modalities: bool = False  # add a vector of the modality (V-JEPA 2.1)
 
   @nn.compact
   def __call__(
@@ -38,6 +42,7 @@ class Predictor(Options):
     grid: Grid,
     mask_index: int = 0,
     coordinates: jnp.ndarray | None = None,
+    is_image: bool = False,
   ) -> Tokens:
     """Predicts the features of `target_ids`.
 
@@ -45,7 +50,7 @@ class Predictor(Options):
     of them in one pass.
 
     Args:
-      context: Features of the visible tokens, `[B, Kc, out_width]`.
+      context: Features of the visible tokens, `[B, Kc, D]`.
       context_ids: int32 `[B, Kc]`, raster order over (t, h, w).
       target_ids: int32 `[B, Kt]`, raster order over (t, h, w).
       grid: Tubelet grid that the ids refer to.
@@ -53,6 +58,7 @@ class Predictor(Options):
         around, so that specs share tokens where there are fewer than specs.
       coordinates: float32 `[N, 3]`, (t, h, w) of the token of each id for RoPE;
         None for those of the grid.
+      is_image: Whether the clips are images, where there are `modalities`.
 
     Returns:
       `[B, Kt, out_width]` in the compute dtype. With `predict_context` a
@@ -62,13 +68,13 @@ class Predictor(Options):
     sequences = context, context_ids, target_ids
     if not several:
       sequences = tuple((x,) for x in sequences)
-    heads = self._predict(*sequences, grid, mask_index, coordinates)
+    heads = self._predict(*sequences, grid, mask_index, coordinates, is_image)
     if not several:
       heads = tuple(predictions[0] for predictions in heads)
     return heads if self.predict_context else heads[0]
 
   def _predict(
-    self, context, context_ids, target_ids, grid, index, coordinates
+    self, context, context_ids, target_ids, grid, index, coordinates, is_image
   ):
     def project(x, features, name):
       init = make_initializer(self.init_std, x.shape[-1])
@@ -77,6 +83,8 @@ class Predictor(Options):
       )(x)
 
     x, sizes = tub.pack(context)
+    if self.levels > 1:
+      x = transformer.gelu(project(x, x.shape[-1] // self.levels, 'fuse'))
     x = project(x, self.width, 'embed')
     # Zero at first, as in every published config.
     mask_tokens = self.param(
@@ -90,6 +98,8 @@ class Predictor(Options):
       sequence_ids += [context_ids[i], target_ids[i]]
       parts += [sizes[i], shape[1]]
     x, _ = tub.pack(sequences)
+    if self.modalities:
+      x = x + tub.get_modality(self, is_image, self.width, x.dtype)
     x, rope = encode_positions(
       x,
       jnp.concatenate(sequence_ids, axis=1),

@@ -117,6 +117,22 @@ def normalize_clips(video: jnp.ndarray) -> jnp.ndarray:
   return x / (jnp.sqrt(jnp.square(x).mean(axes, keepdims=True)) + 0.02)
 
 
+def get_modality(
+  module: nn.Module, is_image: bool, width: int, dtype: jnp.dtype
+) -> jnp.ndarray:
+  """Returns the vector `[width]` that a module adds to tokens of a modality.
+
+  Both vectors are parameters, whichever is wanted: `modality_video` and
+  `modality_image`.
+  """
+  init = nn.initializers.normal(1e-6)
+  vectors = [
+    module.param(f'modality_{name}', init, (width,))
+    for name in ('video', 'image')
+  ]
+  return vectors[is_image].astype(dtype)
+
+
 class TubeletEmbed(nn.Module):
   """Linear embedding of flattened tubelets, `[B, K, P]` -> `[B, K, width]`.
 

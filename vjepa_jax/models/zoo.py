@@ -51,7 +51,7 @@ def build_predictor(
     encoder: Decides width, positions, initialisation, kernels and dtype.
     num_heads: Attention heads; None for as many as the encoder (V-JEPA 1).
     out_width: What is predicted of a token; None for the encoder's features.
-    **fields: width, depth and num_mask_tokens of `Predictor`.
+    **fields: Others of `Predictor`.
 
   Raises:
     ValueError: The heads do not divide the width.
@@ -61,6 +61,7 @@ def build_predictor(
     out_width=out_width or encoder.width,
     num_heads=num_heads,
     positions=encoder.positions,
+    modalities=encoder.modalities,
     **encoder.get_options(),
     **fields,
   )

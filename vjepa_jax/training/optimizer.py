@@ -144,11 +144,11 @@ def decay_by_layer(params: dict[str, Any], decay: float) -> Any:
 
   def factor(path, leaf):
     names = [key.key for key in path]
-    if names[0] != 'encoder' or 'norm' in names[1:2]:
+    if names[0] != 'encoder' or names[1].startswith('norm'):
       return np.float32(1.0)
     blocks = params['encoder']['transformer']['blocks']
     depth = len(blocks['norm1']['scale'])
-    if names[1] == 'embed':
+    if names[1].startswith(('embed', 'modality')):
       return np.float32(decay ** (depth + 1))
     powers = depth - np.arange(depth, dtype=np.float32)
     return np.float32(decay) ** powers.reshape(-1, *[1] * (leaf.ndim - 1))

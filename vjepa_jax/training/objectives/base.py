@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
-from vjepa_jax.models.tubelets import compute_grid
 
 Batch = dict[str, Any]
 Params = dict[str, Any]
@@ -64,8 +63,8 @@ class Setup(NamedTuple):
   """What an objective of pretraining is built of, beside its own options."""
 
   encoder: Encoder
-  # `zoo.build_predictor`, of which 'out_width' and 'predict_context' are the
-  # objective's to choose.
+  # `zoo.build_predictor`, of which 'out_width', 'levels' and 'predict_context'
+  # are the objective's to choose.
   build_predictor: Callable[..., Predictor]
   # Rebuilds the encoder of another run, on the same tubelets, from its workdir.
   read_teacher: Callable[[str], Encoder]
@@ -80,7 +79,8 @@ def init_models(
   encoder_key, predictor_key = jax.random.split(key)
   video = jnp.zeros((1, *encoder.tubelet, 3), jnp.uint8)
   ids = jnp.zeros((1, 1), jnp.int32)
-  features = jnp.zeros((1, 1, encoder.width), encoder.dtype)
+  width = encoder.width * predictor.levels
+  features = jnp.zeros((1, 1, width), encoder.dtype)
   return {
     'encoder': encoder.init(encoder_key, video, ids)['params'],
     'predictor': predictor.init(predictor_key, features, ids, ids, (1, 1, 2))[
@@ -101,15 +101,31 @@ def predict(
     returns for them.
   """
   video, masks = stream['pixels'], stream['masks']
-  grid = compute_grid(video.shape, encoder.tubelet)
+  grid, is_image = (
+    encoder.compute_grid(video.shape),
+    encoder.is_image(video.shape),
+  )
+  levels = encoder.levels if predictor.levels > 1 else None
   context_ids, target_ids = (
     tuple(mask[part] for mask in masks) for part in ('context', 'target')
   )
   with jax.named_scope('context_encoder'):
-    context = encoder.apply({'params': params['encoder']}, video, context_ids)
+    context = encoder.apply(
+      {'params': params['encoder']}, video, context_ids, levels
+    )
+    if levels is not None:
+      context = tuple(
+        jnp.concatenate(outputs, axis=-1)
+        for outputs in zip(*context, strict=True)
+      )
   with jax.named_scope('predictor'):
     return context, predictor.apply(
-      {'params': params['predictor']}, context, context_ids, target_ids, grid
+      {'params': params['predictor']},
+      context,
+      context_ids,
+      target_ids,
+      grid,
+      is_image=is_image,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.models.tubelets import gather_tokens, patchify
 from vjepa_jax.training.objectives import base
-from vjepa_jax.training.objectives.targets import FeatureTargets, gather
+from vjepa_jax.training.objectives.targets import choose_targets
 from vjepa_jax.training.objectives.vjepa import VJepa
 
 
@@ -50,7 +50,8 @@ class PixelTargets:
     del params  # there are none
     with jax.named_scope('target_encoder'):
       clip = normalize_tubelets(patchify(stream['pixels'], self.tubelet))
-    return gather(jax.lax.stop_gradient(clip), stream['masks'], 'target')
+    clip = jax.lax.stop_gradient(clip)
+    return [gather_tokens(clip, mask['target']) for mask in stream['masks']]
 
 
 def build(
@@ -67,12 +68,10 @@ def build(
   arXiv 2603.14482, without the dense loss).
   """
   if teacher:
-    options['teacher'] = base.Teacher(teacher, setup.read_teacher(teacher))
-    encoder = options['teacher'].encoder
-    targets = FeatureTargets(encoder, target_norm, target_view)
-    width = encoder.width
+    targets, options['teacher'] = choose_targets(
+      setup, teacher, target_norm, target_view
+    )
   else:
     targets = PixelTargets(tuple(setup.encoder.tubelet))
-    width = targets.width
-  predictor = setup.build_predictor(out_width=width)
+  predictor = setup.build_predictor(out_width=targets.width)
   return VJepa(setup.encoder, predictor, targets, setup.mask_names, **options)

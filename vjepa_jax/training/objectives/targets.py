@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.tubelets import gather_tokens
-from vjepa_jax.training.objectives.base import Batch
+from vjepa_jax.training.objectives.base import Batch, Setup, Teacher
 
 # Added to the deviation of a feature at a position, so that one that does not
 # vary is not blown up.
@@ -60,7 +60,7 @@ def center_by_position(
   return x - mean[ids]
 
 
-_NORMS = {'layer': normalize_features, 'position': normalize_over_clips}
+_NORMS = ('layer', 'position')
 _VIEWS = ('clip', 'targets')
 
 
@@ -86,6 +86,9 @@ class FeatureTargets:
   # What the encoder sees: the whole 'clip' (the paper) or only the 'targets'
   # tubelets, which cannot look at the context.
   view: str = 'clip'
+  # Blocks whose outputs are targets, end to end and each normalised by itself;
+  # None for the last one alone.
+  levels: tuple[int, ...] | None = None
 
   def __post_init__(self):
     """Raises ValueError unless the options are known and go together."""
@@ -103,32 +106,80 @@ class FeatureTargets:
       return "target_norm='position' takes statistics over the clips of a batch"
     return None
 
-  def encode_clip(self, params: Any, video: jax.Array) -> jax.Array:
-    """Computes the targets of all tokens, float32 `[B, N, D]`."""
+  @property
+  def width(self) -> int:
+    """Features of a target."""
+    return self.encoder.width * len(self.levels or (None,))
+
+  def encode_parts(
+    self, params: Any, stream: Batch, parts: Sequence[str]
+  ) -> list[list[jax.Array]]:
+    """Computes features of tokens, as the encoder sees them in whole clips.
+
+    Args:
+      params: Parameters of the encoder.
+      stream: Clips and their masks.
+      parts: 'context', 'target' or both.
+
+    Returns:
+      For each part float32 `[B, K, width]` a mask spec, without gradient.
+    """
     with jax.named_scope('target_encoder'):
-      features = self.encoder.apply(
-        {'params': params}, video, dtype=jnp.float32
+      outputs = self.encoder.apply(
+        {'params': params},
+        stream['pixels'],
+        layers=self.levels,
+        dtype=jnp.float32,
       )
-      return jax.lax.stop_gradient(_NORMS[self.norm](features))
+      if self.levels is None:
+        outputs = (outputs,)
+      if self.norm == 'position':
+        outputs = [normalize_over_clips(x) for x in outputs]
+
+      def take(ids):
+        tokens = [gather_tokens(x, ids) for x in outputs]
+        if self.norm == 'layer':  # Of a token alone: the others cost nothing.
+          tokens = [normalize_features(x) for x in tokens]
+        return jnp.concatenate(tokens, axis=-1)
+
+      return jax.lax.stop_gradient(
+        [[take(mask[part]) for mask in stream['masks']] for part in parts]
+      )
 
   def encode(self, params: Any, stream: Batch) -> list[jax.Array]:
-    video, masks = stream['pixels'], stream['masks']
     if self.view == 'clip':
-      return gather(self.encode_clip(params, video), masks, 'target')
-    ids = tuple(mask['target'] for mask in masks)
+      return self.encode_parts(params, stream, ['target'])[0]
+    ids = tuple(mask['target'] for mask in stream['masks'])
     with jax.named_scope('target_encoder'):
       features = self.encoder.apply(
-        {'params': params}, video, ids, dtype=jnp.float32
+        {'params': params}, stream['pixels'], ids, dtype=jnp.float32
       )
       features = [normalize_features(x) for x in features]
     return jax.lax.stop_gradient(features)
 
 
-def gather(
-  clip: jax.Array, masks: Sequence[dict[str, jax.Array]], part: str
-) -> list[jax.Array]:
-  """Takes the 'context' or 'target' tokens of each mask from `[B, N, D]`."""
-  return [gather_tokens(clip, mask[part]) for mask in masks]
+def choose_targets(
+  setup: Setup,
+  teacher: str,
+  norm: str,
+  view: str,
+  levels: tuple[int, ...] | None = None,
+) -> tuple[FeatureTargets, Teacher | None]:
+  """Chooses who makes the targets.
+
+  Args:
+    setup: What the objective is built of.
+    teacher: Workdir of a frozen teacher, whose last level is predicted; '' for
+      the moving average of the encoder.
+    norm, view, levels: See `FeatureTargets`.
+
+  Returns:
+    The targets, and the teacher if there is one.
+  """
+  if not teacher:
+    return FeatureTargets(setup.encoder, norm, view, levels), None
+  frozen = Teacher(teacher, setup.read_teacher(teacher))
+  return FeatureTargets(frozen.encoder, norm, view), frozen
 
 
 def measure_error(

@@ -57,6 +57,7 @@ class VJepa(base.Objective):
     predictions: Sequence[jax.Array],
     targets: Sequence[jax.Array],
     masks: Sequence[dict[str, jax.Array]],
+    names: Sequence[str] | None = None,
   ) -> tuple[jax.Array, base.Metrics]:
     """Compares predictions with targets, `[B, Kt, D]` a mask spec.
 
@@ -85,7 +86,8 @@ class VJepa(base.Objective):
       'prediction_cosine': base.average(cosines),
       'target_std': base.average(target_stds),
     }
-    for name, loss, mask in zip(self.mask_names, losses, masks, strict=True):
+    names = names or self.mask_names
+    for name, loss, mask in zip(names, losses, masks, strict=True):
       metrics[f'loss_{name}'] = loss
       for part, ids in mask.items():
         metrics[f'tokens_{part}_{name}'] = jnp.float32(ids.shape[1])
@@ -100,13 +102,12 @@ def build(
   target_norm: str,
   target_view: str,
   kind: type[VJepa] = VJepa,
-  predict_context: bool = False,
   **options: Any,
 ) -> VJepa:
   """Builds the objective, or one of a `kind` with more options."""
   return kind(
     setup.encoder,
-    setup.build_predictor(predict_context=predict_context),
+    setup.build_predictor(),
     FeatureTargets(setup.encoder, target_norm, target_view),
     setup.mask_names,
     **options,
