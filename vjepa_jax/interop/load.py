@@ -247,9 +247,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
 def make_abstract(
   model: Encoder | Predictor | AttentiveProbe, width: int = 0
 ) -> Any:
-  """Returns the shapes of a model's parameters; `width` is of its input."""
+  """Returns the shapes of a model's parameters; `width` is the encoder's."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  inputs = (jax.ShapeDtypeStruct((1, 1, width), jnp.float32),)
+  levels = model.levels if isinstance(model, Predictor) else 1
+  inputs = (jax.ShapeDtypeStruct((1, 1, width * levels), jnp.float32),)
   init = model.init
   if isinstance(model, Encoder):
     inputs = (jax.ShapeDtypeStruct((1, *model.tubelet, 3), jnp.uint8),)

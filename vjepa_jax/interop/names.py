@@ -48,6 +48,10 @@ FLATTEN_TUBELET = Transform(
     sizes['t'], sizes['h'], sizes['w'], 3, -1
   ).transpose(4, 3, 0, 1, 2),
 )
+_FLATTEN_IMAGE = Transform(
+  FLATTEN_TUBELET.load,
+  lambda x, sizes: FLATTEN_TUBELET.export(x, sizes | {'t': 1}),
+)
 # [1, 1, D] <-> [D]
 SQUEEZE = Transform(lambda x, _: x[0, 0], lambda x, _: x[None, None])
 
@@ -82,6 +86,7 @@ _LINEAR = ('.kernel', TRANSPOSE), ('.bias', COPY)
 _HEADS = ('.kernel', SPLIT_HEADS), ('.bias', SPLIT_HEADS)
 _OUT = ('_kernel', JOIN_HEADS), ('_bias', COPY)
 _TUBELETS = ('.kernel', FLATTEN_TUBELET), ('.bias', COPY)
+_IMAGES = ('.kernel', _FLATTEN_IMAGE), ('.bias', COPY)
 
 _SQUARE = 'width', 'width'
 
@@ -153,7 +158,6 @@ ENCODER = Family(
     ),
   ),
   refused={
-    'norms_block.0.weight': 'is one of V-JEPA 2.1',
     'patch_embed_img.proj.weight': 'is one of V-JEPA 2.1',
     'blocks.0.mlp.fc3.weight': 'is one with SwiGLU perceptrons',
   },
@@ -185,6 +189,77 @@ PREDICTOR = Family(
   },
   advice='; with_predictor=False reads the encoder alone',
 )
+
+# V-JEPA 2.1 adds a vector a modality to all tokens.
+_MODALITIES = tuple(
+  Row(f'modality_{ours}', f'{theirs}_mod_embed', '', (1, 1, 'width'), SQUEEZE)
+  for ours, theirs in (('video', 'video'), ('image', 'img'))
+)
+
+
+def make_encoder_21(levels: tuple[int, ...]) -> Family:
+  """Makes the table of an encoder of V-JEPA 2.1, of these levels.
+
+  Each level has a LayerNorm, the last of which is the output's.
+  """
+  norms = [f'norm_{level}' for level in levels[:-1]] + ['norm']
+  return Family(
+    Encoder,
+    (
+      *_list_rows((
+        (_TUBELETS, 'embed.proj', 'patch_embed.proj', '',
+         ('width', 3, 't', 'h', 'w')),
+        (_IMAGES, 'embed_image.proj', 'patch_embed_img.proj', '',
+         ('width', 3, 1, 'h', 'w')),
+        *(
+          (_NORM, norm, f'norms_block.{i}', '', ('width',))
+          for i, norm in enumerate(norms)
+        ),
+      )),
+      *_MODALITIES,
+      *_list_rows(
+        _BLOCK, 'transformer.blocks.', 'blocks.{i}.', '', count='depth'
+      ),
+    ),
+    refused={},
+    mlp_ratio=None,
+  )
+
+
+def make_predictor_21(fused: bool) -> Family:
+  """Makes the table of a predictor of V-JEPA 2.1.
+
+  Either it fuses all levels of the context, or it is of a distilled model.
+  """
+  embed = [(_LINEAR, 'embed', 'predictor_embed', '', ('width', 'in_width'))]
+  if fused:
+    embed = [
+      (_LINEAR, 'fuse', 'predictor_embed.0', '', ('fused', 'in_width')),
+      (_LINEAR, 'embed', 'predictor_embed.2', '', ('width', 'fused')),
+    ]
+  return Family(
+    Predictor,
+    (
+      *_list_rows((
+        (_NORM, 'norm', 'predictor_norm', '', ('width',)),
+        *embed,
+        (_LINEAR, 'proj', 'predictor_proj', '', ('out_width', 'width')),
+        (_LINEAR, 'proj_context', 'predictor_proj_context', '',
+         ('out_width', 'width')),
+      )),
+      *_MODALITIES,
+      Row(
+        'mask_tokens', 'mask_tokens.{i}', '', (1, 1, 'width'), SQUEEZE,
+        count='num_mask_tokens',
+      ),
+      *_list_rows(
+        _BLOCK, 'transformer.blocks.', 'predictor_blocks.{i}.', '',
+        count='depth',
+      ),
+    ),
+    refused={},
+  )
+
 
 PROBE = Family(
   AttentiveProbe,

@@ -1,4 +1,4 @@
-"""Official PyTorch checkpoints of V-JEPA 1 and 2."""
+"""Official PyTorch checkpoints of V-JEPA 1, 2 and 2.1."""
 
 from collections.abc import Mapping
 import os
@@ -11,7 +11,9 @@ import numpy as np
 
 from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import State, Tensors, Weights, WeightsError
+from vjepa_jax.interop.names import Family
 from vjepa_jax.models import zoo
+from vjepa_jax.models.encoder import Encoder
 
 ENCODERS = ('target_encoder', 'ema_encoder', 'encoder')
 
@@ -31,10 +33,11 @@ def read_checkpoint(
     path: A pretraining checkpoint, or one of probes.
     which: 'target_encoder' (the EMA), 'ema_encoder' or 'encoder'. Where a file
       has no target encoder, the next one that it has is taken.
-    positions: Positions of the encoder, see `Encoder`. No tensor tells; None
-      takes 'rope_tiled' (V-JEPA 2) if the file has no table of positions, more
-      than two mask tokens, or the giant's width, and 'sincos' (V-JEPA 1)
-      otherwise, and logs which.
+    positions: Positions of the encoder, see `Encoder`; of V-JEPA 2.1
+      'rope_rescaled'. Of the others no tensor tells; None takes 'rope_tiled'
+      (V-JEPA 2) if the file has no table of positions, more than two mask
+      tokens, or the giant's width, and 'sincos' (V-JEPA 1) otherwise, and logs
+      which.
     num_heads: Attention heads of the encoder, or of probes; None for those of
       the named size.
     predictor_heads: None for 12 with RoPE, and otherwise for as many as the
@@ -53,15 +56,21 @@ def read_checkpoint(
     if name is not None:
       state = _strip(content[name] if name else content)
       predictor_state = _strip(content.get('predictor') or {})
-      if positions is None:
+      tensors = Tensors(state, name or 'encoder')
+      used.append(tensors)
+      encoder_table, predictor_table, told = _choose_tables(
+        tensors, predictor_state
+      )
+      if positions is None and told:
+        positions = 'rope_rescaled'
+      elif positions is None:
         positions = _guess_positions(path, state, predictor_state)
       # Published by V-JEPA 2 only; matters for parameters made anew.
       scaled = positions != 'sincos'
       fields = {'positions': positions, 'scale_init_by_depth': scaled}
-      used.append(Tensors(state, name or 'encoder'))
-      num_heads = num_heads or _find_heads(used[-1])
+      num_heads = num_heads or _find_heads(tensors)
       encoder, models['encoder_params'] = layout.read(
-        names.ENCODER, used[-1], fields=fields, num_heads=num_heads
+        encoder_table, tensors, fields=fields | told, num_heads=num_heads
       )
       models['encoder'] = encoder
       if positions == 'sincos' and 'pos_embed' in state:
@@ -74,11 +83,11 @@ def read_checkpoint(
         used.append(Tensors(predictor_state, 'predictor'))
         heads = num_heads if positions == 'sincos' else 12
         models['predictor'], models['predictor_params'] = layout.read(
-          names.PREDICTOR,
+          predictor_table,
           used[-1],
-          fields=fields,
+          fields=fields | _tell_predictor(encoder, predictor_state),
           num_heads=predictor_heads or heads,
-          out_width=encoder.width,
+          **({} if told else {'out_width': encoder.width}),
         )
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}') from None
@@ -151,6 +160,35 @@ def _choose_encoder(
   if not required:
     return None
   raise WeightsError(f'it has no {which}, only {sorted(map(str, content))[:8]}')
+
+
+def _choose_tables(
+  tensors: Tensors, predictor: State
+) -> tuple[Family, Family, dict[str, Any]]:
+  """Chooses the tables of names, and the encoder's fields of V-JEPA 2.1."""
+  if 'norms_block.0.weight' not in tensors:
+    return names.ENCODER, names.PREDICTOR, {}
+  depth = tensors.count('blocks.{i}.')
+  levels = zoo.LEVELS.get(depth)
+  if levels is None:
+    raise WeightsError(
+      f'V-JEPA 2.1 has no encoder of {depth} blocks, only of {[*zoo.LEVELS]}'
+    )
+  fused = 'predictor_embed.0.weight' in predictor
+  return (
+    names.make_encoder_21(levels),
+    names.make_predictor_21(fused),
+    {'levels': levels, 'modalities': True},
+  )
+
+
+def _tell_predictor(encoder: Encoder, predictor: State) -> dict[str, Any]:
+  """Returns the predictor's fields of V-JEPA 2.1."""
+  if not encoder.levels:
+    return {}
+  fused = 'predictor_embed.0.weight' in predictor
+  levels = len(encoder.levels) if fused else 1
+  return {'levels': levels, 'modalities': True, 'predict_context': True}
 
 
 def _find_heads(tensors: Tensors) -> int:

@@ -31,6 +31,15 @@ SIZES = {
   'gigantic': Size(1664, 48, 26, 8192),
 }
 
+# The levels of V-JEPA 2.1 by depth: blocks counted from 0, as in its code (the
+# paper's third of the gigantic is two blocks earlier).
+LEVELS = {
+  12: (2, 5, 8, 11),
+  24: (5, 11, 17, 23),
+  40: (9, 19, 29, 39),
+  48: (11, 23, 37, 47),
+}
+
 
 def build_encoder(size: str, **fields: Any) -> Encoder:
   """Builds the encoder of a named size; `fields` are those of `Encoder`."""

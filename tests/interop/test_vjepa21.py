@@ -1,0 +1,259 @@
+"""V-JEPA 2.1 beside a reference in torch: files, features, loss, training."""
+
+import copy
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from vjepa_jax.interop import layout, names, pytorch
+from vjepa_jax.models.tubelets import normalize_pixels
+from vjepa_jax.models.zoo import LEVELS
+from vjepa_jax.training.objectives.targets import FeatureTargets
+from vjepa_jax.training.objectives.vjepa21 import VJepa21, ramp_weight
+from vjepa_jax.training.optimizer import make_optimizer
+from vjepa_jax.training.state import update_target
+from vjepa_jax.training.step import update
+
+torch = pytest.importorskip('torch', reason='the extra parity has torch')
+from tests.interop import reference21  # noqa: E402
+
+_TUBELET = (2, 8, 8)
+_LEVELS = LEVELS[12]
+_SHAPES = {'video': (2, 4, 32, 48, 3), 'image': (3, 1, 40, 24, 3)}
+_GRIDS = {'video': (2, 4, 6), 'image': (1, 5, 3)}
+_WEIGHTS = {'video': 0.5, 'image': 0.7}
+_SHARE = 0.4
+
+
+@pytest.fixture(scope='module')
+def reference(randomize):
+  """Encoder, predictor of all levels, and predictor of a distilled model."""
+  encoder = reference21.Encoder(48, 12, 2, _TUBELET, _LEVELS)
+  make = functools.partial(
+    reference21.Predictor, 48, width=24, depth=2, heads=2, num_tokens=8
+  )
+  predictors = make(levels=4, out=4 * 48), make(levels=1, out=56)
+  return [randomize(m, i) for i, m in enumerate((encoder, *predictors))]
+
+
+@pytest.fixture(scope='module')
+def read(reference, tmp_path_factory):
+  """Reads a file with the reference and one of its predictors."""
+  folder = tmp_path_factory.mktemp('files')
+
+  def write_and_read(predictor, key='target_encoder'):
+    modules = {key: reference[0], 'predictor': reference[predictor]}
+    content = {
+      name: {
+        f'module.backbone.{k}': value
+        for k, value in module.state_dict().items()
+      }
+      for name, module in modules.items()
+    }
+    path = folder / f'{predictor}.pt'
+    torch.save(content, path)
+    return pytorch.read_checkpoint(path, num_heads=2, predictor_heads=2)
+
+  return write_and_read
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  streams = {}
+  for name, shape in _SHAPES.items():
+    tokens = int(np.prod(_GRIDS[name]))
+    masks = []
+    for context in (tokens // 4, tokens // 6)[: 2 if name == 'video' else 1]:
+      ids = [rng.permutation(tokens) for _ in range(shape[0])]
+      ids = np.stack(ids).astype(np.int32)[:, : tokens - 2]
+      context, target = np.split(ids, [context], axis=1)
+      masks.append({'context': context, 'target': target})
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    streams[name] = {'pixels': pixels, 'masks': tuple(masks)}
+  return streams
+
+
+@pytest.fixture(scope='module')
+def objective(read):
+  """The objective on the models of the file, and their parameters."""
+  weights = read(1)
+  predictor_params = dict(weights.predictor_params)
+  # All masks share the first token.
+  predictor_params['mask_tokens'] = predictor_params['mask_tokens'][:1]
+  goal = VJepa21(
+    weights.encoder,
+    weights.predictor.clone(num_mask_tokens=1),
+    FeatureTargets(weights.encoder, levels=_LEVELS),
+    ('short', 'long'),
+    context_weight=_WEIGHTS,
+    image_share=_SHARE,
+  )
+  params = {'encoder': weights.encoder_params, 'predictor': predictor_params}
+  return goal, jax.tree.map(jax.numpy.asarray, params)
+
+
+def test_files_come_back_bit_for_bit(reference, read):
+  for which, key in ((1, 'target_encoder'), (2, 'ema_encoder')):
+    weights = read(which, key)
+    assert not weights.unused
+    assert weights.encoder.levels == _LEVELS and weights.encoder.modalities
+    assert weights.predictor.levels == (4 if which == 1 else 1)
+    tables = names.make_encoder_21(_LEVELS), names.make_predictor_21(which == 1)
+    for table, params, module in (
+      (tables[0], weights.encoder_params, reference[0]),
+      (tables[1], weights.predictor_params, reference[which]),
+    ):
+      tensors = layout.export(table, params, tubelet=_TUBELET)
+      expected = module.state_dict()
+      assert sorted(tensors) == sorted(expected)
+      for name, value in expected.items():
+        np.testing.assert_array_equal(tensors[name], value.numpy(), name)
+
+
+@pytest.mark.parametrize('modality', ['video', 'image'])
+def test_features_and_predictions(
+  modality, reference, read, batch, check_parity
+):
+  stream, grid = batch[modality], _GRIDS[modality]
+  mask = stream['masks'][0]
+  video = reference21.normalize(stream['pixels'])
+  ids = {k: torch.tensor(v).long() for k, v in mask.items()}
+  for which, name in ((1, 'all levels'), (2, 'distilled')):
+    weights = read(which)
+    encoder, levels = weights.encoder, _LEVELS if which == 1 else None
+
+    @jax.jit
+    def run(pixels, mask, encoder=encoder, weights=weights, levels=levels):
+      variables = {'params': weights.encoder_params}
+      clip = encoder.apply(variables, pixels, layers=_LEVELS)
+      seen = encoder.apply(variables, pixels, mask['context'], levels)
+      if levels:
+        seen = jax.numpy.concatenate(seen, axis=-1)
+      return (
+        jax.numpy.concatenate(clip, axis=-1),
+        seen,
+        *weights.predictor.apply(
+          {'params': weights.predictor_params},
+          *(seen, mask['context'], mask['target'], grid),
+          is_image=encoder.is_image(pixels.shape),
+        ),
+      )
+
+    with torch.no_grad():
+      clip = reference[0](video)
+      seen = reference[0](video, ids['context'])
+      if which == 2:
+        seen = seen[..., -48:]
+      predicted = reference[which](
+        seen, ids['context'], ids['target'], grid, modality == 'image'
+      )
+    for part, actual, expected in zip(
+      ('clip', 'context', 'targets', 'visible'),
+      run(stream['pixels'], mask),
+      (clip, seen, *predicted),
+      strict=True,
+    ):
+      check_parity(
+        'V-JEPA 2.1', f'{modality}, {name}, {part}', actual, expected
+      )
+
+
+def test_joint_training(reference, objective, batch, note_error):
+  """Loss and gradients of one step, and the losses of twenty."""
+  goal, params = objective
+  tx, steps = make_optimizer(), 20
+  rates = {'learning_rate': 1e-3, 'weight_decay': 0.04}
+  differentiate = jax.jit(jax.value_and_grad(goal.loss, has_aux=True))
+  apply = jax.jit(functools.partial(update, tx, rates=rates, max_norm=np.inf))
+
+  encoder, predictor = map(copy.deepcopy, reference[:2])
+  target = copy.deepcopy(encoder)
+  named = [*encoder.named_parameters(), *predictor.named_parameters()]
+  decays = [[], []]
+  for name, parameter in named:
+    decays['bias' in name or parameter.ndim == 1].append(parameter)
+  optimizer = torch.optim.AdamW(
+    [{'params': decays[0], 'weight_decay': 0.04},
+     {'params': decays[1], 'weight_decay': 0.0}],
+    lr=1e-3,
+  )  # fmt: skip
+  state, frozen = tx.init(params), params['encoder']
+  for step in range(steps):
+    losses = {
+      name: reference21.compute_loss(
+        *(encoder, predictor, target, stream, _GRIDS[name], _WEIGHTS[name]),
+        levels=4,
+        weighted=True,
+      )
+      for name, stream in batch.items()
+    }
+    expected = (1 - _SHARE) * losses['video'] + _SHARE * losses['image']
+    optimizer.zero_grad()
+    expected.backward()
+    (loss, metrics), grads = differentiate(params, frozen, batch)
+    for name, value in losses.items():
+      error = abs(float(metrics[f'{name}/loss']) / value.item() - 1)
+      note_error(
+        'V-JEPA 2.1',
+        f'{name} loss, step {step}',
+        error,
+        1e-5 if not step else 1e-4,
+      )
+    if step == 0:
+      assert not any(t.grad.any() for t in predictor.mask_tokens[1:]
+                     if t.grad is not None)  # fmt: skip
+      for table, module, tree in (
+        (names.make_encoder_21(_LEVELS), encoder, grads['encoder']),
+        (names.make_predictor_21(True), predictor, grads['predictor']),
+      ):
+        found = layout.export(table, tree, tubelet=_TUBELET)
+        wanted = {k: p.grad for k, p in module.named_parameters()}
+        errors = [
+          np.abs(x - wanted[k].numpy()).max() / wanted[k].abs().max().item()
+          for k, x in found.items()
+        ]
+        kind = type(module).__name__.lower()
+        note_error('V-JEPA 2.1', f'gradients, {kind}', max(errors), 1e-4)
+    optimizer.step()
+    params, state, _ = apply(params, state, grads, loss=loss)
+    frozen = update_target(frozen, params['encoder'], 0.99925)
+    with torch.no_grad():
+      for old, new in zip(
+        target.parameters(), encoder.parameters(), strict=True
+      ):
+        old.mul_(0.99925).add_((1 - 0.99925) * new)
+
+
+def test_a_modality_trains_its_own_tokenizer_alone(objective, batch):
+  goal, params = objective
+  pixels = batch['image']['pixels']
+  assert goal.encoder.is_image(pixels.shape)
+
+  @jax.jit
+  @jax.grad
+  def differentiate(encoder):
+    return goal.encoder.apply({'params': encoder}, pixels).std()
+
+  grads = differentiate(params['encoder'])
+  for name, trained in (('image', True), ('video', False)):
+    assert bool(grads[f'modality_{name}'].any()) == trained
+  assert grads['embed_image']['proj']['kernel'].any()
+  assert not grads['embed']['proj']['kernel'].any()
+  # Floats are taken as normalised.
+  normal = normalize_pixels(pixels)
+  np.testing.assert_allclose(
+    goal.encoder.apply({'params': params['encoder']}, normal),
+    goal.encoder.apply({'params': params['encoder']}, pixels),
+    atol=1e-5,
+  )
+
+
+def test_weight_of_visible_tokens_as_published():
+  found = [
+    float(ramp_weight(0.5, (15_000, 30_000), step))
+    for step in (0, 15_000, 22_500, 30_000)
+  ]
+  assert found == [0.0, 0.0, 0.25, 0.5]
