@@ -88,7 +88,8 @@ def objective(read):
     weights.predictor.clone(num_mask_tokens=1),
     FeatureTargets(weights.encoder, levels=_LEVELS),
     ('short', 'long'),
-    context_weight=_WEIGHTS,
+    context_weight=_WEIGHTS['video'],
+    image_context_weight=_WEIGHTS['image'],
     image_share=_SHARE,
   )
   params = {'encoder': weights.encoder_params, 'predictor': predictor_params}
