@@ -226,7 +226,7 @@ def _change(state, key, shape):
       r'blocks.1.mlp.fc2.weight has shape \(48, 9\), not \(48, 192\)',
     ),
     ('blocks.0.ls1.gamma', 48, 'blocks.0.ls1.gamma has no place in it'),
-    ('norms_block.0.weight', 48, 'is one of V-JEPA 2.1, which is not supp'),
+    ('norms_block.0.weight', 48, 'V-JEPA 2.1 has no encoder of 2 blocks'),
     ('blocks.0.mlp.fc3.weight', 1, 'with SwiGLU perceptrons, which is not'),
     (
       'patch_embed.proj.weight', (48, 3, 8, 8),

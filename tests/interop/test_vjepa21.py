@@ -1,15 +1,21 @@
 """V-JEPA 2.1 beside a reference in torch: files, features, loss, training."""
 
 import copy
+import dataclasses
 import functools
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
 from vjepa_jax.interop import layout, names, pytorch
+from vjepa_jax.interop.huggingface import save_pretrained
+from vjepa_jax.interop.layout import WeightsError
+from vjepa_jax.interop.load import load
 from vjepa_jax.models.tubelets import normalize_pixels
 from vjepa_jax.models.zoo import LEVELS
+from vjepa_jax.tools.convert import write_workdir
 from vjepa_jax.training.objectives.targets import FeatureTargets
 from vjepa_jax.training.objectives.vjepa21 import VJepa21, ramp_weight
 from vjepa_jax.training.optimizer import make_optimizer
@@ -112,6 +118,23 @@ def test_files_come_back_bit_for_bit(reference, read):
       assert sorted(tensors) == sorted(expected)
       for name, value in expected.items():
         np.testing.assert_array_equal(tensors[name], value.numpy(), name)
+
+
+def test_a_converted_file_encodes_clips_and_images(read, batch, tmp_path):
+  weights = dataclasses.replace(read(1), resolution=32, frames=4)
+  with pytest.raises(WeightsError, match='no V-JEPA 2.1: give --format=jax'):
+    save_pretrained(tmp_path / 'hf', weights)
+  write_workdir(epath.Path(tmp_path / 'ours'), weights)
+  model = load(tmp_path / 'ours', resize=False)
+  assert model.encoder.levels == _LEVELS
+  variables = {'params': weights.encoder_params}
+  images = batch['image']['pixels']
+  expected = weights.encoder.apply(variables, images)
+  np.testing.assert_allclose(model.encode(images[:, 0]), expected, atol=1e-4)
+  clips = batch['video']['pixels']
+  assert model.encode(clips).shape == (len(clips), 48, 48)
+  with pytest.raises(ValueError, match='whose outputs are the levels'):
+    weights.encoder.apply(variables, images, layers=(1,))
 
 
 @pytest.mark.parametrize('modality', ['video', 'image'])

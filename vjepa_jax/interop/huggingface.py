@@ -268,6 +268,8 @@ def _convert(
 def _make_config(weights: Weights) -> dict[str, Any]:
   """Makes `config.json`; refuses models that transformers does not have."""
   encoder, predictor = weights.encoder, weights.predictor
+  if encoder.levels:
+    raise WeightsError('transformers has no V-JEPA 2.1: give --format=jax')
   if predictor is None:
     raise WeightsError('a VJEPA2Model has a predictor, and there is none')
   if not (weights.resolution and weights.frames):
