@@ -60,7 +60,7 @@ class ClipOptions:
 
   def __post_init__(self):
     if (self.frame_step is None) == (self.fps is None):
-      raise ValueError(
+      raise UserError(
         'set exactly one of frame_step and fps for clips, got '
         f'frame_step={self.frame_step} and fps={self.fps}'
       )
@@ -273,7 +273,7 @@ def load_clips(
     labelled: Every video must have a label.
 
   Raises:
-    ValueError: A label is missing, or no video can be used.
+    UserError: A label is missing, or no video can be used.
   """
   count = min(len(source), limit or len(source))
   order = np.random.default_rng(0).permutation(len(source))
@@ -284,7 +284,7 @@ def load_clips(
     except DecodeError as error:
       return Record('', NO_LABEL, error.name), error
     if labelled and record.label < 0:
-      raise ValueError(f'{record.name} has no label, a probe needs one')
+      raise UserError(f'{record.name} has no label, a probe needs one')
     try:
       with open_video(record.video, options.limits) as video:
         if whole:
@@ -308,7 +308,7 @@ def load_clips(
   if len(failures) > _MOST_NAMED:
     logging.warning('left out %d of %d videos', len(failures), count)
   if not loaded:
-    raise ValueError(
+    raise UserError(
       f'none of {count} videos could be used, the first one, '
       f'{failures[0]["name"]}: {failures[0]["reason"]}'
     )

@@ -7,6 +7,7 @@ import os
 
 from vjepa_jax.data import storage
 from vjepa_jax.data.records import NO_LABEL
+from vjepa_jax.errors import UserError
 
 TABLE_EXTENSIONS = frozenset(['.jsonl', '.parquet'])
 EXTENSIONS = TABLE_EXTENSIONS | {'.csv', '.txt', '.tsv', '.manifest'}
@@ -23,7 +24,7 @@ def read_manifest(
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: It is malformed; the error says where.
+    UserError: It is malformed; the error says where.
   """
   try:
     content = storage.read(path)
@@ -51,9 +52,9 @@ def _read_table(path: str, content: bytes) -> Iterator[tuple[bytes, int]]:
     else:
       table = parquet.read_table(pa.BufferReader(content))
   except pa.ArrowException as e:
-    raise ValueError(f'manifest {path} is damaged: {e}') from e
+    raise UserError(f'manifest {path} is damaged: {e}') from e
   if 'path' not in table.column_names:
-    raise ValueError(
+    raise UserError(
       f'manifest {path} has no column path, only '
       f'{", ".join(table.column_names) or "none"}'
     )
@@ -65,7 +66,7 @@ def _read_table(path: str, content: bytes) -> Iterator[tuple[bytes, int]]:
     for video, label in zip(*(c.to_pylist() for c in batch), strict=True):
       number += 1
       if not isinstance(video, str) or not isinstance(label, int):
-        raise ValueError(
+        raise UserError(
           f'{path}, row {number}: {video!r} and {label!r} are no path and no '
           'whole number as its label'
         )
@@ -85,9 +86,9 @@ def _read_lines(
       line.decode()
       yield _parse_line(line, is_video)
     except UnicodeDecodeError as e:
-      raise ValueError(f'manifest {path} is not UTF-8 text: {e}') from e
+      raise UserError(f'manifest {path} is not UTF-8 text: {e}') from e
     except ValueError as e:
-      raise ValueError(f'{path}, line {number}: {e}') from e
+      raise UserError(f'{path}, line {number}: {e}') from e
 
 
 def _parse_line(
@@ -96,7 +97,7 @@ def _parse_line(
   """Splits a stripped line into path and label.
 
   Raises:
-    ValueError: if the line does not end in a whole number and is not the path
+    UserError: if the line does not end in a whole number and is not the path
       of a video either.
   """
   # Without patterns, which take several times as long.
@@ -114,7 +115,7 @@ def _parse_line(
     return path, int(line[number:])
   path = line.strip(b'"')
   if not is_video(os.fsdecode(path)):
-    raise ValueError(
+    raise UserError(
       f'{line.decode()!r} is neither the path of a video nor a path and a '
       'whole number as its label (a header line is not allowed)'
     )

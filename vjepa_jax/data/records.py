@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vjepa_jax.errors import UserError
+
 NO_LABEL = -1
 
 
@@ -38,10 +40,10 @@ class VideoFeatures(NamedTuple):
 
 
 def check_label(record: Record | VideoFeatures, num_classes: int) -> None:
-  """Raises ValueError unless a record has one of the labels 0, 1, ..."""
+  """Raises UserError unless a record has one of the labels 0, 1, ..."""
   if not 0 <= record.label < num_classes:
     label = 'no label' if record.label < 0 else f'label {record.label}'
-    raise ValueError(
+    raise UserError(
       f'{record.name} has {label}, training needs one from 0 to '
       f'{num_classes - 1}'
     )
@@ -68,7 +70,7 @@ def unpack(data: bytes) -> Record | VideoFeatures:
   """Decodes what `pack` encoded; features are read-only.
 
   Raises:
-    ValueError: `data` was not written by `pack`.
+    UserError: `data` was not written by `pack`.
   """
   try:
     (length,) = struct.unpack_from('<I', data)

@@ -17,6 +17,7 @@ import numpy as np
 
 from vjepa_jax.data import storage
 from vjepa_jax.data.shards import Shards
+from vjepa_jax.errors import UserError
 
 _BLOCK = 1 << 16
 _BLOCK_HEADER = 24
@@ -37,7 +38,7 @@ class RemoteShards(Shards):
 
     Raises:
       FileNotFoundError: There is no such shard.
-      ValueError: A shard is damaged, or of another form.
+      UserError: A shard is damaged, or of another form.
     """
     with futures.ThreadPoolExecutor(_THREADS) as threads:
       bounds = list(threads.map(_read_bounds, paths))
@@ -48,7 +49,7 @@ class RemoteShards(Shards):
     """Reads one record.
 
     Raises:
-      ValueError: It is damaged.
+      UserError: It is damaged.
       FileNotFoundError: The shard is not there any more.
       StorageError: The storage does not answer.
     """
@@ -58,7 +59,7 @@ class RemoteShards(Shards):
     try:
       return _read_chunk(content, start)[1]
     except (IndexError, ValueError, struct.error) as error:
-      raise ValueError('the record is damaged') from error
+      raise UserError('the record is damaged') from error
 
 
 def _read_bounds(path: str) -> np.ndarray:
@@ -75,7 +76,7 @@ def _read_bounds(path: str) -> np.ndarray:
     sizes, content = _read_chunk(tail[last - begin :], last)
     _, footer, _, magic = _read_numbers(content[: sizes[0]]).tolist()
     if magic != _MAGIC or footer > last:
-      raise ValueError('not the last block')
+      raise UserError('not the last block')
     if footer < begin:
       begin, tail = footer, storage.read_range(path, footer, last)
     # A message of another form, and one for each chunk: three numbered fields,
@@ -83,9 +84,9 @@ def _read_bounds(path: str) -> np.ndarray:
     sizes, content = _read_chunk(tail[footer - begin : last - begin], footer)
     chunks = _read_numbers(content[sizes[0] :]).reshape(len(sizes) - 1, 6)
     if (chunks[:, 5] != 1).any():
-      raise ValueError('more than one record in a chunk')
+      raise UserError('more than one record in a chunk')
   except (IndexError, ValueError, struct.error) as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is damaged, or no shard of vjepa_jax.tools.prepare or extract'
     ) from error
   return np.append(chunks[:, 1], footer).astype(np.int64)
@@ -108,12 +109,12 @@ def _read_chunk(data: bytes, position: int) -> tuple[list[int], bytes]:
   size, kind, decoded_size = _CHUNK_HEADER.unpack_from(data)
   content = data[_CHUNK_HEADER.size : _CHUNK_HEADER.size + size]
   if kind & 0xFF != _SIMPLE or content[0] != _UNCOMPRESSED:
-    raise ValueError('not an uncompressed chunk')
+    raise UserError('not an uncompressed chunk')
   # How many bytes the sizes take, the sizes, the records.
   start = size - decoded_size
   length, *sizes = _read_numbers(content[1:start]).tolist()
   if (len(content), len(sizes), sum(sizes)) != (size, kind >> 8, decoded_size):
-    raise ValueError('sizes do not add up')
+    raise UserError('sizes do not add up')
   return sizes, content[start:]
 
 

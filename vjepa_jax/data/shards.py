@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from vjepa_jax.data import storage
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 
 # One record a chunk, so that reading one record reads nothing else; and no
@@ -58,7 +59,7 @@ class Shards(Sequence[bytes]):
 
     Raises:
       FileNotFoundError: There is no such shard.
-      ValueError: A shard is damaged.
+      UserError: A shard is damaged.
     """
     self.paths = list(paths)
     # They may have been written anew since they were last read.
@@ -124,11 +125,11 @@ def _count_records(path: str) -> int:
   except FileNotFoundError:
     raise
   except (OSError, RuntimeError) as error:
-    raise ValueError(f'cannot open the shards: {error}') from error
+    raise UserError(f'cannot open the shards: {error}') from error
 
 
 def check_complete(paths: Sequence[str], pattern: str = '*') -> None:
-  """Raises ValueError if one of the shards `...-00000-of-00002...` is missing.
+  """Raises UserError if one of the shards `...-00000-of-00002...` is missing.
 
   Args:
     paths: Of all shards that were found; others have no such number.
@@ -150,7 +151,7 @@ def check_complete(paths: Sequence[str], pattern: str = '*') -> None:
       if fnmatch.fnmatchcase(os.path.basename(name), pattern)
     ]
     if missing:
-      raise ValueError(
+      raise UserError(
         f'{len(missing)} of {int(count)} shards are missing, the first is '
         f'{missing[0]}: finish what wrote them by the same command'
       )
@@ -172,7 +173,7 @@ def check_options(path: str, options: dict[str, Any]) -> None:
     options: What the content of the shards depends on, JSON.
 
   Raises:
-    ValueError: Earlier shards were made with other options.
+    UserError: Earlier shards were made with other options.
   """
   options = json.loads(json.dumps(options))
   if not storage.exists(path):
@@ -185,7 +186,7 @@ def check_options(path: str, options: dict[str, Any]) -> None:
     if earlier.get(key) != value
   ]
   if changes:
-    raise ValueError(
+    raise UserError(
       f'{os.path.dirname(path)} was begun with other options or videos: '
       f'{"; ".join(changes)}. Use another --output, or delete it'
     )

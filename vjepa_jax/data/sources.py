@@ -22,6 +22,7 @@ from vjepa_jax.data.remote_shards import RemoteShards
 from vjepa_jax.data.shards import Shards, check_complete
 from vjepa_jax.data.tars import TarSource
 from vjepa_jax.data.video import DecodeError, describe_error
+from vjepa_jax.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset([
   '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.m1v',
@@ -71,13 +72,13 @@ def open_source(path: str, **options) -> Source:
 
   Raises:
     FileNotFoundError: if the path or what it should contain does not exist.
-    ValueError: if a manifest or the path is malformed.
+    UserError: if a manifest or the path is malformed.
   """
   path = os.fspath(path)
   if path.startswith('tfds:'):
     name, _, split = path.removeprefix('tfds:').rpartition('/')
     if not name:
-      raise ValueError(
+      raise UserError(
         f'{path!r} names no split: write tfds:name/split, for example '
         'tfds:moving_mnist/test'
       )
@@ -168,7 +169,7 @@ class ManifestSource(_Named):
     self.paths = _Strings(read_paths())
     self._labels = np.array(labels, np.int64)
     if not len(self):
-      raise ValueError(f'manifest {path} lists no videos')
+      raise UserError(f'manifest {path} lists no videos')
     # A wrong folder is found at once; single missing files are for later.
     probed = range(0, len(self), -(-len(self) // _NUM_PROBED_PATHS))
     if not any(storage.exists(self[i].video) for i in probed):
@@ -204,7 +205,7 @@ class ArrayRecordSource(_Named):
 
     Raises:
       FileNotFoundError: There is no such shard.
-      ValueError: A shard is damaged or holds something else, or some of a
+      UserError: A shard is damaged or holds something else, or some of a
         folder's or glob's shards are missing.
     """
     path = os.fspath(path)
@@ -219,7 +220,7 @@ class ArrayRecordSource(_Named):
     kind = RemoteShards if storage.is_remote(found[0]) else Shards
     self._records, self.path = kind(found), found[0]
     if not len(self):
-      raise ValueError(f'the shards {path} are empty')
+      raise UserError(f'the shards {path} are empty')
     find_usable(self)
 
   def __len__(self) -> int:
@@ -248,7 +249,7 @@ def find_usable(source: Source) -> Record | VideoFeatures:
   """Returns the first record that is not damaged, among the first hundred.
 
   Raises:
-    ValueError: There is none.
+    UserError: There is none.
   """
   for index in range(min(len(source), 100)):
     try:
@@ -257,7 +258,7 @@ def find_usable(source: Source) -> Record | VideoFeatures:
       damage = error
       if isinstance(error, _OtherKindError):
         break  # so are all, and records of videos are large
-  raise ValueError(f'{damage.name}: {damage}')
+  raise UserError(f'{damage.name}: {damage}')
 
 
 class TfdsSource(_Named):
@@ -279,10 +280,10 @@ class TfdsSource(_Named):
     self._arguments = name, split, data_dir
     self._keys = video_key, label_key
     if not len(self):
-      raise ValueError(f'TFDS {name}/{split} is empty')
+      raise UserError(f'TFDS {name}/{split} is empty')
     keys = self._examples.dataset_info.features.keys()
     if video_key not in keys:
-      raise ValueError(
+      raise UserError(
         f'TFDS {name} has no feature {video_key!r}, it has '
         f'{", ".join(sorted(keys))}: set video_key'
       )

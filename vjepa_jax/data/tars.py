@@ -43,7 +43,7 @@ class TarSource(Sequence[Record]):
       extensions: Of the members that are videos or images.
 
     Raises:
-      ValueError: A tar is damaged, compressed or remote, or its class is no
+      UserError: A tar is damaged, compressed or remote, or its class is no
         number.
     """
     self._paths = list(paths)
@@ -58,7 +58,7 @@ class TarSource(Sequence[Record]):
       )
     members = [member for tar in tars for member in tar]
     if not members:
-      raise ValueError(f'no videos or images in {self._paths[0]}')
+      raise UserError(f'no videos or images in {self._paths[0]}')
     self._ends = np.cumsum([len(tar) for tar in tars])
     self._places = np.array([m[1:] for m in members], np.int64)
     names = [os.fsencode(member.name) for member in members]
@@ -117,8 +117,8 @@ def _find(path: str, extensions: frozenset[str]) -> Iterator[_Member]:
       # It takes anything that is no header for the end, which is empty.
       tar.fileobj.seek(tar.offset)
       if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b'\0'):
-        raise ValueError(f'damaged or cut off at byte {tar.offset}')
+        raise UserError(f'damaged or cut off at byte {tar.offset}')
   except (tarfile.TarError, OSError, ValueError) as e:
-    raise ValueError(f'cannot read {path}: {e}') from e
+    raise UserError(f'cannot read {path}: {e}') from e
   if video is not None:
     yield video._replace(label=label)

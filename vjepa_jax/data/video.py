@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from vjepa_jax.data.pixels import Box, crop, resize
+from vjepa_jax.errors import UserError
 
 # Frames given as an array carry no clock.
 ARRAY_FPS = 30.0
@@ -17,7 +18,7 @@ ARRAY_FPS = 30.0
 CLOCK_SLACK = 1e-3
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
   """A video that cannot be used; the message is a one-line reason.
 
   Attributes:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import sharding
 
@@ -52,11 +53,11 @@ def make_map_batches(
     and yields arrays `[batch_size, ...]` on the devices, for `fetch`.
 
   Raises:
-    ValueError: The batch does not split evenly over the devices.
+    UserError: The batch does not split evenly over the devices.
   """
   num_devices = mesh.devices.size
   if batch_size % num_devices:
-    raise ValueError(
+    raise UserError(
       f'{setting} {batch_size} is not divisible by {num_devices} devices: '
       'change it'
     )

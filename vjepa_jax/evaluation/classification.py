@@ -14,6 +14,7 @@ from vjepa_jax.data import decode, shards, sources
 from vjepa_jax.data.clip import ClipOptions, read_clips
 from vjepa_jax.data.features import join_segments
 from vjepa_jax.data.records import check_label
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching
 from vjepa_jax.progress import make_bar
 
@@ -53,7 +54,7 @@ def make_predict(
     num_threads: Decoding threads of a host.
 
   Raises:
-    ValueError: The batch does not split evenly over the devices.
+    UserError: The batch does not split evenly over the devices.
   """
   map_batches = batching.make_map_batches(
     lambda params, batch: (apply(params, batch[0]), batch[1]),
@@ -142,11 +143,11 @@ def score(predictions: Predictions) -> dict[str, float]:
   """Scores probabilities: shares of videos, and the mean over the classes.
 
   Raises:
-    ValueError: No video could be read.
+    UserError: No video could be read.
   """
   probabilities, labels, left_out = predictions
   if not len(labels):
-    raise ValueError(f'none of {left_out} test videos could be read')
+    raise UserError(f'none of {left_out} test videos could be read')
   order = np.argsort(-probabilities, axis=1, kind='stable')
   places = (order == labels[:, None]).argmax(axis=1)
   hits = places == 0

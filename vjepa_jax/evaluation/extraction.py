@@ -14,6 +14,7 @@ import numpy as np
 from vjepa_jax.data import decode, shards, sources, storage
 from vjepa_jax.data.clip import ClipOptions, read_timed_clips
 from vjepa_jax.data.records import VideoFeatures, pack
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -66,7 +67,7 @@ def start(
     left out. It raises ValueError if none can be read.
 
   Raises:
-    ValueError: The options do not fit together or to earlier ones.
+    UserError: The options do not fit together or to earlier ones.
   """
   num_shards = num_shards or -(-len(source) // _VIDEOS_PER_SHARD)
   paths = shards.name_shards(output, 'features', num_shards)
@@ -110,7 +111,7 @@ def start(
     bad = shards.write_shards(paths, ranges, own, convert, bad_files)
     num_videos = sum(len(ranges[i]) for i in own)
     if len(bad) == num_videos:
-      raise ValueError(
+      raise UserError(
         f'none of {num_videos} videos could be read, the last one '
         f'{bad[-1]["name"]}: {bad[-1]["reason"]}'
       )
@@ -120,14 +121,14 @@ def start(
 
 
 def _check_counts(num_videos, num_shards, host_index, num_hosts):
-  """Raises ValueError where a host or a shard would have nothing."""
+  """Raises UserError where a host or a shard would have nothing."""
   if not 0 <= host_index < num_hosts:
-    raise ValueError(
+    raise UserError(
       f'--host_index={host_index} is not one of --num_hosts={num_hosts}, '
       'which count from 0'
     )
   if not num_hosts <= num_shards <= num_videos:
-    raise ValueError(
+    raise UserError(
       f'{num_shards} shards of {num_videos} videos for {num_hosts} hosts: '
       'every host needs a shard and every shard a video, change --shards'
     )
@@ -173,7 +174,7 @@ def _encode_shard(
     record, own = video
     values = np.stack(list(itertools.islice(features, len(own))))
     if not np.isfinite(values).all():
-      raise ValueError(
+      raise UserError(
         f'features of {record.name} are not finite in {values.dtype}: use '
         '--dtype=float32, or another checkpoint if they still are not'
       )

@@ -10,6 +10,7 @@ import numpy as np
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching, classification, probing
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import sharding
@@ -92,7 +93,7 @@ def make_online_probe(
     means, labels = np.concatenate(means), np.concatenate(labels)
     there = labels >= 0
     if not there.any():
-      raise ValueError(f'none of {len(labels)} clips of the probe can be read')
+      raise UserError(f'none of {len(labels)} clips of the probe can be read')
     first = labels[: len(tokens) * batch_size].copy()
     first[limit:] = -1
     probed = None

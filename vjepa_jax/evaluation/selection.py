@@ -11,6 +11,7 @@ import numpy as np
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import classification, probing
 from vjepa_jax.evaluation.probe_grid import ProbeGrid
 from vjepa_jax.models.probe import AttentiveProbe, compute_attention
@@ -62,7 +63,7 @@ class Selection:
       _get_params(state), self._validation, self._options
     )
     if not len(labels):
-      raise ValueError(f'none of {left_out} validation videos could be read')
+      raise UserError(f'none of {left_out} validation videos could be read')
     hits = probabilities.argmax(axis=-1) == labels[:, None]
     scores = hits.mean(axis=0)
     return scores.tolist(), int(scores.argmax())

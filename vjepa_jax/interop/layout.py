@@ -17,6 +17,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.names import FLATTEN_TUBELET, Family, Row, Sizes
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
@@ -26,7 +27,7 @@ Params = dict[str, Any]
 State = Mapping[str, np.ndarray]
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
   """Weights that cannot be used; the message is one line that says why."""
 
 

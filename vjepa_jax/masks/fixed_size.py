@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.masks import Grid
 from vjepa_jax.masks.multiblock import MultiBlock
 from vjepa_jax.masks.temporal import DIRECTIONS, Temporal
@@ -65,18 +66,18 @@ class MaskSampler:
   def __post_init__(self):
     for name, choices in (('subset', SUBSETS), ('complement', COMPLEMENTS)):
       if getattr(self, name) not in choices:
-        raise ValueError(
+        raise UserError(
           f'{name} {getattr(self, name)!r} is not one of {choices}'
         )
     if min(self.context_tokens, self.target_tokens) < 1:
-      raise ValueError(
+      raise UserError(
         f'a mask needs at least one context and one target token, got '
         f'{self.context_tokens} and {self.target_tokens}'
       )
     num_tokens = int(np.prod(self.grid))
     used = self.context_tokens + self.target_tokens
     if self.complement != 'none' and used != num_tokens:
-      raise ValueError(
+      raise UserError(
         f'complement={self.complement!r} uses every token, so context and '
         f'target tokens must add up to {num_tokens}, not '
         f'{self.context_tokens} + {self.target_tokens}'
@@ -135,7 +136,7 @@ class MaskSampler:
       The share of draws that meet the counts.
 
     Raises:
-      ValueError: It is under a fifth; the message names counts that would do.
+      UserError: It is under a fifth; the message names counts that would do.
     """
     rng = np.random.default_rng(0)
     num_hidden = np.array(
@@ -147,7 +148,7 @@ class MaskSampler:
       context, target = (
         int(np.percentile(counts, 5)) for counts in (num_visible, num_hidden)
       )
-      raise ValueError(
+      raise UserError(
         f'on a grid of {self.grid} tubelets {self.pattern} offers '
         f'{self.context_tokens} context and {self.target_tokens} target '
         f'tokens in only {acceptance:.0%} of the draws; at most '
@@ -168,20 +169,20 @@ def build_mask_sampler(
       complement) and of the kind's pattern.
 
   Raises:
-    ValueError: Unknown kind or option, or counts that cannot be met.
+    UserError: Unknown kind or option, or counts that cannot be met.
   """
   if kind not in PATTERNS:
-    raise ValueError(f'mask kind {kind!r} is not one of {tuple(PATTERNS)}')
+    raise UserError(f'mask kind {kind!r} is not one of {tuple(PATTERNS)}')
   make_pattern = PATTERNS[kind]
   known = set(inspect.signature(make_pattern).parameters)
   rule = set(inspect.signature(MaskSampler).parameters) - {'pattern', 'grid'}
   if unknown := set(options) - rule - known:
-    raise ValueError(
+    raise UserError(
       f'mask kind {kind!r} has no option {sorted(unknown)}, it has '
       f'{sorted(rule | known)}'
     )
   if missing := {'context_tokens', 'target_tokens'} - set(options):
-    raise ValueError(f'mask kind {kind!r} needs {sorted(missing)}')
+    raise UserError(f'mask kind {kind!r} needs {sorted(missing)}')
   pattern = make_pattern(**{k: v for k, v in options.items() if k in known})
   counts = {k: v for k, v in options.items() if k in rule}
   sampler = MaskSampler(pattern, grid, **counts)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.masks import Grid
 
 DIRECTIONS = ('future', 'past', 'either', 'both')
@@ -27,7 +28,7 @@ class Temporal:
   def __post_init__(self):
     low, high = self.context_ratio
     if not 0 < low <= high < 1:
-      raise ValueError(
+      raise UserError(
         f'context_ratio {self.context_ratio} of a temporal mask must be '
         'increasing and between 0 and 1'
       )
@@ -36,12 +37,12 @@ class Temporal:
     """Draws the hidden tokens of one clip: bool `[T, H, W]`.
 
     Raises:
-      ValueError: The clip has fewer time steps than the mask needs.
+      UserError: The clip has fewer time steps than the mask needs.
     """
     duration = grid[0]
     ends = 2 if self.direction == 'both' else 1
     if duration < 1 + ends:
-      raise ValueError(
+      raise UserError(
         f'a {self.direction!r} mask needs {1 + ends} time steps, the clip '
         f'has {duration}: use more frames or shorter tubelets'
       )

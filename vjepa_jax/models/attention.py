@@ -10,6 +10,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models import tpu_attention
 from vjepa_jax.models.attention_mask import FULL, Mask
 from vjepa_jax.models.linear import add_bias, einsum
@@ -51,7 +52,7 @@ def attend(
     `[B, heads, N, d]` in the dtype of `v`; the softmax is in float32.
 
   Raises:
-    ValueError: There is no such implementation, or it has no such mask.
+    UserError: There is no such implementation, or it has no such mask.
   """
   check_choice('attention', implementation, IMPLEMENTATIONS)
   return IMPLEMENTATIONS[implementation](q, k, v, mask)
@@ -71,7 +72,7 @@ def _attend_cudnn(q, k, v, mask):
   dense = None
   if mask != FULL:
     if q.shape[2] % 2:
-      raise ValueError(
+      raise UserError(
         f"attention 'cudnn' takes {mask} of an even number of tokens, not "
         f"{q.shape[2]}: set attention='xla'"
       )

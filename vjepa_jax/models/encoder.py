@@ -5,6 +5,7 @@ import math
 from flax import linen as nn
 import jax.numpy as jnp
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models import positions as pos
 from vjepa_jax.models import transformer
 from vjepa_jax.models import tubelets as tub
@@ -16,14 +17,14 @@ from vjepa_jax.models.tubelets import Tokens
 def check_layers(
   layers: tuple[int, ...] | None, depth: int, levels: tuple[int, ...] = ()
 ) -> None:
-  """Raises ValueError unless the layers exist and increase."""
+  """Raises UserError unless the layers exist and increase."""
   if layers and list(layers) != sorted(set(layers) & {*range(depth)}):
-    raise ValueError(
+    raise UserError(
       f'layers {layers} of an encoder with {depth} blocks: name some of 0 to '
       f'{depth - 1}, in increasing order'
     )
   if layers and levels and not set(layers) <= set(levels):
-    raise ValueError(
+    raise UserError(
       f'layers {layers} of an encoder whose outputs are the levels {levels}: '
       'name some of these'
     )
@@ -56,7 +57,7 @@ class Encoder(Options):
     if self.levels:
       check_layers(self.levels, self.depth)
       if self.levels[-1] != self.depth - 1:
-        raise ValueError(
+        raise UserError(
           f'levels {self.levels} do not end with the last block, '
           f'{self.depth - 1}'
         )
@@ -106,7 +107,7 @@ class Encoder(Options):
       of ids; with `layers` a tuple of these, one a layer.
 
     Raises:
-      ValueError: A side of the clip is not a multiple of the tubelet's, or
+      UserError: A side of the clip is not a multiple of the tubelet's, or
         there are no such layers.
     """
     check_layers(layers, self.depth, self.levels)

@@ -6,11 +6,13 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
+from vjepa_jax.errors import UserError
+
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-  """Raises ValueError, which lists the choices, unless `value` is one."""
+  """Raises UserError, which lists the choices, unless `value` is one."""
   if value not in choices:
-    raise ValueError(f'{name} {value!r} is not one of {(*choices,)}')
+    raise UserError(f'{name} {value!r} is not one of {(*choices,)}')
 
 
 class Options(nn.Module, kw_only=True):

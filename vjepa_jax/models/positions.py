@@ -11,6 +11,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.options import check_choice
 
 Grid = tuple[int, int, int]
@@ -154,7 +155,7 @@ def encode_positions(
   """
   if positions == 'sincos':
     if coordinates is not None:
-      raise ValueError("positions 'sincos' have no coordinates: take RoPE")
+      raise UserError("positions 'sincos' have no coordinates: take RoPE")
     table = jnp.asarray(make_sincos_table(grid, x.shape[-1]), x.dtype)
     return x + table[ids], None
   if coordinates is None:

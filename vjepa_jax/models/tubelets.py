@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.linear import Dense, make_initializer
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.parallel.sharding import constrain_batch
@@ -26,13 +27,13 @@ def compute_grid(
   """Computes the tubelet grid (T, H, W) of clips `[B, frames, h, w, 3]`.
 
   Raises:
-    ValueError: A side of the clip is not a multiple of the tubelet's.
+    UserError: A side of the clip is not a multiple of the tubelet's.
   """
   grid = []
   names = 'frames', 'height', 'width'
   for name, side, size in zip(names, video_shape[1:4], tubelet, strict=True):
     if side % size or not side:
-      raise ValueError(
+      raise UserError(
         f'{name} of the clip, {side}, is not a multiple of the tubelet, '
         f'{size}: crop or resample the clip, or change the tubelet'
       )

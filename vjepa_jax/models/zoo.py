@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.predictor import Predictor
@@ -63,7 +64,7 @@ def build_predictor(
     **fields: Others of `Predictor`.
 
   Raises:
-    ValueError: The heads do not divide the width.
+    UserError: The heads do not divide the width.
   """
   num_heads = num_heads or encoder.num_heads
   predictor = Predictor(
@@ -75,7 +76,7 @@ def build_predictor(
     **fields,
   )
   if predictor.width % num_heads:
-    raise ValueError(
+    raise UserError(
       f'predictor width {predictor.width} is not divisible by its '
       f'{num_heads} heads'
     )

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from vjepa_jax.data.encode import write_video
+from vjepa_jax.errors import UserError
 from vjepa_jax.sets import writing
 
 av.logging.set_libav_level(av.logging.PANIC)
@@ -78,13 +79,13 @@ def write_motion_set(
     `folder`.
 
   Raises:
-    ValueError: There are too few videos, one cannot be used, or `folder` holds
+    UserError: There are too few videos, one cannot be used, or `folder` holds
       a finished set with other options.
   """
   folder = pathlib.Path(folder)
   videos = sorted({pathlib.Path(v).resolve() for v in videos})
   if len(videos) < 2:
-    raise ValueError(
+    raise UserError(
       f'a motion set needs at least 2 videos, got {len(videos)}: one to train '
       'and one to test'
     )
@@ -136,7 +137,7 @@ def _write_split(folder, split, num_clips, videos, seed):
     try:
       clip = render_clip(frames, labels[i], np.random.default_rng((*seed, i)))
     except ValueError as error:
-      raise ValueError(f'{video}: {error}; leave this video out') from error
+      raise UserError(f'{video}: {error}; leave this video out') from error
     write_video(folder / names[i], clip, _FPS)
 
   # Few videos at a time fit in memory.
@@ -160,9 +161,9 @@ def _read_frames(path: pathlib.Path) -> list[np.ndarray]:
           image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         frames.append(image)
   except (av.FFmpegError, IndexError) as error:
-    raise ValueError(f'{path}: cannot be read as a video: {error}') from error
+    raise UserError(f'{path}: cannot be read as a video: {error}') from error
   if not frames:
-    raise ValueError(f'{path}: has no frames')
+    raise UserError(f'{path}: has no frames')
   return frames
 
 
@@ -181,7 +182,7 @@ def render_clip(
     uint8 [16, 36, 36, 3].
 
   Raises:
-    ValueError: No frame has texture.
+    UserError: No frame has texture.
   """
   look = _draw_window(frames, rng)
   angle = 2 * math.pi * label / len(CLASSES)
@@ -219,7 +220,7 @@ def _draw_window(
     )
     if _measure_texture(look(np.zeros(2))) >= _MIN_TEXTURE:
       return look
-  raise ValueError(f'no textured window in {_MAX_DRAWS} draws')
+  raise UserError(f'no textured window in {_MAX_DRAWS} draws')
 
 
 def _measure_texture(image: np.ndarray) -> float:

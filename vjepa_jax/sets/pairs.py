@@ -11,6 +11,7 @@ from vjepa_jax.data import storage
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.transforms import center_crop
 from vjepa_jax.data.video import Limits
+from vjepa_jax.errors import UserError
 
 _NEEDED = ('file', 'pair', 'property', 'possible')
 
@@ -34,7 +35,7 @@ def read_pairs(folder: str | os.PathLike[str]) -> list[Pair]:
 
   Raises:
     FileNotFoundError: There is no manifest.
-    ValueError: It lacks a column, or a pair is not one of each kind.
+    UserError: It lacks a column, or a pair is not one of each kind.
   """
   path = os.path.join(folder, 'test.csv')
   if not storage.exists(path):
@@ -45,19 +46,19 @@ def read_pairs(folder: str | os.PathLike[str]) -> list[Pair]:
   reader = csv.DictReader(storage.read(path).decode().splitlines())
   for column in _NEEDED:
     if column not in (reader.fieldnames or ()):
-      raise ValueError(
+      raise UserError(
         f'{path} has no column {column!r}, it needs {", ".join(_NEEDED)}'
       )
   films: dict[str, list[dict[str, str]]] = {}
   for row in reader:
     films.setdefault(row['pair'], []).append(row)
   if not films:
-    raise ValueError(f'{path} lists no films')
+    raise UserError(f'{path} lists no films')
   pairs = []
   for key, pair in films.items():
     pair.sort(key=lambda film: film['possible'])
     if [film['possible'] for film in pair] != ['0', '1']:
-      raise ValueError(
+      raise UserError(
         f'{path}: pair {key} must have one possible (1) and one impossible (0) '
         f'film, it has {[film["possible"] for film in pair]}'
       )

@@ -23,6 +23,7 @@ import numpy as np
 
 from vjepa_jax.data import storage
 from vjepa_jax.data.encode import write_video
+from vjepa_jax.errors import UserError
 from vjepa_jax.sets import writing
 
 # What is violated: an object vanishes or comes out of nothing, changes its
@@ -99,11 +100,11 @@ def write_physics_set(
     `folder`.
 
   Raises:
-    ValueError: A number is not positive, or `folder` holds a finished set with
+    UserError: A number is not positive, or `folder` holds a finished set with
       other options.
   """
   if min(num_train, num_sets) < 1:
-    raise ValueError(
+    raise UserError(
       f'num_train={num_train} and num_sets={num_sets} must be positive'
     )
   folder = pathlib.Path(folder)

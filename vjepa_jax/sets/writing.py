@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from vjepa_jax.data import storage
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 
 
@@ -24,14 +25,14 @@ def write_once(
     write: Writes the rest of the set into the marker's folder.
 
   Raises:
-    ValueError: There is another set.
+    UserError: There is another set.
   """
   options = json.loads(json.dumps(options))
   if storage.exists(marker):
     found = json.loads(storage.read(marker))
     for name, value in options.items():
       if found.get(name) != value:
-        raise ValueError(
+        raise UserError(
           f'{marker.parent} holds another {marker.stem} set, with '
           f'{name}={found.get(name)}, not {value}: give another folder, or '
           'delete this one'

@@ -9,6 +9,7 @@ import numpy as np
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.video import DecodeError
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import read_clip, read_weights
 from vjepa_jax.models import zoo
@@ -25,7 +26,7 @@ from vjepa_jax.training.checkpoint import (
 def open_split(config: ConfigDict, name: str) -> sources.Source:
   """Opens the labelled videos of one split."""
   if not config.data[name]:
-    raise ValueError(
+    raise UserError(
       f'config.data.{name} is empty: give a manifest of `path label` lines, '
       'ArrayRecord shards with labels or tfds:name/split'
     )
@@ -56,7 +57,7 @@ def read_backbone(config: ConfigDict, step: int | None = None) -> Weights:
   Of a workdir the checkpoint of a step, None for the newest.
 
   Raises:
-    ValueError: The backbone cannot be used, or does not say what is asked.
+    UserError: The backbone cannot be used, or does not say what is asked.
   """
   if config.backbone:
     backbone = read_weights(
@@ -68,7 +69,7 @@ def read_backbone(config: ConfigDict, step: int | None = None) -> Weights:
     if config.clip[name] is None:
       config.clip[name] = getattr(backbone, name)
     if config.clip[name] is None:
-      raise ValueError(f'the backbone does not say: set config.clip.{name}')
+      raise UserError(f'the backbone does not say: set config.clip.{name}')
   clip = read_clip(config.backbone)
   for name in ('crop_scale', 'crop_aspect_ratio'):
     if config.clip[name] is None:
@@ -125,7 +126,7 @@ def count_classes(*labelled: sources.Source) -> int:
   """Reads all labels of videos: one more than the largest.
 
   Raises:
-    ValueError: A video has no label, or all have the same.
+    UserError: A video has no label, or all have the same.
   """
   largest = 0
   for source in labelled:
@@ -137,5 +138,5 @@ def count_classes(*labelled: sources.Source) -> int:
       pipeline.check_label(record, 10**6)
       largest = max(largest, record.label)
   if not largest:
-    raise ValueError('all labels are 0: there is nothing to tell apart')
+    raise UserError('all labels are 0: there is nothing to tell apart')
   return largest + 1

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import load_clips
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.batching import make_extract
 from vjepa_jax.interop.load import describe
 from vjepa_jax.interop.world import load_world_model
@@ -90,15 +91,15 @@ def _load_world(config: ConfigDict, step: int | None) -> WorldModel:
   """Loads the backbone; its predictions must be features of whole clips."""
   path = config.backbone
   if not path:
-    raise ValueError(
+    raise UserError(
       'config.backbone is empty: give a workdir of pretraining, a Hugging Face '
       'folder or an official file'
     )
   world = load_world_model(path, step=step)
   if world.targets == 'pixels':
-    raise ValueError(f'{path} predicts pixels: there is nothing to decode')
+    raise UserError(f'{path} predicts pixels: there is nothing to decode')
   if world.target_view == 'targets':
-    raise ValueError(
+    raise UserError(
       f"{path} has objective.vjepa.target_view='targets': its features depend "
       'on what else is hidden, and no decoder fits them'
     )
@@ -112,7 +113,7 @@ def _make_loader(
   given = [dict(s) for s in config.data.sources.values() if s['path']]
   given = given or [dict(source) for source in world.sources]
   if not given:
-    raise ValueError(
+    raise UserError(
       f'{config.backbone} does not say what it was trained on: give '
       '--config.data.sources.videos.path'
     )
@@ -120,7 +121,7 @@ def _make_loader(
   try:
     options = complete_clip(world, **config.clip)
   except ValueError as error:
-    raise ValueError(f'config.clip: {error}') from None
+    raise UserError(f'config.clip: {error}') from None
   return pipeline.SampleLoader(
     open_sources(config),
     options,
@@ -159,12 +160,12 @@ def _build(
     out_width=3 * math.prod(world.tubelet), **compute, **config.decoder
   )
   if decoder.width % decoder.num_heads:
-    raise ValueError(
+    raise UserError(
       f'decoder width {decoder.width} is not divisible by its '
       f'{decoder.num_heads} heads'
     )
   if config.loss_exp not in (1, 2):
-    raise ValueError(f'config.loss_exp is 1 or 2, not {config.loss_exp}')
+    raise UserError(f'config.loss_exp is 1 or 2, not {config.loss_exp}')
   encoder = world.target_encoder.clone(**compute)
   stripped = world._replace(target_encoder=encoder, params={})
   return decoding.Decoding(stripped, decoder, config.loss_exp)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import Clips, load_clips
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.interop.load import describe
 from vjepa_jax.masks.fixed_size import build_mask_sampler
@@ -73,11 +74,11 @@ def pretrain(
 def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
   """Opens the sources and builds the mask samplers."""
   if not config.mask_names:
-    raise ValueError('config.mask_names is empty: nothing would be predicted')
+    raise UserError('config.mask_names is empty: nothing would be predicted')
   samplers = []
   for name in config.mask_names:
     if name not in config.masks:
-      raise ValueError(
+      raise UserError(
         f'config.mask_names has {name!r}, config.masks only '
         f'{sorted(config.masks)}'
       )
@@ -86,15 +87,15 @@ def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
     try:
       samplers.append(build_mask_sampler(get_grid(config), kind, spec))
     except ValueError as error:
-      raise ValueError(f'config.masks.{name}: {error}') from error
+      raise UserError(f'config.masks.{name}: {error}') from error
   for name, source in config.data.sources.items():
     if not source.path:
-      raise ValueError(
+      raise UserError(
         f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
         'manifest, ArrayRecord shards or tfds:name/split'
       )
     if not 0 < source.weight < math.inf:
-      raise ValueError(
+      raise UserError(
         f'config.data.sources.{name}.weight {source.weight} is no positive '
         'number: a source that is not wanted is left out'
       )

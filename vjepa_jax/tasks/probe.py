@@ -14,6 +14,7 @@ import numpy as np
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.features import FeatureSource, holds_features
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import classification
 from vjepa_jax.evaluation.probe_grid import ProbeGrid, make_probe_step
 from vjepa_jax.evaluation.selection import Selection
@@ -104,7 +105,7 @@ def _open_splits(config: ConfigDict) -> list[sources.Source]:
   names = [n for n in ('train', 'validation', 'test') if config.data[n]]
   cached = [n for n in names if holds_features(config.data[n])]
   if cached and cached != names:
-    raise ValueError(
+    raise UserError(
       f'config.data.{cached[0]} holds features and others hold videos: give '
       'features of all, by python -m vjepa_jax.tools.extract, or of none'
     )
@@ -122,7 +123,7 @@ def _open_splits(config: ConfigDict) -> list[sources.Source]:
   share = config.data.validation_share
   count = round(share * len(train))
   if not 0 < count < len(train):
-    raise ValueError(
+    raise UserError(
       f'config.data.validation_share {share} of {len(train)} training videos '
       'leaves no video to train on, or none to select on: set '
       'config.data.validation'
@@ -182,7 +183,7 @@ def _build_grid(
     module = LinearProbe(num_classes)
   elif options.kind == 'attentive':
     if encoder.width % heads:
-      raise ValueError(
+      raise UserError(
         f'config.probe.num_heads {heads} does not divide the {encoder.width} '
         'features of the encoder'
       )
@@ -190,7 +191,7 @@ def _build_grid(
       num_classes, heads, options.depth, options.output_projection, **compute
     )
   else:
-    raise ValueError(
+    raise UserError(
       f'config.probe.kind {options.kind!r} is not attentive or linear'
     )
   points = itertools.product(options.learning_rates, options.weight_decays)
@@ -199,7 +200,7 @@ def _build_grid(
     layers = tuple(layers)
     check_layers(layers, encoder.depth)
     if holds_features(config.data.train):
-      raise ValueError(
+      raise UserError(
         f'config.layers {layers} of features that hold the last layer: give '
         'videos, or set config.layers=None and config.layers_of_depth={}'
       )

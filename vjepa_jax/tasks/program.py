@@ -56,7 +56,7 @@ def build_program(
   """Builds the training program of a config, for devices attached or not.
 
   Raises:
-    ValueError: The config does not fit together or does not fit the mesh.
+    UserError: The config does not fit together or does not fit the mesh.
   """
   check_batch(config, mesh, config.data.batch_size)
   get_grid(config)  # raises where clips are not whole tubelets
@@ -93,14 +93,14 @@ def get_steps(
   """Reads a duration, `{name}_steps` or `{name}_epochs`, in steps.
 
   Raises:
-    ValueError: Both are set, or the total is not.
+    UserError: Both are set, or the total is not.
   """
   steps, epochs = config[f'{name}_steps'], config[f'{name}_epochs']
   if steps is not None and epochs is not None:
-    raise ValueError(f'set {name}_steps or {name}_epochs, not both')
+    raise UserError(f'set {name}_steps or {name}_epochs, not both')
   if steps is None and epochs is None:
     if name == 'total':
-      raise ValueError('set config.total_steps or config.total_epochs')
+      raise UserError('set config.total_steps or config.total_epochs')
     return 0
   return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
 
@@ -117,13 +117,11 @@ def build_objective(config: ConfigDict, mesh: Mesh) -> Objective:
   """Builds the objective, its models for the platform of the mesh.
 
   Raises:
-    ValueError: There is no such objective, or its options do not go together.
+    UserError: There is no such objective, or its options do not go together.
   """
   kind = config.objective.kind
   if kind not in OBJECTIVES:
-    raise ValueError(
-      f'objective.kind {kind!r} is not one of {list(OBJECTIVES)}'
-    )
+    raise UserError(f'objective.kind {kind!r} is not one of {list(OBJECTIVES)}')
   compute = get_compute(config, mesh)
   encoder = zoo.build_encoder(**config.encoder, remat=config.remat, **compute)
   setup = Setup(
@@ -191,14 +189,14 @@ def get_compute(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
 
 
 def check_batch(config: ConfigDict, mesh: Mesh, clips_per_step: int) -> None:
-  """Raises ValueError if a batch does not split evenly over the devices."""
+  """Raises UserError if a batch does not split evenly over the devices."""
   shards, parts = mesh.devices.size, config.get('microbatches', 1)
   if clips_per_step % (shards * parts):
     pieces, remedy = f'{shards} data shards', 'change config.data.batch_size'
     if 'microbatches' in config:
       pieces += f' x {parts} microbatches'
       remedy += ' or config.microbatches'
-    raise ValueError(
+    raise UserError(
       f'a batch of {clips_per_step} clips is not divisible by {pieces}: '
       f'{remedy}'
     )
@@ -241,7 +239,7 @@ def jit_program(
     frozen: Shapes of what is frozen.
 
   Raises:
-    ValueError: Too much of the state would be whole on every device.
+    UserError: Too much of the state would be whole on every device.
   """
   abstract = jax.eval_shape(init, jax.random.key(0)).replace(frozen=frozen)
   shardings = sharding.shard_tree(abstract, mesh)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vjepa_jax.data import pipeline, sources, storage
 from vjepa_jax.data.clip import ClipOptions, adapt_options
 from vjepa_jax.data.readers import open_journal
+from vjepa_jax.errors import UserError
 from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.tasks.initial import take_over
@@ -72,7 +73,7 @@ class Session:
       profile_steps: First and last step to trace.
 
     Raises:
-      ValueError: The config does not fit together, or not the devices.
+      UserError: The config does not fit together, or not the devices.
     """
     self._goodput = Goodput()
     self.workdir = epath.Path(workdir)
@@ -104,7 +105,7 @@ class Session:
     Nothing in it is frozen yet. Each checkpoint says `model`, JSON.
 
     Raises:
-      ValueError: The run was started on another backbone, or is of another
+      UserError: The run was started on another backbone, or is of another
         model.
     """
     config, shardings = self._config, program.shardings
@@ -150,7 +151,7 @@ class Session:
       The last state; None if the platform took the machine back.
 
     Raises:
-      ValueError: The run is past its end, or its trace would be.
+      UserError: The run is past its end, or its trace would be.
     """
     config, start_step = self._config, int(state.step)
     with contextlib.ExitStack() as stack:
@@ -226,7 +227,7 @@ class Session:
     )
 
   def _check_backbone(self, before: dict[str, Any], program: Program) -> None:
-    """Raises ValueError if a run goes on from another backbone than its own."""
+    """Raises UserError if a run goes on from another backbone than its own."""
     model = self._model or {}
     mark, name = model.get('fingerprint'), model.get('backbone')
     # What is trained is read once; where it is from, it may have gone on.
@@ -234,22 +235,22 @@ class Session:
       program.abstract.frozen is None and before.get('backbone') == name
     )
     if before.get('fingerprint', mark) != mark and not read_once:
-      raise ValueError(
+      raise UserError(
         f'{self.workdir} was started on {before["backbone"]}, and '
         f'{name} is another backbone or another checkpoint of it: use another '
         '--workdir'
       )
 
   def _check_steps(self, start_step: int) -> None:
-    """Raises ValueError if a run is past its end, or its trace would be."""
+    """Raises UserError if a run is past its end, or its trace would be."""
     total_steps, profile = self.total_steps, self._profile_steps
     if start_step > total_steps:
-      raise ValueError(
+      raise UserError(
         f'{self.workdir} is at step {start_step}, past the {total_steps} of '
         'this config: raise config.total_steps or use another --workdir'
       )
     if profile and not profile[0] < profile[1] <= total_steps:
-      raise ValueError(
+      raise UserError(
         f'profile_steps {profile[0]}:{profile[1]} must lie within the '
         f'{total_steps} steps of the run'
       )

@@ -4,6 +4,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vjepa_jax.data import storage
+from vjepa_jax.errors import UserError
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.sets.toy import write_toy_videos
 
@@ -27,10 +28,10 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     Another config, with `smoke` off.
 
   Raises:
-    ValueError: The recipe is another task's.
+    UserError: The recipe is another task's.
   """
   if config.task not in ('pretrain', 'quickstart', 'finetune'):
-    raise ValueError(
+    raise UserError(
       'config.smoke is for recipes of pretraining and fine-tuning; '
       f'{config.task} needs a backbone, whose size it has: try it with a few '
       'config.total_steps'
@@ -100,4 +101,4 @@ def _fit_counts(grid, options):
     except ValueError:
       continue
     return context, target
-  raise ValueError(f'no token counts fit mask kind {kind!r} on a toy grid')
+  raise UserError(f'no token counts fit mask kind {kind!r} on a toy grid')

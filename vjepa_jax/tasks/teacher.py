@@ -11,6 +11,7 @@ from absl import logging
 from etils import epath
 import jax
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import read_encoder
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.training import checkpoint
@@ -20,16 +21,16 @@ def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder:
   """Rebuilds the teacher, without parameters, from what its run says of it.
 
   Raises:
-    ValueError: There is no such run, or it cuts clips into other tubelets than
+    UserError: There is no such run, or it cuts clips into other tubelets than
       the student's.
   """
   try:
     teacher = read_encoder(path)
   except ValueError as error:
-    raise ValueError(f'config.objective.salt.teacher: {error}') from error
+    raise UserError(f'config.objective.salt.teacher: {error}') from error
   # Both see the same clip: the same grid is the same tubelets.
   if tuple(teacher.tubelet) != tuple(tubelet):
-    raise ValueError(
+    raise UserError(
       f'config.objective.salt.teacher: {path} has tubelets of '
       f'{tuple(teacher.tubelet)}, config.encoder.tubelet is {tuple(tubelet)}: '
       'tokens of one have no counterpart in the other'
@@ -58,13 +59,13 @@ def load_teacher(
     resumed: This run goes on from a checkpoint of its own.
 
   Raises:
-    ValueError: The run had another teacher, or its checkpoint is gone.
+    UserError: The run had another teacher, or its checkpoint is gone.
   """
   record = workdir / 'teacher.json'
   if resumed and record.exists():
     used = json.loads(record.read_text())
     if used['path'] != path:
-      raise ValueError(
+      raise UserError(
         f'config.objective.salt.teacher: {workdir} has the teacher '
         f'{used["path"]}, not {path}: use another --workdir'
       )
@@ -73,7 +74,7 @@ def load_teacher(
   try:
     params = checkpoint.load_item(path, abstract, shardings, step=used['step'])
   except ValueError as error:
-    raise ValueError(f'config.objective.salt.teacher: {error}') from error
+    raise UserError(f'config.objective.salt.teacher: {error}') from error
   logging.info('teacher: step %d of %s', used['step'], path)
   if jax.process_index() == 0 and not resumed:
     record.write_text(json.dumps(used) + '\n')

@@ -122,8 +122,7 @@ def _is_mistake(error: BaseException) -> bool:
   frames = traceback.walk_tb(error.__traceback__)
   trained = any('training/loop.py' in f.f_code.co_filename for f, _ in frames)
   return isinstance(error, UserError) or (
-    isinstance(error, ValueError | FileNotFoundError | PermissionError)
-    and not trained
+    isinstance(error, FileNotFoundError | PermissionError) and not trained
   )
 
 

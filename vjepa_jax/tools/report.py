@@ -251,7 +251,7 @@ def _draw_features(
   """
   grid = get_grid(config)
   if np.prod(grid) > _MAX_TOKENS:
-    raise ValueError(f'{np.prod(grid)} tokens are many for a CPU')
+    raise UserError(f'{np.prod(grid)} tokens are many for a CPU')
   loaded = load(workdir, resize=False)
   videos = np.concatenate([sample['pixels'][:1] for sample in samples])
   key = jax.random.split(jax.random.key(config.seed))[0]

@@ -18,6 +18,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.data import storage
+from vjepa_jax.errors import UserError
 from vjepa_jax.parallel import hosts, replicas
 from vjepa_jax.training.state import TrainState
 
@@ -31,7 +32,7 @@ _TRANSIENT = re.compile(
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """A checkpoint that cannot be used; the message says why and what to do."""
 
 

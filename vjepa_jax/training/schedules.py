@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.options import check_choice
 
 Schedule = Callable[[int], jnp.ndarray]
@@ -40,11 +41,11 @@ def make_schedule(
       from 1, those of weight decay and momentum from 0.
 
   Raises:
-    ValueError: Unknown kind, or the warm-up is longer than the schedule.
+    UserError: Unknown kind, or the warm-up is longer than the schedule.
   """
   check_choice('schedule', kind, KINDS)
   if warmup_steps > total_steps:
-    raise ValueError(
+    raise UserError(
       f'{warmup_steps} warm-up steps do not fit into a schedule of '
       f'{total_steps} steps'
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.parallel.sharding import take_part
 from vjepa_jax.training.objectives.base import Batch, Metrics, Objective, Params
 from vjepa_jax.training.optimizer import clip_by_module
@@ -46,10 +47,10 @@ def make_train_step(
     state donated.
 
   Raises:
-    ValueError: The objective needs the whole batch.
+    UserError: The objective needs the whole batch.
   """
   if microbatches > 1 and objective.whole_batch:
-    raise ValueError(
+    raise UserError(
       f'{microbatches} microbatches would change the loss, because '
       f'{objective.whole_batch}: set config.microbatches=1'
     )

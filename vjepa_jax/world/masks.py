@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.positions import Grid
 
 Box = tuple[float, float, float, float]
@@ -27,13 +28,13 @@ def choose_hidden(
     Ids of the visible and of the hidden tokens, int32, sorted, raster order.
 
   Raises:
-    ValueError: Nothing would be hidden, or nothing visible.
+    UserError: Nothing would be hidden, or nothing visible.
   """
   if hide not in HIDDEN:
-    raise ValueError(f'hide {hide!r} is not one of {HIDDEN}')
+    raise UserError(f'hide {hide!r} is not one of {HIDDEN}')
   least = 0 if hide == 'region' else 1
   if not least <= context_steps < grid[0]:
-    raise ValueError(
+    raise UserError(
       f'a clip of {grid[0]} time steps can show {least} to {grid[0] - 1} of '
       f'them, not {context_steps}: change --context_frames'
     )
@@ -50,7 +51,7 @@ def _find_cells(grid: Grid, box: Box) -> np.ndarray:
   """Marks the cells `[H, W]` whose middle lies in a box."""
   top, left, height, width = box
   if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
-    raise ValueError(
+    raise UserError(
       f'box (top, left, height, width) = {tuple(box)} must lie within the '
       'frame, in shares of it: for example 0.25,0.25,0.5,0.5'
     )
@@ -59,7 +60,7 @@ def _find_cells(grid: Grid, box: Box) -> np.ndarray:
   columns = (left <= x) & (x <= left + width)
   cells = rows & columns.T
   if not cells.any() or cells.all():
-    raise ValueError(
+    raise UserError(
       f'box {tuple(box)} covers {cells.sum()} of {cells.size} tubelets of a '
       'frame: choose one that covers some and not all'
     )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.errors import UserError
 from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import Grid
@@ -78,7 +79,7 @@ def complete_clip(
   """Completes how clips are cut: what is None is as in the model's training.
 
   Raises:
-    ValueError: Something is neither given nor known, or does not fit the
+    UserError: Something is neither given nor known, or does not fit the
       tubelets.
   """
   trained = world.clip or ClipOptions()
@@ -91,7 +92,7 @@ def complete_clip(
   needed = given | {'frame_step or fps': frame_step or fps}
   missing = [name for name, value in needed.items() if not value]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'the clips of this model are not known: give {", ".join(missing)} (of '
       'released models V-JEPA 1 was trained on 16 frames at a frame_step of 4, '
       'V-JEPA 2 at an fps of 4)'
@@ -217,7 +218,7 @@ def measure_space(
   """Measures the statistics of targets over batches of clips of one shape.
 
   Raises:
-    ValueError: There is no clip.
+    UserError: There is no clip.
   """
   norm = world.norm
 
@@ -240,7 +241,7 @@ def measure_space(
     total = part if total is None else jax.tree.map(np.add, total, part)
     count += len(video)
   if not count:
-    raise ValueError('statistics of targets need clips, there are none')
+    raise UserError('statistics of targets need clips, there are none')
   mean = jax.tree.map(lambda x: x / count, total)
   variance = np.maximum(mean['squares'] - mean['sum'] ** 2, 0.0)
   arrays = {

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.tubelets import unpatchify
 from vjepa_jax.world.decoding import LoadedDecoder
 from vjepa_jax.world.model import normalize_visible
@@ -51,20 +52,20 @@ def make_render(predictor: MaskedPredictor, loaded: LoadedDecoder) -> Render:
 def check_rollout(
   predictor: MaskedPredictor, through: str, decodes: bool
 ) -> None:
-  """Raises ValueError unless predictions can be fed back."""
+  """Raises UserError unless predictions can be fed back."""
   if through not in THROUGH:
-    raise ValueError(f'roll_through {through!r} is not one of {THROUGH}')
+    raise UserError(f'roll_through {through!r} is not one of {THROUGH}')
   # Visible are the first time steps, all of their tokens.
   visible, (_, height, width) = predictor.visible, predictor.grid
   if visible[-1] != len(visible) - 1 or len(visible) % (height * width):
-    raise ValueError('--roll goes on in time: it needs --hide=future')
+    raise UserError('--roll goes on in time: it needs --hide=future')
   world = predictor.world
   if through == 'pixels' and not decodes:
-    raise ValueError(
+    raise UserError(
       '--roll_through=pixels encodes what was imagined: it needs --decode'
     )
   if through == 'features' and world.predictor.out_width != world.encoder.width:
-    raise ValueError(
+    raise UserError(
       f'the predictor makes {world.predictor.out_width} features and takes '
       f'{world.encoder.width}: its predictions can only be fed back by '
       '--roll_through=pixels'

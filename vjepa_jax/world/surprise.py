@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.progress import make_bar
 from vjepa_jax.world.masks import choose_hidden
 from vjepa_jax.world.model import TargetSpace, WorldModel, measure_space
@@ -32,21 +33,21 @@ class Windows:
 
   def __post_init__(self):
     if not 0 < self.context_frames < self.frames:
-      raise ValueError(
+      raise UserError(
         f'{self.context_frames} context frames of a window of {self.frames} '
         'leave nothing to see or nothing to predict'
       )
     if self.stride < 1:
-      raise ValueError(f'the stride of windows, {self.stride}, is under 1')
+      raise UserError(f'the stride of windows, {self.stride}, is under 1')
 
   def place(self, num_frames: int) -> np.ndarray:
     """Returns the first frame of each window of a film, int `[W]`.
 
     Raises:
-      ValueError: The film is shorter than a window.
+      UserError: The film is shorter than a window.
     """
     if num_frames < self.frames:
-      raise ValueError(
+      raise UserError(
         f'a film of {num_frames} frames is shorter than the window of '
         f'{self.frames}: use a smaller window or frame step'
       )
@@ -58,11 +59,11 @@ class Windows:
     return self.place(num_frames) + middle
 
   def check(self, tubelet: tuple[int, int, int]) -> None:
-    """Raises ValueError unless both parts are made of whole tubelets."""
+    """Raises UserError unless both parts are made of whole tubelets."""
     parts = {'a window': self.frames, 'its context': self.context_frames}
     for name, count in parts.items():
       if count % tubelet[0]:
-        raise ValueError(
+        raise UserError(
           f'{name} of {count} frames is not made of whole tubelets of '
           f'{tubelet[0]} frames'
         )
@@ -94,14 +95,14 @@ def measure_surprise(
     The surprise of the windows of each film, float32 `[W]`.
 
   Raises:
-    ValueError: The windows are not made of whole tubelets, or there are no
+    UserError: The windows are not made of whole tubelets, or there are no
       reference films where they are needed.
   """
   windows.check(world.tubelet)
   space = TargetSpace(world.norm)
   if world.norm == 'position':
     if not len(reference):
-      raise ValueError(
+      raise UserError(
         "targets normalised by 'position' need possible films as a reference"
       )
     batches = _iterate(reference, windows, batch_size, 'reference')

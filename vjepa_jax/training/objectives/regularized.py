@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.training.objectives import base, regularizers, vjepa
 from vjepa_jax.training.objectives.targets import center_by_position
@@ -32,9 +33,9 @@ class Regularized(vjepa.VJepa):
   seed: int = 0  # of the random directions of SIGReg
 
   def __post_init__(self):
-    """Raises ValueError where nothing would be regularised."""
+    """Raises UserError where nothing would be regularised."""
     if not any(getattr(self, f'{name}_weight') for name in _TERMS):
-      raise ValueError(
+      raise UserError(
         'objective.kind regularized has no weight that is not 0: set one of '
         'objective.regularized, or objective.kind=vjepa'
       )

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.tubelets import gather_tokens
@@ -91,11 +92,11 @@ class FeatureTargets:
   levels: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    """Raises ValueError unless the options are known and go together."""
+    """Raises UserError unless the options are known and go together."""
     check_choice('target_norm', self.norm, _NORMS)
     check_choice('target_view', self.view, _VIEWS)
     if self.norm == 'position' and self.view == 'targets':
-      raise ValueError(
+      raise UserError(
         "target_norm 'position' compares clips at the same places: it needs "
         "target_view 'clip'"
       )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.training.objectives import base, vjepa
 from vjepa_jax.training.objectives.regions import measure_distance
 from vjepa_jax.training.objectives.targets import (
@@ -35,9 +36,9 @@ class VJepa21(vjepa.VJepa):
   image_share: float = 0.5
 
   def __post_init__(self):
-    """Raises ValueError where targets have no features of visible tokens."""
+    """Raises UserError where targets have no features of visible tokens."""
     if self.targets.view != 'clip':
-      raise ValueError(
+      raise UserError(
         'vjepa21 needs the features of visible tokens: it goes with '
         "target_view 'clip'"
       )
