@@ -10,7 +10,8 @@ import vjepa_jax
 PACKAGE = Path(vjepa_jax.__file__).parent
 # From the bottom: a room imports itself and what is below its line.
 ORDER = (
-  ('errors', 'progress', 'masks'),
+  ('errors', 'progress'),
+  ('masks',),
   ('data', 'parallel', 'compilation'),
   ('models', 'plots', 'sets'),
   ('training',),
