@@ -1,9 +1,12 @@
 """Reads manifests: files that list videos and their labels."""
 
+import array
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import io
 import os
+
+import numpy as np
 
 from vjepa_jax.data import storage
 from vjepa_jax.data.records import NO_LABEL
@@ -120,3 +123,23 @@ def _parse_line(
       'whole number as its label (a header line is not allowed)'
     )
   return path, NO_LABEL
+
+
+class Strings:
+  """A list of strings in one block of memory, cheap to hold and to pickle."""
+
+  def __init__(self, strings: Iterable[bytes]) -> None:
+    block, ends = bytearray(), array.array('q')
+    for string in strings:
+      block += string
+      ends.append(len(block))
+    self._block, self._ends = bytes(block), np.array(ends, np.int64)
+
+  def __len__(self) -> int:
+    return len(self._ends)
+
+  def __getitem__(self, index: int) -> str:
+    index = range(len(self))[index]  # Negative numbers, and IndexError.
+    begin = int(self._ends[index - 1]) if index else 0
+    # File names that are not UTF-8 must survive the round trip.
+    return os.fsdecode(self._block[begin : int(self._ends[index])])

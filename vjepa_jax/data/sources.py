@@ -129,7 +129,7 @@ class FolderSource(_Named):
         f'no video files in {path}, looked for '
         f'{", ".join(sorted(VIDEO_EXTENSIONS))}, and for images'
       )
-    self._files = _Strings(map(os.fsencode, found))
+    self._files = manifests.Strings(map(os.fsencode, found))
 
   def __len__(self) -> int:
     return len(self._files)
@@ -166,7 +166,7 @@ class ManifestSource(_Named):
         labels.append(label)
         yield video
 
-    self.paths = _Strings(read_paths())
+    self.paths = manifests.Strings(read_paths())
     self._labels = np.array(labels, np.int64)
     if not len(self):
       raise UserError(f'manifest {path} lists no videos')
@@ -341,26 +341,6 @@ class Subset(_Named):
 
   def hash_names(self) -> str:
     return _hash([self._source.hash_names(), str(self._indices.tolist())])
-
-
-class _Strings:
-  """A list of strings in one block of memory, cheap to hold and to pickle."""
-
-  def __init__(self, strings: Iterable[bytes]) -> None:
-    block, ends = bytearray(), array.array('q')
-    for string in strings:
-      block += string
-      ends.append(len(block))
-    self._block, self._ends = bytes(block), np.array(ends, np.int64)
-
-  def __len__(self) -> int:
-    return len(self._ends)
-
-  def __getitem__(self, index: int) -> str:
-    index = range(len(self))[index]  # Negative numbers, and IndexError.
-    begin = int(self._ends[index - 1]) if index else 0
-    # File names that are not UTF-8 must survive the round trip.
-    return os.fsdecode(self._block[begin : int(self._ends[index])])
 
 
 def _hash(names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from vjepa_jax.evaluation import batching
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.training.checkpoint import hash_params
+from vjepa_jax.training.state import hash_params
 
 _OPTIONS_FILE = 'extract.json'
 _VIDEOS_PER_SHARD = 256

@@ -18,9 +18,9 @@ from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training.checkpoint import (
   CheckpointError,
-  hash_params,
   read_model,
 )
+from vjepa_jax.training.state import hash_params
 
 
 def open_split(config: ConfigDict, name: str) -> sources.Source:

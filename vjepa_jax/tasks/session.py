@@ -1,6 +1,6 @@
 """What all tasks share: a run, from its devices to its last step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from vjepa_jax.tasks.initial import take_over
 from vjepa_jax.tasks.program import Program, check_batch, get_steps
 from vjepa_jax.tasks.smoke import shrink
 from vjepa_jax.training import loop
-from vjepa_jax.training.checkpoint import Checkpoints, check_data, restore
+from vjepa_jax.training.checkpoint import Checkpoints, restore
 from vjepa_jax.training.feed import Feed, Quarantine
 from vjepa_jax.training.goodput import Goodput
 from vjepa_jax.training.state import TrainState
@@ -116,7 +116,7 @@ class Session:
     if self.resumed:
       state, self._progress = restored
       self._check_backbone(self._progress['model'], program)
-      check_data(
+      _check_data(
         self._progress['data'],
         self._data,
         int(state.step),
@@ -291,3 +291,30 @@ def report(workdir: epath.Path, results: dict[str, Any], text: str) -> None:
   path = workdir / 'results.json'
   storage.replace(path, json.dumps(results, indent=2) + '\n')
   print(f'{text}\nresults: {path}')
+
+
+def _check_data(
+  before: Mapping[str, str] | None,
+  data: Mapping[str, str],
+  step: int,
+  accepted: bool,
+) -> None:
+  """Compares the data with that of a checkpoint, if it says.
+
+  Raises:
+    UserError: It is another, and that is not accepted.
+  """
+  before = before or data
+  changes = [
+    f'{name} was {before.get(name)} and is {data.get(name)}'
+    for name in sorted({*before, *data})
+    if before.get(name) != data.get(name)
+  ]
+  if not changes:
+    return
+  message = f'the data is not that of step {step}: {"; ".join(changes)}'
+  if not accepted:
+    raise UserError(
+      f'{message}. If that is meant, --config.data.changed=True accepts it'
+    )
+  logging.warning('%s', message)

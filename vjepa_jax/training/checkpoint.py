@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import gc
-import hashlib
 import re
-import signal
 import sys
 from typing import Any
 import warnings
@@ -13,7 +11,6 @@ import warnings
 from absl import logging
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -23,7 +20,6 @@ from vjepa_jax.parallel import hosts, replicas
 from vjepa_jax.training.state import TrainState
 
 _TREES = ('params', 'target', 'opt_state')
-
 
 # What storage says that fails for the moment, or lets nobody in: no damage.
 _TRANSIENT = re.compile(
@@ -215,33 +211,6 @@ def restore(
   return None
 
 
-def check_data(
-  before: Mapping[str, str] | None,
-  data: Mapping[str, str],
-  step: int,
-  accepted: bool,
-) -> None:
-  """Compares the data with that of a checkpoint, if it says.
-
-  Raises:
-    CheckpointError: It is another, and that is not accepted.
-  """
-  before = before or data
-  changes = [
-    f'{name} was {before.get(name)} and is {data.get(name)}'
-    for name in sorted({*before, *data})
-    if before.get(name) != data.get(name)
-  ]
-  if not changes:
-    return
-  message = f'the data is not that of step {step}: {"; ".join(changes)}'
-  if not accepted:
-    raise CheckpointError(
-      f'{message}. If that is meant, --config.data.changed=True accepts it'
-    )
-  logging.warning('%s', message)
-
-
 def _set_aside(directory: epath.Path, step: int) -> str:
   """Renames a checkpoint, by one host; returns its new name to all."""
   name = f'damaged_{step}'
@@ -256,15 +225,14 @@ def _set_aside(directory: epath.Path, step: int) -> str:
 
 def _get_trees(state: TrainState) -> dict[str, Any]:
   """Returns the items that a state has; fine-tuning has no target."""
-  trees = {name: getattr(state, name) for name in _TREES}
-  return {name: tree for name, tree in trees.items() if tree is not None}
+  found = ((name, getattr(state, name)) for name in _TREES)
+  return {name: tree for name, tree in found if tree is not None}
 
 
 def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
   """Reads which model the newest checkpoint of a workdir is of.
 
-  Returns:
-    The step of the checkpoint, and what `Checkpoints` was given as `model`.
+  Returns the step of it, and what `Checkpoints` was given as `model`.
 
   Raises:
     CheckpointError: There is no checkpoint.
@@ -370,37 +338,6 @@ class Checkpoints:
     self._checkpointer.close()
 
 
-class Preemption:
-  """Notices that the platform wants the machine back (SIGTERM).
-
-  One process catches the signal itself; several agree through the coordination
-  service on the step after which all of them save and leave. Outside of the
-  context the signal ends the process.
-  """
-
-  def __init__(self):
-    self._received = False
-
-  def __enter__(self) -> 'Preemption':
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._receive)
-    return self
-
-  def __exit__(self, *error) -> None:
-    # The coordination service's handler would swallow it too.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-  def _receive(self, signum, frame):
-    del signum, frame
-    self._received = True
-
-  def reached(self, step: int) -> bool:
-    """Says whether to save and leave now; called by all processes."""
-    if jax.process_count() == 1:
-      return self._received
-    return multihost_utils.reached_preemption_sync_point(step)
-
-
 def load_item(
   path: epath.PathLike,
   abstract: Any,
@@ -461,12 +398,3 @@ def load_initial(
     state, _ = _load(checkpointer, step, abstract, shardings)
   logging.info('took over step %d of %s', step, path)
   return state.replace(step=jax.device_put(np.int32(0), shardings.step))
-
-
-def hash_params(params: Any) -> str:
-  """Hashes parameters: a backbone that trains on under its name is another."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()

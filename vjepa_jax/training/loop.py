@@ -23,9 +23,10 @@ import numpy as np
 
 from vjepa_jax.data import storage
 from vjepa_jax.parallel import hosts
-from vjepa_jax.training.checkpoint import Checkpoints, Preemption
+from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.diagnostics import summarize
 from vjepa_jax.training.feed import Feed
+from vjepa_jax.training.preemption import Preemption
 from vjepa_jax.training.state import TrainState
 from vjepa_jax.training.step import TrainStep
 from vjepa_jax.training.telemetry import Telemetry

@@ -1,10 +1,12 @@
 """Everything that a training step carries."""
 
+import hashlib
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vjepa_jax.training.objectives.base import Objective
@@ -41,3 +43,12 @@ def init_state(
   if objective.averaged is not None:
     target = jax.tree.map(jnp.copy, params[objective.averaged])
   return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params))
+
+
+def hash_params(params: Any) -> str:
+  """Hashes parameters: a backbone that trains on under its name is another."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()

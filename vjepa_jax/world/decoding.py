@@ -22,7 +22,7 @@ from vjepa_jax.training import checkpoint
 from vjepa_jax.training.checkpoint import CheckpointError
 from vjepa_jax.training.objectives.base import Objective, Params
 from vjepa_jax.training.objectives.targets import measure_error
-from vjepa_jax.training.state import TrainState
+from vjepa_jax.training.state import TrainState, hash_params
 from vjepa_jax.world.model import (
   TargetSpace,
   WorldModel,
@@ -139,7 +139,7 @@ def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
       f'{path} holds no decoder: train one by python main.py '
       '--config=configs/decoder.py --config.backbone=... --workdir=...'
     )
-  if models['fingerprint'] != checkpoint.hash_params(world.params['target']):
+  if models['fingerprint'] != hash_params(world.params['target']):
     raise CheckpointError(
       f'the decoder in {path} is of the features of {models["backbone"]}, and '
       'these are of another encoder or another of its checkpoints: train one '
