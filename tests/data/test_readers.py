@@ -69,6 +69,7 @@ def test_what_kills_workers_is_excluded_and_nothing_else_changes(
   assert not loader.journal.take()
 
 
+@pytest.mark.slow
 def test_what_never_comes_back_is_found_among_others(
   toy_videos, tmp_path, monkeypatch
 ):
@@ -96,6 +97,7 @@ def _read_all(videos, workdir):
   _take(loader, _BATCHES, num_threads=2)
 
 
+@pytest.mark.slow
 def test_a_run_without_workers_dies_and_its_successor_goes_on(
   toy_videos, tmp_path
 ):

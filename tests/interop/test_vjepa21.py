@@ -7,6 +7,7 @@ import functools
 from etils import epath
 import jax
 import numpy as np
+import optax
 import pytest
 
 from vjepa_jax.interop import layout, names, pytorch
@@ -19,7 +20,6 @@ from vjepa_jax.tools.convert import write_workdir
 from vjepa_jax.training.objectives.targets import FeatureTargets
 from vjepa_jax.training.objectives.vjepa21 import VJepa21, ramp_weight
 from vjepa_jax.training.optimizer import make_optimizer
-from vjepa_jax.training.state import update_target
 from vjepa_jax.training.step import update
 
 torch = pytest.importorskip('torch', reason='the extra parity has torch')
@@ -243,7 +243,7 @@ def test_joint_training(reference, objective, batch, note_error):
         note_error('V-JEPA 2.1', f'gradients, {kind}', max(errors), 1e-4)
     optimizer.step()
     params, state, _ = apply(params, state, grads, loss=loss)
-    frozen = update_target(frozen, params['encoder'], 0.99925)
+    frozen = optax.incremental_update(params['encoder'], frozen, 1 - 0.99925)
     with torch.no_grad():
       for old, new in zip(
         target.parameters(), encoder.parameters(), strict=True

@@ -209,6 +209,7 @@ def test_a_video_that_kills_workers_is_left_out(folder, tmp_path):
   assert reasons['e.webm'] == 'kills its reader: SIGKILL'
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_machine_is_not_blamed_on_videos():
   records = [Record(Terminated(b'v'), -1, 'a.mp4')]
   with pytest.raises(RuntimeError, match='end by themselves, .*: SIGTERM'):
@@ -219,6 +220,7 @@ def test_what_is_wrong_with_the_machine_is_not_blamed_on_videos():
   assert list(prepare._doubt_killers([*killers[:4], b'', *killers[:4]]))
 
 
+@pytest.mark.slow
 def test_a_script_that_cannot_have_workers_is_told(folder, tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
@@ -237,6 +239,7 @@ def test_a_script_that_cannot_have_workers_is_told(folder, tmp_path):
   assert not list((tmp_path / 'out').glob('*.array_record*'))
 
 
+@pytest.mark.slow
 def test_machines_share_the_work_and_one_is_killed(folder, tmp_path):
   out = tmp_path / 'out'
   arguments = [
