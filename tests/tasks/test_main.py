@@ -77,7 +77,7 @@ def test_where_a_mistake_was_found_is_shown_on_demand(launcher, tmp_path):
   flags = '--config.data.batch_size=9', '--verbosity=1'
   output = finish(launcher.start(tmp_path, *flags, devices=2), code=2)
   assert 'Traceback' in output
-  assert 'ValueError: a batch of 9 clips' in output
+  assert 'UserError: a batch of 9 clips' in output
 
 
 def test_an_error_in_training_is_no_mistake_of_the_user(launcher, tmp_path):
