@@ -188,7 +188,11 @@ def test_the_order_is_that_of_the_seed(tmp_path):
 
 def test_what_is_random_follows_from_seed_and_position_alone():
   video = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8)
-  source = [Record(video, -1, 'noise')]
+
+  class Source(list):
+    path = 'noise'
+
+  source = Source([Record(video, -1, 'noise')])
 
   def load(position, seed=0):
     sampler = _loader([]).mask_samplers * 2

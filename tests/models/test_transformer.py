@@ -56,6 +56,7 @@ def test_remat_changes_no_gradient():
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('optimized')
 def test_remat_keeps_what_it_says():
   model = transformer.Transformer(depth=4, num_heads=4, mlp_dim=512)

@@ -156,6 +156,7 @@ def _assert_close(run, toy_videos, runs, size):
       )
 
 
+@pytest.mark.slow
 def test_four_devices_on_two_processes_with_fsdp(run, toy_videos):
   # Wide enough to be split.
   _assert_close(run, toy_videos, [(2, 2, 2), (1, 4, 2)], 'micro')

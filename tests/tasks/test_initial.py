@@ -55,6 +55,7 @@ def _check(state, weights, target=None):
   )
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_folder(launcher, tmp_path):
   weights = _make_weights()
   huggingface.save_pretrained(tmp_path / 'released', weights)

@@ -27,6 +27,7 @@ def _run_tool(name, *arguments):
   subprocess.run(command, cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_remote_storage(gcs, toy_videos):
   shards, workdir = 'gs://bucket/toy', epath.Path('gs://bucket/run')
   source = sources.open_source(str(toy_videos))

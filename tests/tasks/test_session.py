@@ -104,6 +104,7 @@ def test_a_config_that_was_cut_off_is_written_anew(run):
   assert _read(workdir)['total_steps'] == 1
 
 
+@pytest.mark.slow
 def test_a_shrunk_quickstart_is_its_pretraining(tmp_path):
   config = small.get_config('future')
   config.smoke = True

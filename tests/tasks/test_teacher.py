@@ -44,6 +44,7 @@ def test_teacher_of_pixels_is_an_encoder_with_a_predictor_of_pixels(teacher):
   assert len(losses) == 4 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   config = _make_student(toy_videos, teacher)
   state = pretraining.pretrain(config, tmp_path)
