@@ -240,7 +240,7 @@ def test_joint_training(reference, objective, batch, note_error):
           for k, x in found.items()
         ]
         kind = type(module).__name__.lower()
-        note_error('V-JEPA 2.1', f'gradients, {kind}', max(errors), 1e-4)
+        note_error('V-JEPA 2.1', f'gradients, {kind}', max(errors), 1e-5)
     optimizer.step()
     params, state, _ = apply(params, state, grads, loss=loss)
     frozen = optax.incremental_update(params['encoder'], frozen, 1 - 0.99925)
