@@ -31,9 +31,10 @@ they should:
 
 {table}
 
-Measured on {cores} CPU cores at a load of {load:g} with jax {jax}, by
-`python -m vjepa_jax.bench faults --json=docs/reliability.json`; this page is
-made by `python docs/make_reliability.py`.
+Measured on {cores} CPU cores with jax {jax}. The figures are of several runs of
+parts of `python -m vjepa_jax.bench faults`, which with
+`--json=docs/reliability.json` takes all of them anew;
+`python docs/make_reliability.py` makes this page of that.
 """
 
 
