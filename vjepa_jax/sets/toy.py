@@ -36,7 +36,7 @@ def write_toy_videos(
     The manifest, lines of `file label`.
 
   Raises:
-    ValueError: The folder holds another set.
+    UserError: The folder holds another set.
   """
   folder = Path(folder)
   names = [f'{i:04d}.mp4' for i in range(num_videos)]

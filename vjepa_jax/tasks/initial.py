@@ -31,7 +31,7 @@ def take_over(source: str, program: Program, seed: int) -> TrainState:
     The state, without what is frozen.
 
   Raises:
-    ValueError: The source cannot be used, or is of another model.
+    UserError: The source cannot be used, or is of another model.
   """
   shardings = program.shardings
   if (epath.Path(source) / 'checkpoints').is_dir():

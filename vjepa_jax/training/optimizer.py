@@ -34,7 +34,7 @@ def make_optimizer(
     layer_decay: See `decay_by_layer`; None for none.
 
   Raises:
-    ValueError: Unknown kind.
+    UserError: Unknown kind.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
   kinds = {'adamw': adam, 'muon': _scale_by_muon(adam)}
