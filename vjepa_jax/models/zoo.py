@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from vjepa_jax.errors import UserError
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.predictor import Predictor
@@ -75,9 +76,29 @@ def build_predictor(
     **encoder.get_options(),
     **fields,
   )
-  if predictor.width % num_heads:
+  _check_heads(predictor)
+  return predictor
+
+
+def build_action_predictor(encoder: Encoder, **fields: Any) -> ActionPredictor:
+  """Builds the action-conditioned predictor that goes with an encoder.
+
+  Args:
+    encoder: Decides what is predicted, kernels and dtype.
+    **fields: Those of `ActionPredictor`.
+
+  Raises:
+    UserError: The heads do not divide the width.
+  """
+  options = encoder.get_options() | fields
+  predictor = ActionPredictor(out_width=encoder.width, **options)
+  _check_heads(predictor)
+  return predictor
+
+
+def _check_heads(predictor: Predictor | ActionPredictor) -> None:
+  if predictor.width % predictor.num_heads:
     raise UserError(
       f'predictor width {predictor.width} is not divisible by its '
-      f'{num_heads} heads'
+      f'{predictor.num_heads} heads'
     )
-  return predictor
