@@ -1,6 +1,6 @@
 """The probe that watches pretraining: what the target knows so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 
 import jax
@@ -53,7 +53,6 @@ def make_online_probe(
     num_threads: Decoding threads of a host.
   """
   few = attentive_labels or 0
-  options = dataclasses.replace(options, num_clips=1)
 
   def apply(params, batch):
     videos, labels = batch
@@ -70,45 +69,16 @@ def make_online_probe(
     out=(sharding.shard_batch(mesh), whole, whole),
   )
   own = batching.get_own_rows(mesh, batch_size)
-
-  def load(source):
-    order = np.random.default_rng(0).permutation(len(source))
-    source = sources.Subset(source, np.sort(order[:max_clips]))
-    batches = classification.load_batches(
-      source, options, _MOST_CLASSES, batch_size, own, num_threads
-    )
-    total = -(-len(source) // batch_size)
-    return list(make_bar(batches, total=total, desc='decoding', leave=False))
-
-  clips = [load(source) for source in (train, test)]
-
-  def encode(state, batches, limit):
-    """Returns tokens of the first `limit` clips, and means of all."""
-    tokens, means, labels = [], [], []
-    for features, mean, label in map_batches(state.target, batches):
-      if few and len(tokens) * batch_size < limit:
-        tokens.append(batching.fetch(features))
-      means.append(batching.fetch(mean))
-      labels.append(batching.fetch(label))
-    means, labels = np.concatenate(means), np.concatenate(labels)
-    there = labels >= 0
-    if not there.any():
-      raise UserError(f'none of {len(labels)} clips of the probe can be read')
-    first = labels[: len(tokens) * batch_size].copy()
-    first[limit:] = -1
-    probed = None
-    if few:
-      probed = probing.Batches(
-        np.stack(tokens), first.reshape(len(tokens), batch_size)
-      )
-    return probed, means[there], labels[there]
+  options = dataclasses.replace(options, num_clips=1)
+  train_clips, test_clips = (
+    _load(_choose(source, max_clips), options, batch_size, own, num_threads)
+    for source in (train, test)
+  )
 
   def evaluate(state: TrainState) -> dict[str, float]:
-    limits = few, len(clips[1]) * batch_size
-    (first, x, x_labels), (second, y, y_labels) = (
-      encode(state, batches, limit)
-      for batches, limit in zip(clips, limits, strict=True)
-    )
+    first, *learned = _collect(map_batches(state.target, train_clips), few)
+    most = len(test_clips) * batch_size if few else 0
+    second, *held_out = _collect(map_batches(state.target, test_clips), most)
     scores = {}
     if few:
       scores['probe_attentive'] = probing.score_attentive_batches(
@@ -120,10 +90,65 @@ def make_online_probe(
       )
     if jax.process_index():
       return {}
-    arguments = x, x_labels, y, y_labels
     return scores | {
-      'probe_knn': probing.score_knn(*arguments),
-      'probe_linear': probing.score_linear(*arguments),
+      'probe_knn': probing.score_knn(*learned, *held_out),
+      'probe_linear': probing.score_linear(*learned, *held_out),
     }
 
   return evaluate
+
+
+def _choose(source: sources.Source, max_clips: int) -> sources.Source:
+  """Chooses videos of a source at random, always the same."""
+  order = np.random.default_rng(0).permutation(len(source))
+  return sources.Subset(source, np.sort(order[:max_clips]))
+
+
+def _load(
+  source: sources.Source,
+  options: ClipOptions,
+  batch_size: int,
+  own: np.ndarray,
+  num_threads: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Decodes a host's rows of all batches of clips and labels."""
+  batches = classification.load_batches(
+    source, options, _MOST_CLASSES, batch_size, own, num_threads
+  )
+  total = -(-len(source) // batch_size)
+  return list(make_bar(batches, total=total, desc='decoding', leave=False))
+
+
+def _collect(
+  encoded: Iterable[tuple[jax.Array | None, jax.Array, jax.Array]],
+  most: int,
+) -> tuple[probing.Batches | None, np.ndarray, np.ndarray]:
+  """Copies what was encoded to the host.
+
+  Args:
+    encoded: Tokens, their means and labels, batch by batch.
+    most: Clips whose tokens are wanted, the first ones.
+
+  Returns:
+    The tokens, None if none are wanted; the means `[N, D]` and the labels `[N]`
+    of all clips that can be read.
+
+  Raises:
+    UserError: None can be read.
+  """
+  tokens, means, labels = [], [], []
+  for features, mean, label in encoded:
+    if len(tokens) * len(label) < most:
+      tokens.append(batching.fetch(features))
+    means.append(batching.fetch(mean))
+    labels.append(batching.fetch(label))
+  batches = None
+  if tokens:
+    wanted = np.stack(labels[: len(tokens)])
+    wanted.reshape(-1)[most:] = -1
+    batches = probing.Batches(np.stack(tokens), wanted)
+  means, labels = np.concatenate(means), np.concatenate(labels)
+  there = labels >= 0
+  if not there.any():
+    raise UserError(f'none of {len(labels)} clips of the probe can be read')
+  return batches, means[there], labels[there]

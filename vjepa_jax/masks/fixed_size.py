@@ -174,16 +174,16 @@ def build_mask_sampler(
   if kind not in PATTERNS:
     raise UserError(f'mask kind {kind!r} is not one of {tuple(PATTERNS)}')
   make_pattern = PATTERNS[kind]
-  known = set(inspect.signature(make_pattern).parameters)
+  accepted = set(inspect.signature(make_pattern).parameters)
   rule = set(inspect.signature(MaskSampler).parameters) - {'pattern', 'grid'}
-  if unknown := set(options) - rule - known:
+  if unknown := set(options) - rule - accepted:
     raise UserError(
       f'mask kind {kind!r} has no option {sorted(unknown)}, it has '
-      f'{sorted(rule | known)}'
+      f'{sorted(rule | accepted)}'
     )
   if missing := {'context_tokens', 'target_tokens'} - set(options):
     raise UserError(f'mask kind {kind!r} needs {sorted(missing)}')
-  pattern = make_pattern(**{k: v for k, v in options.items() if k in known})
+  pattern = make_pattern(**{k: v for k, v in options.items() if k in accepted})
   counts = {k: v for k, v in options.items() if k in rule}
   sampler = MaskSampler(pattern, grid, **counts)
   sampler.check()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -21,6 +22,7 @@ from vjepa_jax.tasks.session import report
 from vjepa_jax.training.telemetry import read_metrics
 
 _IN_RESULTS = ('random_init', 'pretrained', 'pixels')
+_SHOWN = 32  # clips whose features are drawn
 
 
 def quickstart(
@@ -84,13 +86,7 @@ def quickstart(
   scores['pretrained'] = score(state.target)
   seconds['total'] = time.perf_counter() - start - download_seconds
   metrics = read_metrics(workdir)
-  diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
-  results = {
-    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in baselines.METHODS},
-    'target_std': diagnosed['target_std'],
-    'effective_rank': diagnosed['effective_rank'],
-    'seconds': seconds,
-  }
+  results = _summarize(scores, metrics) | {'seconds': seconds}
   text = (
     f'{baselines.format_table(scores, len(train.labels), few)}\n'
     f'target std {results["target_std"]:.3f}, effective rank '
@@ -99,25 +95,47 @@ def quickstart(
     f'{seconds["total"]:.0f} s without downloads'
   )
   report(workdir, results, text)
-  picture = workdir / 'report.png'
-  shown = test.videos[:32]
+  shown = test.videos[:_SHOWN]
+  features = {
+    'random init': extract(untrained, shown),
+    'pretrained': extract(state.target, shown),
+  }
+  _draw(config, workdir / 'report.png', shown, features, metrics)
+  return results
+
+
+def _summarize(
+  scores: dict[str, baselines.Scores], metrics: list[dict[str, float]]
+) -> dict[str, Any]:
+  """Returns accuracies by probe, and what the last diagnosis says."""
+  diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
+  return {
+    **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in baselines.METHODS},
+    **{name: diagnosed[name] for name in ('target_std', 'effective_rank')},
+  }
+
+
+def _draw(
+  config: ConfigDict,
+  picture: epath.Path,
+  videos: np.ndarray,
+  features: dict[str, np.ndarray],
+  metrics: list[dict[str, float]],
+) -> None:
+  """Draws clips, their masks and features, and the course of the run."""
   masks = pretraining.make_loader(config).mask_samplers
   pictures.draw_report(
     picture,
-    videos=shown[:2],
+    videos=videos[:2],
     masks={
       name: sampler(np.random.default_rng(config.seed))
       for name, sampler in zip(config.mask_names, masks, strict=True)
     },
-    features={
-      'random init': extract(untrained, shown),
-      'pretrained': extract(state.target, shown),
-    },
+    features=features,
     grid=get_grid(config),
     metrics=metrics,
   )
   print(f'picture: {picture}')
-  return results
 
 
 def _write_data(config: ConfigDict) -> float:

@@ -57,7 +57,7 @@ def find_host(options: SimpleNamespace) -> tuple[int, int]:
     return 0, 1
   if count is None:
     raise UserError('--host_index needs --num_hosts')
-  known = ''
+  told = ''
   if index is None and 'SLURM_ARRAY_TASK_ID' in environment:
     by = 'SLURM_ARRAY_TASK_ID'
     first, step = (
@@ -65,7 +65,7 @@ def find_host(options: SimpleNamespace) -> tuple[int, int]:
       for name, default in (('MIN', 0), ('STEP', 1))
     )
     index = (int(environment[by]) - first) // step
-    known = environment.get('SLURM_ARRAY_TASK_COUNT', '')
+    told = environment.get('SLURM_ARRAY_TASK_COUNT', '')
   elif index is None and 'JOB_COMPLETION_INDEX' in environment:
     by = 'JOB_COMPLETION_INDEX'
     index = int(environment[by])
@@ -74,12 +74,12 @@ def find_host(options: SimpleNamespace) -> tuple[int, int]:
       f'--num_hosts={count} needs --host_index: this is no task of a SLURM '
       'array and no pod of an indexed job'
     )
-  if count == 'auto' and not known:
+  if count == 'auto' and not told:
     raise UserError(
       f'machine {index}, by {by}, is not told how many there are: give '
       '--num_hosts a number'
     )
-  count = known if count == 'auto' else count
+  count = told if count == 'auto' else count
   if not count.isdecimal():
     raise UserError(f'--num_hosts={count} is neither a number nor auto')
   count = int(count)

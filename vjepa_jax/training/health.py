@@ -279,15 +279,15 @@ def _describe_learning(
   size = max(1, len(losses) // 10)
   starts = range(0, len(losses) - size + 1, size)
   low = min(fmean(losses[i : i + size]) for i in starts)
-  now = fmean(losses[-size:])
+  end = fmean(losses[-size:])
   evidence = (
     f'clips differ by {last["content_std"]:.2f} at a given place '
     f'({first["content_std"]:.2f} at step {first["step"]}), the targets use '
     f'{last["effective_rank"]:.1f} directions ({first["effective_rank"]:.1f})'
   )
-  if now > 1.05 * low:
+  if end > 1.05 * low:
     evidence += (
-      f'. The loss rose from {low:.3g} to {now:.3g}, which is no harm: richer '
+      f'. The loss rose from {low:.3g} to {end:.3g}, which is no harm: richer '
       'targets are harder to predict'
     )
   return Finding('learning', 'fine', evidence)

@@ -106,15 +106,14 @@ class Telemetry:
 
   def measure_rate(self, step: int) -> dict[str, float]:
     """Measures speed since the last call, pauses left out."""
-    now = time.perf_counter()
     last_step, last_time, last_paused = self._last
-    seconds = now - last_time - (self._paused - last_paused)
+    self._last = step, time.perf_counter(), self._paused
+    seconds = self._last[1] - last_time - (self._paused - last_paused)
     steps = max(step - last_step, 1)
     rate = {
       'seconds_per_step': seconds / steps,
       'clips_per_second': self._clips_per_step * steps / max(seconds, 1e-9),
     }
-    self._last = (step, now, self._paused)
     return rate | self.goodput.compute_shares()
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
