@@ -86,6 +86,10 @@ def get_config() -> config_dict.ConfigDict:
     pixel_norm='imagenet',
     init_std=0.02,  # 0: 1 / sqrt(inputs) of each kernel
     scale_init_by_depth=False,
+    # Of V-JEPA 2.1: supervise the outputs of four blocks, see `zoo.LEVELS`; and
+    # embed images, clips of one frame, by tubelets of one frame.
+    levels=False,
+    modalities=False,
   )
   config.predictor = dict(
     width=384,
@@ -127,6 +131,17 @@ def get_config() -> config_dict.ConfigDict:
     max_seconds=60.0,  # of computing for a clip; a video beyond is replaced
     max_gib=16.0,  # size of a file; likewise
   )
+  # Images beside the clips of each batch, for objectives that take them; none
+  # where batch_size is 0. Sources are those of data; a video gives a frame.
+  config.image = dict(
+    sources=dict(images=dict(path='', weight=1.0)),
+    batch_size=0,  # images a step, over all devices
+    resolution=224,
+    crop_scale=(0.3, 1.0),
+    crop_aspect_ratio=(0.75, 1.35),
+    flip=0.5,
+    mask_names=('image',),  # of masks
+  )
   # masks.NAME = dict(kind=..., context_tokens=..., target_tokens=..., ...); the
   # names say which are used, and which mask token belongs to which.
   config.masks = config_dict.ConfigDict()
@@ -145,6 +160,11 @@ def get_config() -> config_dict.ConfigDict:
       context_weight=0.5,
       context_warmup_steps=(15_000, 30_000),  # it rises from 0 between them
       context_distance=True,  # less for tokens far from what is hidden
+      image_context_weight=0.5,  # context_weight of images
+      image_share=0.5,  # of the loss of images in that of the batch
+      # Distillation: the workdir of a frozen teacher of any size, whose last
+      # block's features are predicted; '' for the average of the encoder.
+      teacher='',
     ),
     # SALT (arXiv 2509.24317): without a teacher pixels are predicted, its first
     # stage; with the workdir of one its features, the second. The teacher may
@@ -190,6 +210,8 @@ def get_config() -> config_dict.ConfigDict:
   # Weights to go on from: a workdir, of which the moments are taken too, for a
   # later stage; a Hugging Face folder or an official file (docs/adapting.md).
   config.init_from = ''
+  # The encoder goes on from its average there, and the moments start anew.
+  config.init_average = False
 
   # Devices in a group that shares one copy of the state.
   config.fsdp = 1

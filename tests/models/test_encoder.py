@@ -187,6 +187,19 @@ def test_outputs_of_layers_that_are_not_wanted_are_not_kept(deep):
     encoder.apply(params, video, layers=(2, 4))
 
 
+def test_levels_of_a_named_size_are_published_or_the_ends_of_quarters():
+  for size, levels in (
+    ('gigantic', (11, 23, 37, 47)),
+    ('huge', (7, 15, 23, 31)),
+    ('micro', (1, 2, 4, 5)),
+    ('nano', (0, 1)),
+  ):
+    assert zoo.build_encoder(size, levels=True).levels == levels
+  for depth, levels in zoo.LEVELS.items():
+    assert zoo.get_levels(depth) == levels
+  assert zoo.build_encoder('nano').levels == ()
+
+
 def _run(video=None, coordinates=None, **fields):
   video = nano.make_video() if video is None else video
   encoder = nano.build_encoder(**fields)

@@ -134,6 +134,12 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     ({'total_steps': None}, 'set config.total_steps or config.total_epochs'),
     ({'total_epochs': 3.0}, 'set total_steps or total_epochs, not both'),
     ({'clip.resolution': 36}, 'height of the clip, 36, is not a multiple'),
+    ({'image.batch_size': 12}, 'a batch of 12 clips is .*: change config.ima'),
+    ({'image.batch_size': 8}, "'vjepa' is not trained on streams .'image'.: s"),
+    (
+      {'objective.kind': 'vjepa21', 'objective.vjepa21.teacher': None},
+      'objective.vjepa21.teacher is not set: give the workdir',
+    ),
     ({'encoder.size': 'big'}, "encoder size 'big' is not one of"),
     ({'objective.vjepa.target_view': 'x'}, "target_view 'x' is not one of"),
     ({'objective.kind': 'x'}, "objective.kind 'x' is not one of"),

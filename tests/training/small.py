@@ -21,6 +21,7 @@ TEACHER = zoo.build_encoder('nano', tubelet=TUBELET).clone(
 _OPTIONS = {
   'vjepa': {'target_norm': 'layer', 'target_view': 'clip'},
   'salt': {'teacher': ''},
+  'vjepa21': {'teacher': ''},
 }
 
 
@@ -35,7 +36,9 @@ def build(kind='vjepa', seed=0, **options):
     depth=1,
     num_mask_tokens=2,
   )
-  setup = Setup(encoder, predictor, lambda path: TEACHER, NAMES, seed)
+  setup = Setup(
+    encoder, predictor, lambda path: TEACHER, {'video': NAMES}, seed
+  )
   function, *others = OBJECTIVES[kind]
   for name in (*others, kind):
     options = _OPTIONS.get(name, {}) | options

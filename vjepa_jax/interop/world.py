@@ -98,9 +98,11 @@ def _read_objective(config: dict[str, Any]) -> dict[str, str]:
   """
   objective = config.get('objective', {})
   options = objective.get('vjepa', objective)
-  targets = objective.get('targets', 'ema')
-  if objective.get('kind') == 'salt':
-    targets = 'frozen' if objective['salt']['teacher'] else 'pixels'
+  targets, kind = objective.get('targets', 'ema'), objective.get('kind')
+  if objective.get(kind, {}).get('teacher'):
+    targets = 'frozen'
+  elif kind == 'salt':
+    targets = 'pixels'
   return {
     'targets': targets,
     'target_view': options.get('target_view', 'clip'),

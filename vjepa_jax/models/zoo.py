@@ -43,10 +43,29 @@ LEVELS = {
 }
 
 
-def build_encoder(size: str, **fields: Any) -> Encoder:
-  """Builds the encoder of a named size; `fields` are those of `Encoder`."""
+def get_levels(depth: int) -> tuple[int, ...]:
+  """Returns the levels of `LEVELS`; of other depths the ends of the quarters.
+
+  Encoders of fewer than four blocks have fewer levels.
+  """
+  quarters = {-(-depth * i // 4) - 1 for i in range(1, 5)}
+  return LEVELS.get(depth, tuple(sorted(quarters)))
+
+
+def build_encoder(
+  size: str, *, levels: bool | tuple[int, ...] = False, **fields: Any
+) -> Encoder:
+  """Builds the encoder of a named size.
+
+  Args:
+    size: One of `SIZES`.
+    levels: Blocks of `Encoder.levels`; True for those of `get_levels`.
+    **fields: Others of `Encoder`.
+  """
   check_choice('encoder size', size, SIZES)
-  return Encoder(**SIZES[size]._asdict(), **fields)
+  if levels is True:
+    levels = get_levels(SIZES[size].depth)
+  return Encoder(**SIZES[size]._asdict(), levels=levels or (), **fields)
 
 
 def build_predictor(

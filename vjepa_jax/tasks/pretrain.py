@@ -25,7 +25,7 @@ from vjepa_jax.tasks.session import (
   open_sources,
   prepare,
 )
-from vjepa_jax.tasks.teacher import load_teacher
+from vjepa_jax.tasks.teacher import load_teacher, name_teacher
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.state import TrainState
 
@@ -54,6 +54,7 @@ def pretrain(
   if objective.teacher is not None:
     frozen = load_teacher(
       objective.teacher.path,
+      name_teacher(config),
       run.workdir,
       program.abstract.frozen,
       program.shardings.frozen,

@@ -20,7 +20,7 @@ from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.teacher import read_teacher
+from vjepa_jax.tasks.teacher import name_teacher, read_teacher
 from vjepa_jax.training.objectives import regularized, salt, vjepa, vjepa21
 from vjepa_jax.training.objectives.base import Batch, Objective, Setup
 from vjepa_jax.training.optimizer import make_optimizer
@@ -35,6 +35,16 @@ OBJECTIVES = {
   'salt': (salt.build, 'vjepa'),
   'regularized': (regularized.build, 'vjepa'),
 }
+
+
+class Stream(NamedTuple):
+  """Of which size the clips of a stream are, and what hides parts of them."""
+
+  frames: int
+  resolution: int
+  batch_size: int  # clips a step, over all devices
+  mask_names: tuple[str, ...]
+  field: str  # of the config, where batch_size is
 
 
 class Program(NamedTuple):
@@ -58,8 +68,9 @@ def build_program(
   Raises:
     UserError: The config does not fit together or does not fit the mesh.
   """
-  check_batch(config, mesh, config.data.batch_size)
-  get_grid(config)  # raises where clips are not whole tubelets
+  for name, stream in list_streams(config).items():
+    check_batch(config, mesh, stream.batch_size, stream.field)
+    get_grid(config, name)  # raises where clips are not whole tubelets
   objective = build_objective(config, mesh)
   frozen = None
   if objective.teacher is not None:
@@ -70,21 +81,47 @@ def build_program(
 
 def make_abstract_batch(config: ConfigDict) -> Batch:
   """Returns shapes and dtypes of the batches that a config trains on."""
-  clip, rows = config.clip, config.data.batch_size
-  sides = clip.frames, clip.resolution, clip.resolution
 
-  def ids(count):
-    return jax.ShapeDtypeStruct((rows, count), jnp.int32)
+  def describe(stream):
+    rows, size = stream.batch_size, stream.resolution
 
-  specs = [config.masks[name] for name in config.mask_names]
-  stream = {
-    'pixels': jax.ShapeDtypeStruct((rows, *sides, 3), jnp.uint8),
-    'masks': tuple(
-      {'context': ids(spec.context_tokens), 'target': ids(spec.target_tokens)}
-      for spec in specs
-    ),
+    def ids(count):
+      return jax.ShapeDtypeStruct((rows, count), jnp.int32)
+
+    specs = [config.masks[name] for name in stream.mask_names]
+    sides = rows, stream.frames, size, size, 3
+    return {
+      'pixels': jax.ShapeDtypeStruct(sides, jnp.uint8),
+      'masks': tuple(
+        {'context': ids(spec.context_tokens), 'target': ids(spec.target_tokens)}
+        for spec in specs
+      ),
+    }
+
+  return {name: describe(x) for name, x in list_streams(config).items()}
+
+
+def list_streams(config: ConfigDict) -> dict[str, Stream]:
+  """Lists the streams of a batch: 'video', and 'image' where there are any."""
+  clip, image = config.clip, config.get('image')
+  streams = {
+    'video': Stream(
+      clip.frames,
+      clip.resolution,
+      config.data.batch_size,
+      tuple(config.mask_names),
+      'data.batch_size',
+    )
   }
-  return {'video': stream}
+  if image and image.batch_size:
+    streams['image'] = Stream(
+      1,
+      image.resolution,
+      image.batch_size,
+      tuple(image.mask_names),
+      'image.batch_size',
+    )
+  return streams
 
 
 def get_steps(
@@ -105,12 +142,13 @@ def get_steps(
   return steps if epochs is None else max(1, round(epochs * steps_per_epoch))
 
 
-def get_grid(config: ConfigDict) -> tuple[int, int, int]:
-  """Returns the tubelet grid (T, H, W) of the config's clips."""
-  return compute_grid(
-    (1, config.clip.frames, config.clip.resolution, config.clip.resolution),
-    tuple(config.encoder.tubelet),
-  )
+def get_grid(config: ConfigDict, name: str = 'video') -> tuple[int, int, int]:
+  """Returns the tubelet grid (T, H, W) of a stream's clips."""
+  stream, tubelet = list_streams(config)[name], tuple(config.encoder.tubelet)
+  if name == 'image':
+    tubelet = (1, *tubelet[1:])
+  size = stream.resolution
+  return compute_grid((1, stream.frames, size, size), tubelet)
 
 
 def build_objective(config: ConfigDict, mesh: Mesh) -> Objective:
@@ -122,20 +160,30 @@ def build_objective(config: ConfigDict, mesh: Mesh) -> Objective:
   kind = config.objective.kind
   if kind not in OBJECTIVES:
     raise UserError(f'objective.kind {kind!r} is not one of {list(OBJECTIVES)}')
-  compute = get_compute(config, mesh)
+  field = name_teacher(config)
+  compute, streams = get_compute(config, mesh), list_streams(config)
   encoder = zoo.build_encoder(**config.encoder, remat=config.remat, **compute)
   setup = Setup(
     encoder,
     functools.partial(zoo.build_predictor, encoder, **config.predictor),
-    lambda path: read_teacher(path, encoder.tubelet).clone(**compute),
-    tuple(config.mask_names),
+    lambda path: read_teacher(path, encoder.tubelet, field).clone(**compute),
+    {name: stream.mask_names for name, stream in streams.items()},
     config.seed,
   )
   build, *others = OBJECTIVES[kind]
   options = {}
   for name in (*others, kind):
     options |= config.objective[name].to_dict()
-  return build(setup, **options)
+  if options.get('teacher', '') is None:
+    raise UserError(f'{field} is not set: give the workdir of the teacher')
+  objective = build(setup, **options)
+  unseen = sorted(set(streams) - set(objective.streams))
+  if unseen:
+    raise UserError(
+      f'objective.kind {kind!r} is not trained on streams {unseen}: set '
+      f'{" and ".join(f"config.{streams[name].field}=0" for name in unseen)}'
+    )
+  return objective
 
 
 def make_schedules(
@@ -188,11 +236,16 @@ def get_compute(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   return {'dtype': dtype, 'attention': attention}
 
 
-def check_batch(config: ConfigDict, mesh: Mesh, clips_per_step: int) -> None:
+def check_batch(
+  config: ConfigDict,
+  mesh: Mesh,
+  clips_per_step: int,
+  field: str = 'data.batch_size',
+) -> None:
   """Raises UserError if a batch does not split evenly over the devices."""
   shards, parts = mesh.devices.size, config.get('microbatches', 1)
   if clips_per_step % (shards * parts):
-    pieces, remedy = f'{shards} data shards', 'change config.data.batch_size'
+    pieces, remedy = f'{shards} data shards', f'change config.{field}'
     if 'microbatches' in config:
       pieces += f' x {parts} microbatches'
       remedy += ' or config.microbatches'

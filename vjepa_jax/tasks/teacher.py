@@ -1,7 +1,7 @@
 """The frozen teacher: an encoder of another run, whose features are predicted.
 
-See `training/objectives/salt.py`. Released weights become a teacher by
-`python -m vjepa_jax.tools.convert --format=jax`.
+See `choose_targets` of `training/objectives`. Released weights become a teacher
+by `python -m vjepa_jax.tools.convert --format=jax`.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+from ml_collections import ConfigDict
 
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import read_encoder
@@ -17,8 +18,20 @@ from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.training import checkpoint
 
 
-def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder:
+def name_teacher(config: ConfigDict) -> str:
+  """Names the field of the teacher's workdir, for what is said of it."""
+  return f'config.objective.{config.objective.kind}.teacher'
+
+
+def read_teacher(
+  path: str, tubelet: tuple[int, int, int], field: str
+) -> Encoder:
   """Rebuilds the teacher, without parameters, from what its run says of it.
+
+  Args:
+    path: Workdir of the run.
+    tubelet: Of the student.
+    field: See `name_teacher`.
 
   Raises:
     UserError: There is no such run, or it cuts clips into other tubelets than
@@ -27,19 +40,20 @@ def read_teacher(path: str, tubelet: tuple[int, int, int]) -> Encoder:
   try:
     teacher = read_encoder(path)
   except ValueError as error:
-    raise UserError(f'config.objective.salt.teacher: {error}') from error
+    raise UserError(f'{field}: {error}') from error
   # Both see the same clip: the same grid is the same tubelets.
   if tuple(teacher.tubelet) != tuple(tubelet):
     raise UserError(
-      f'config.objective.salt.teacher: {path} has tubelets of '
-      f'{tuple(teacher.tubelet)}, config.encoder.tubelet is {tuple(tubelet)}: '
-      'tokens of one have no counterpart in the other'
+      f'{field}: {path} has tubelets of {tuple(teacher.tubelet)}, '
+      f'config.encoder.tubelet is {tuple(tubelet)}: tokens of one have no '
+      'counterpart in the other'
     )
   return teacher
 
 
 def load_teacher(
   path: str,
+  field: str,
   workdir: epath.Path,
   abstract: Any,
   shardings: Any,
@@ -53,6 +67,7 @@ def load_teacher(
 
   Args:
     path: Workdir of the teacher's run, whose EMA encoder is taken.
+    field: See `name_teacher`.
     workdir: Directory of this run.
     abstract: Shapes of the parameters.
     shardings: Where they shall go.
@@ -66,15 +81,15 @@ def load_teacher(
     used = json.loads(record.read_text())
     if used['path'] != path:
       raise UserError(
-        f'config.objective.salt.teacher: {workdir} has the teacher '
-        f'{used["path"]}, not {path}: use another --workdir'
+        f'{field}: {workdir} has the teacher {used["path"]}, not {path}: use '
+        'another --workdir'
       )
   else:
     used = {'path': path, 'step': checkpoint.read_model(path)[0]}
   try:
     params = checkpoint.load_item(path, abstract, shardings, step=used['step'])
   except ValueError as error:
-    raise UserError(f'config.objective.salt.teacher: {error}') from error
+    raise UserError(f'{field}: {error}') from error
   logging.info('teacher: step %d of %s', used['step'], path)
   if jax.process_index() == 0 and not resumed:
     record.write_text(json.dumps(used) + '\n')

@@ -1,6 +1,6 @@
 """What an objective is, and what builds one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,8 @@ class Objective:
   whole_batch: str | None = None
   # Where frozen parameters come from, unless the task has them.
   teacher: Teacher | None = None
+  # Streams of a batch that it is trained on, where the batch has them.
+  streams: tuple[str, ...] = ('video',)
 
   def init(self, key: jax.Array) -> Params:
     """Initialises the parameters, by module."""
@@ -48,9 +50,9 @@ class Objective:
       params: What `init` returned, trained.
       frozen: Parameters that get no gradient: those of the teacher, or where
         there is none the moving average of the module `averaged`.
-      batch: Streams by name. Of 'video' 'pixels' are uint8
-        `[B, frames, height, width, 3]` and 'masks', for each mask spec,
-        'context' int32 `[B, Kc]` and 'target' int32 `[B, Kt]`.
+      batch: Streams by name, each with a B of its own. Of 'video' and 'image'
+        'pixels' are uint8 `[B, frames, height, width, 3]` and 'masks', for
+        each mask spec, 'context' int32 `[B, Kc]` and 'target' int32 `[B, Kt]`.
       step: Steps done, for what rises or is drawn anew with them.
 
     Returns:
@@ -68,7 +70,7 @@ class Setup(NamedTuple):
   build_predictor: Callable[..., Predictor]
   # Rebuilds the encoder of another run, on the same tubelets, from its workdir.
   read_teacher: Callable[[str], Encoder]
-  mask_names: tuple[str, ...]  # in the order of a stream's masks
+  mask_names: Mapping[str, tuple[str, ...]]  # of each stream, in their order
   seed: int
 
 

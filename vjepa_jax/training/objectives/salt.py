@@ -74,4 +74,5 @@ def build(
   else:
     targets = PixelTargets(tuple(setup.encoder.tubelet))
   predictor = setup.build_predictor(out_width=targets.width)
-  return VJepa(setup.encoder, predictor, targets, setup.mask_names, **options)
+  names = setup.mask_names['video']
+  return VJepa(setup.encoder, predictor, targets, names, **options)

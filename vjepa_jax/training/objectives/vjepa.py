@@ -109,6 +109,6 @@ def build(
     setup.encoder,
     setup.build_predictor(),
     FeatureTargets(setup.encoder, target_norm, target_view),
-    setup.mask_names,
+    setup.mask_names['video'],
     **options,
   )

@@ -30,6 +30,7 @@ class VJepa21(vjepa.VJepa):
   # published for pretraining.
   context_distance: bool = True
   image_mask_names: tuple[str, ...] = ('image',)
+  streams = 'video', 'image'
   image_context_weight: float = 0.5
   # Of images in the loss beside videos, whatever the sizes of their batches: in
   # the published system the share of devices that have images.
@@ -127,7 +128,7 @@ def build(
   *,
   target_norm: str,
   target_view: str,
-  teacher: str = '',
+  teacher: str,
   **options: Any,
 ) -> VJepa21:
   """Builds the objective: of all levels, or with the workdir of a teacher."""
@@ -139,4 +140,6 @@ def build(
     levels=len(targets.levels or (None,)),
     predict_context=True,
   )
-  return VJepa21(setup.encoder, predictor, targets, setup.mask_names, **options)
+  options['image_mask_names'] = setup.mask_names.get('image', ())
+  names = setup.mask_names['video']
+  return VJepa21(setup.encoder, predictor, targets, names, **options)
