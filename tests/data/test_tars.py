@@ -1,5 +1,6 @@
 """Tar files of WebDataset."""
 
+import errno
 import io
 import pickle
 import tarfile
@@ -82,3 +83,14 @@ def test_says_what_is_wrong_with_a_tar(tmp_path):
     path = _write(tmp_path / name, content, mode)
     with pytest.raises(ValueError, match=name):
       tars.TarSource([path], _EXTENSIONS)
+
+
+def test_a_disk_that_fails_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+  path = _write(tmp_path / 'whole.tar', [('0.mp4', b'v')])
+
+  def fail(*_):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  monkeypatch.setattr(tars.tarfile, 'open', fail)
+  with pytest.raises(OSError, match='Input'):
+    tars.TarSource([path], _EXTENSIONS)

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, and those that are not to be blamed."""
 
+import errno
 import logging
 import os
 import shutil
@@ -40,12 +41,12 @@ def workdir(whole, tmp_path):
   return shutil.copytree(whole, tmp_path / 'run')
 
 
-def _restore(workdir, **changes):
+def _restore(workdir, function=checkpoint.restore, **changes):
   state = _make_state(0).replace(**changes)
   abstract = jax.eval_shape(lambda: state)
   place = sharding.replicate(make_mesh(devices=jax.devices()[:1]))
   shardings = jax.tree.map(lambda _: place, state)
-  return checkpoint.restore(workdir, abstract, shardings)
+  return function(workdir, abstract, shardings)
 
 
 def _find_largest(folder):
@@ -98,12 +99,23 @@ def test_without_any_good_one_there_is_no_silent_start(workdir):
   assert _restore(workdir / 'elsewhere') is None
 
 
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_a_damaged_run_is_no_start_of_another(workdir, kind):
+  DAMAGE[kind](workdir / 'checkpoints' / '6')
+  with pytest.raises(checkpoint.CheckpointError, match='6 is damaged'):
+    _restore(workdir, checkpoint.load_initial)
+  assert (workdir / 'checkpoints' / '6').exists()
+
+
 def test_another_model_or_storage_that_fails_is_no_damage(workdir, monkeypatch):
   with pytest.raises(checkpoint.CheckpointError, match='is of another model'):
     _restore(workdir, params={'kernel': jnp.zeros((8, 8)), 'bias': jnp.ones(3)})
 
   for error in (
     OSError('UNAVAILABLE: try again'),
+    OSError(errno.EMFILE, 'Too many open files'),
+    OSError(errno.ESTALE, 'Stale file handle'),
+    MemoryError(),
     ConnectionResetError('gone'),
     aiohttp.ServerDisconnectedError(),
     storage.StorageError('gs://bucket/run'),

@@ -70,7 +70,7 @@ def unpack(data: bytes) -> Record | VideoFeatures:
   """Decodes what `pack` encoded; features are read-only.
 
   Raises:
-    UserError: `data` was not written by `pack`.
+    ValueError: `data` was not written by `pack`.
   """
   try:
     (length,) = struct.unpack_from('<I', data)

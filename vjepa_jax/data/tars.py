@@ -118,7 +118,7 @@ def _find(path: str, extensions: frozenset[str]) -> Iterator[_Member]:
       tar.fileobj.seek(tar.offset)
       if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b'\0'):
         raise UserError(f'damaged or cut off at byte {tar.offset}')
-  except (tarfile.TarError, OSError, ValueError) as e:
+  except (tarfile.TarError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from e
   if video is not None:
     yield video._replace(label=label)

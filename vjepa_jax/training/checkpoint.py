@@ -1,12 +1,7 @@
 """Checkpoints: written in the background, whole or not at all."""
 
-from collections.abc import Iterator, Mapping
-import contextlib
-import gc
-import re
-import sys
+from collections.abc import Mapping
 from typing import Any
-import warnings
 
 from absl import logging
 from etils import epath
@@ -15,25 +10,16 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.data import storage
-from vjepa_jax.errors import UserError
 from vjepa_jax.parallel import hosts, replicas
+from vjepa_jax.training.damage import (
+  CheckpointError,
+  DamagedError,
+  explain_damage,
+  hide_orphans,
+)
 from vjepa_jax.training.state import TrainState
 
 _TREES = ('params', 'target', 'opt_state')
-
-# What storage says that fails for the moment, or lets nobody in: no damage.
-_TRANSIENT = re.compile(
-  'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|'
-  'PERMISSION_DENIED|UNAUTHENTICATED|Permission denied|Out of memory'
-)
-
-
-class CheckpointError(UserError):
-  """A checkpoint that cannot be used; the message says why and what to do."""
-
-
-class DamagedError(CheckpointError):
-  """A checkpoint that cannot be read, and never will be."""
 
 
 def get_directory(workdir: epath.PathLike) -> epath.Path:
@@ -59,7 +45,7 @@ def _check_model(
   checkpointer: ocp.training.Checkpointer, step: int, item: str, wanted: Any
 ) -> None:
   """Compares shapes, because Orbax's own error names a missing handler."""
-  with _explain_damage(checkpointer.directory, step):
+  with explain_damage(checkpointer.directory, step):
     found = checkpointer.checkpointables_metadata(step).metadata[item]
   have, want = _describe(found), _describe(wanted)
   for name in sorted(have | want):
@@ -90,14 +76,14 @@ def _load(
   copies = replicas.split_replicas(shardings.step.mesh)
   own = replicas.place_on_first(wanted, copies) if copies else wanted
   items, reason = None, ''
-  with _hide_orphans():
+  with hide_orphans():
     try:
       for item in ('params', 'opt_state'):
         _check_model(checkpointer, step, item, wanted[item])
       items = _read(
         checkpointer, step, {**(own or {}), 'position': {'samples': 0}}
       )
-      with _explain_damage(checkpointer.directory, step):
+      with explain_damage(checkpointer.directory, step):
         metadata = checkpointer.checkpointables_metadata(step)
     except DamagedError as error:
       reason = str(error)
@@ -118,27 +104,6 @@ def _load(
   return state, progress | {'samples': samples}
 
 
-@contextlib.contextmanager
-def _explain_damage(directory: epath.Path, step: int) -> Iterator[None]:
-  """Raises DamagedError, a line, for what Orbax says of what it cannot read."""
-  try:
-    yield
-  # Orbax has no error of its own for damage: KeyError, ValueError, any.
-  except Exception as error:
-    causes = [error]
-    while causes[-1].__cause__ or causes[-1].__context__:
-      causes.append(causes[-1].__cause__ or causes[-1].__context__)
-    if any(map(storage.is_outage, causes)):
-      raise
-    if any(map(_TRANSIENT.search, map(str, causes))):
-      raise
-    cause = ' '.join(str(causes[-1]).split())
-    raise DamagedError(
-      f'{directory}/{step} is damaged '
-      f'({type(causes[-1]).__name__}: {cause[:200]})'
-    ) from None
-
-
 def _read(
   checkpointer: ocp.training.Checkpointer, step: int, wanted: dict[str, Any]
 ) -> dict[str, Any]:
@@ -152,21 +117,8 @@ def _read(
   context.multiprocessing.active_processes = {process}
   context.multiprocessing.barrier_sync_key_prefix = f'host_{process}'
   directory = checkpointer.directory
-  with _explain_damage(directory, step), context:
+  with explain_damage(directory, step), context:
     return ocp.load_checkpointables(directory / str(step), wanted)
-
-
-@contextlib.contextmanager
-def _hide_orphans() -> Iterator[None]:
-  """Hides what Python says of readers that go on when one of them failed."""
-  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', RuntimeWarning)
-      yield
-      gc.collect()
-  finally:
-    sys.unraisablehook = hook
 
 
 def restore(
@@ -238,7 +190,7 @@ def read_model(path: epath.PathLike) -> tuple[int, dict[str, Any]]:
     CheckpointError: There is no checkpoint.
   """
   checkpointer, step = _open_latest(path)
-  with checkpointer, _explain_damage(checkpointer.directory, step):
+  with checkpointer, explain_damage(checkpointer.directory, step):
     metadata = checkpointer.checkpointables_metadata(step)
   return step, (metadata.custom_metadata or {}).get('model') or {}
 
@@ -372,7 +324,7 @@ def load_item(
       shardings = jax.tree.map(lambda _: here, abstract)
     wanted = _place(abstract, shardings)
     _check_model(checkpointer, step, item, wanted)
-    with _hide_orphans():
+    with hide_orphans():
       return _read(checkpointer, step, {item: wanted})[item]
 
 
@@ -393,7 +345,9 @@ def load_initial(
   """
   checkpointer, step = _open_latest(path)
   with checkpointer:
-    if 'opt_state' not in checkpointer.checkpointables_metadata(step).metadata:
+    with explain_damage(checkpointer.directory, step):
+      items = checkpointer.checkpointables_metadata(step).metadata
+    if 'params' in items and 'opt_state' not in items:
       return None
     state, _ = _load(checkpointer, step, abstract, shardings)
   logging.info('took over step %d of %s', step, path)

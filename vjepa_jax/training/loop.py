@@ -152,7 +152,7 @@ class _Metrics:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _count_skipped(counts, skipped, limit):
+def _count_skipped(counts, skipped, max_skipped):
   """Counts steps, those that were skipped, those in a row, on the devices.
 
   Last comes the step at which so many were skipped in a row as are too many.
@@ -160,7 +160,7 @@ def _count_skipped(counts, skipped, limit):
   step, total, row, hopeless = counts
   skipped = skipped.astype(jnp.int32)
   step, total, row = step + 1, total + skipped, (row + 1) * skipped
-  too_many = (row >= limit) & (hopeless == 0)
+  too_many = (row >= max_skipped) & (hopeless == 0)
   return step, total, row, jnp.where(too_many, step, hopeless)
 
 
@@ -270,7 +270,7 @@ def train(
         trace.update(step)  # it may end here
         break
       batch = next(feed)
-      telemetry.advance(feed.wait_seconds)
+      telemetry.count_step(feed.wait_seconds)
       trace.update(step)
       statistics = None
       # Whatever the step reads is on the devices already: a transfer would be a

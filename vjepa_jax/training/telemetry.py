@@ -81,8 +81,8 @@ class Telemetry:
     self._writer = open_writer(str(workdir / 'tensorboard'), start_step + 1)
     self._bar = make_bar(total=total_steps, initial=start_step, unit='step')
 
-  def advance(self, wait_seconds: float) -> None:
-    """Moves the bar by a step that waited this long for its data."""
+  def count_step(self, wait_seconds: float) -> None:
+    """Counts a step that waited this long for its data."""
     self._wait += wait_seconds
     self._steps += 1
     self.goodput.add('wait', wait_seconds)
