@@ -74,6 +74,83 @@ vjepa1:l16 vjepa1:h16 vjepa1:h16_384 vjepa2:l16 vjepa2:g16 COOLDOWNS | both
   objective.vjepa: variance_weight=0.0
   optimizer: kind='adamw' b1=.9 b2=.999 eps=1e-8
 
+PAPER_21 RELEASE_21 | V-JEPA 2.1, configs/train_2_1
+  config: seed=239 compute_dtype='bfloat16' clip_norm=None
+  config: mask_names=('short','long')
+  encoder: tubelet=(2,16,16) init_std=.02 pixel_norm='imagenet'
+  encoder: positions='rope_rescaled' scale_init_by_depth=True modalities=True
+  predictor: width=384 num_heads=12
+  clip: fps=4.0 frame_step=None num_clips=1
+  clip: crop_scale=(.3,1.0) crop_aspect_ratio=(.75,1.35) flip=.5
+  image: crop_scale=(.3,1.0) crop_aspect_ratio=(.75,1.35) flip=.5
+  masks.short: kind='multiblock' num_blocks=8 spatial_scale=(.15,.15)
+  masks.short: aspect_ratio=(.75,1.5) temporal_scale=(1.0,1.0)
+  masks.long: kind='multiblock' num_blocks=2 spatial_scale=(.7,.7)
+  masks.image: kind='multiblock' num_blocks=10 spatial_scale=(.15,.15)
+  masks.image: aspect_ratio=(.75,1.5) temporal_scale=(1.0,1.0)
+  objective: kind='vjepa21'
+  objective.vjepa: loss_exp=1.0 target_norm='layer'
+  objective.vjepa21: context_weight=.5 image_share=.5
+  weight_decay: kind='constant' value=.04
+  ema: kind='constant' value=.99925
+  optimizer: kind='adamw' b1=.9 b2=.999 eps=1e-8
+PAPER_21 | V-JEPA 2.1, table of hyperparameters
+  data: batch_size=128
+  image: batch_size=2304
+  objective.vjepa21: image_context_weight=.7
+RELEASE_21 | V-JEPA 2.1, configs/train_2_1
+  data: batch_size=3072
+  image: resolution=256
+  clip: resolution=256
+  objective.vjepa21: image_context_weight=.5
+vjepa21:l16 vjepa21:l16,stage=distill_1 | V-JEPA 2.1, hyperparameters
+  config: total_steps=135000
+  clip: frames=16 resolution=256
+  image: resolution=256
+  learning_rate: kind='constant' start=1e-4 value=5.25e-4 warmup_steps=12000
+  objective.vjepa21: context_warmup_steps=(15000,30000) context_distance=True
+MIXTURE_21 vjepa21:b16,stage=distill_2 | the same
+  config: total_steps=12000 schedule_scale=1.0
+  clip: frames=64 resolution=384
+  image: resolution=512
+  learning_rate: kind='linear' value=6e-4 final=1e-6 warmup_steps=None
+  objective.vjepa21: context_warmup_steps=(0,0) context_distance=False
+vjepa21:g16,numbers=release | V-JEPA 2.1, configs/train_2_1/vitg16/pretrain
+  config: total_steps=300000
+  clip: frames=16
+  image: batch_size=4608
+  learning_rate: kind='constant' start=1e-4 value=6e-4 warmup_steps=12000
+  objective.vjepa21: context_warmup_steps=(15000,30000) context_distance=True
+vjepa21:b16,stage=cooldown,numbers=release | the same, cooldown
+  config: total_steps=12000 schedule_scale=1.25
+  clip: frames=64
+  image: batch_size=9216
+  learning_rate: kind='linear' value=6e-4 final=1e-6 warmup_steps=None
+  objective.vjepa21: context_warmup_steps=(0,0) context_distance=False
+vjepa21:l16 | V-JEPA 2.1, section 3.2 and configs/train_2_1
+  encoder: size='large' levels=True
+  predictor: depth=24
+vjepa21:g16,numbers=release | the same
+  encoder: size='giant' levels=True
+  predictor: depth=24
+MIXTURE_21 | the same
+  encoder: size='gigantic' levels=True
+  predictor: depth=24
+vjepa21:b16,stage=cooldown,numbers=release | configs/train_2_1/vitb16
+  encoder: size='base' levels=True
+  predictor: depth=12
+vjepa21:l16,stage=distill_1 | V-JEPA 2.1, distillation
+  encoder: size='large' levels=False
+  predictor: depth=12
+  config: init_average=False
+vjepa21:b16,stage=distill_2 | the same
+  encoder: size='base' levels=False
+  predictor: depth=12
+  config: init_average=True
+MIXTURE_21 | V-JEPA 2.1, table 3
+  data.sources: ssv2.weight=.17 kinetics.weight=.01 howto100m.weight=.1
+  data.sources: yt_temporal_1b.weight=.72
+
 probe:k400,probe=v1 probe:ssv2,probe=v1 | V-JEPA 1, video_classification_frozen
   config: views=3 total_epochs=20.0
   data: batch_size=256
@@ -111,7 +188,14 @@ probe:diving48 | V-JEPA 2, configs/eval
 probe:jester | V-JEPA 2, configs/eval
   config: num_classes=27
 """
-COOLDOWNS = 'vjepa2:g16,stage=cooldown_256 vjepa2:g16,stage=cooldown_384'
+GROUPS = {
+  'COOLDOWNS': 'vjepa2:g16,stage=cooldown_256 vjepa2:g16,stage=cooldown_384',
+  'PAPER_21': 'vjepa21:l16 vjepa21:l16,stage=distill_1 MIXTURE_21 '
+  'vjepa21:b16,stage=distill_2',
+  'MIXTURE_21': 'vjepa21:G16,stage=cooldown,data=mixture',
+  'RELEASE_21': 'vjepa21:g16,numbers=release '
+  'vjepa21:b16,stage=cooldown,numbers=release',
+}
 # Width, depth, heads, hidden features: src/models/vision_transformer.py.
 SIZES = {
   'tiny': (192, 12, 3, 768),
@@ -127,7 +211,10 @@ SIZES = {
 def _read_table():
   """Yields (recipe, field, value, source)."""
   recipes, source = [], ''
-  for line in TABLE.replace('COOLDOWNS', COOLDOWNS).splitlines():
+  table = TABLE
+  for name, members in GROUPS.items():
+    table = table.replace(name, members)
+  for line in table.splitlines():
     group, _, fields = line.partition(': ')
     if '|' in line:
       recipes, source = (part.split() for part in line.split('|'))
