@@ -90,7 +90,7 @@ class SampleLoader:
     options = self.options
     if self.source_options:
       options = self.source_options[key[0]]
-    record, clips, failures = _read_usable(
+    record, clips, failures = read_usable(
       self, position, key, lambda record, rng: read_clips(record, options, rng)
     )
     stream = {
@@ -139,7 +139,7 @@ class FeatureLoader:
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
     """Loads 'features' float32 `[1, tokens, D]` and their 'label'."""
-    video, features, failures = _read_usable(
+    video, features, failures = read_usable(
       self, position, key, lambda video, _: join_segments(video.features)
     )
     check_label(video, self.num_classes)
@@ -150,7 +150,7 @@ class FeatureLoader:
     }
 
 
-def _read_usable(
+def read_usable(
   loader: SampleLoader | FeatureLoader,
   position: int,
   key: tuple[int, int],

@@ -39,6 +39,19 @@ class VideoFeatures(NamedTuple):
   times: np.ndarray
 
 
+class Episode(NamedTuple):
+  """What a robot did: a film, and the state of the robot at each frame."""
+
+  # A path or the bytes of a file; or features of the frames of an encoder,
+  # float16 or float32 [T, H, W, D].
+  video: str | bytes | np.ndarray
+  states: np.ndarray  # float32 [T, S]
+  timestamps: np.ndarray  # float64 [T], seconds, increasing
+  name: str
+  extrinsics: np.ndarray | None = None  # float32 [T, E], of the camera
+  first_frame: int = 0  # of the film, that the first row belongs to
+
+
 def check_label(record: Record | VideoFeatures, num_classes: int) -> None:
   """Raises UserError unless a record has one of the labels 0, 1, ..."""
   if not 0 <= record.label < num_classes:

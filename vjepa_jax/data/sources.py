@@ -141,7 +141,7 @@ class FolderSource(_Named):
 
   def hash_names(self) -> str:
     # With the label, as half-done sets of shards have it written down.
-    return _hash(f'{self._name(file)} {NO_LABEL}' for file in self._files)
+    return hash_text(f'{self._name(file)} {NO_LABEL}' for file in self._files)
 
   def _name(self, file: str) -> str:
     name = file.removeprefix(self.path).lstrip(os.sep)
@@ -191,7 +191,7 @@ class ManifestSource(_Named):
 
   def hash_names(self) -> str:
     """Hashes the paths as they are written, and the labels."""
-    return _hash(map('{} {}'.format, self.paths, self._labels.tolist()))
+    return hash_text(map('{} {}'.format, self.paths, self._labels.tolist()))
 
 
 class ArrayRecordSource(_Named):
@@ -238,7 +238,7 @@ class ArrayRecordSource(_Named):
 
   def hash_names(self) -> str:
     """Hashes the names of the shards."""
-    return _hash(map(os.path.basename, self._records.paths))
+    return hash_text(map(os.path.basename, self._records.paths))
 
 
 class _OtherKindError(DecodeError):
@@ -323,7 +323,7 @@ class TfdsSource(_Named):
 
   def hash_names(self) -> str:
     """Hashes the name of the data set, with its version, and of the split."""
-    return _hash([self._examples.dataset_info.full_name, self.path])
+    return hash_text([self._examples.dataset_info.full_name, self.path])
 
 
 class Subset(_Named):
@@ -340,10 +340,11 @@ class Subset(_Named):
     return self._source[int(self._indices[index])]
 
   def hash_names(self) -> str:
-    return _hash([self._source.hash_names(), str(self._indices.tolist())])
+    return hash_text([self._source.hash_names(), str(self._indices.tolist())])
 
 
-def _hash(names: Iterable[str]) -> str:
+def hash_text(names: Iterable[str]) -> str:
+  """Hashes names, in their order, to hexadecimal digits."""
   digest = hashlib.sha256()
   for name in names:
     digest.update(name.encode('utf-8', 'surrogateescape') + b'\n')

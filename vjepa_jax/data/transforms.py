@@ -47,6 +47,17 @@ def random_resized_crop(
       top = int(rng.integers(height - box_height + 1))
       left = int(rng.integers(width - box_width + 1))
       return top, left, box_height, box_width
+  return crop_to_aspect(height, width, aspect_ratio)
+
+
+def crop_to_aspect(
+  height: int, width: int, aspect_ratio: tuple[float, float] = (0.75, 1.35)
+) -> Box:
+  """Returns the largest centred box whose width / height is in a range.
+
+  It is all that is left of the random crop in the published training of V-JEPA
+  2-AC, whose boxes are larger than any frame.
+  """
   box_height, box_width = height, width
   if width / height < aspect_ratio[0]:
     box_height = max(round(width / aspect_ratio[0]), 1)

@@ -1,0 +1,304 @@
+"""Trajectories of robots: clips of films with states and actions.
+
+Actions are measured: what the state came to be, less what it was.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import io
+import math
+import os
+from typing import Any
+import zipfile
+
+import numpy as np
+
+from vjepa_jax.data import sources, storage, transforms
+from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.data.decode import open_video
+from vjepa_jax.data.pipeline import read_usable
+from vjepa_jax.data.readers import Journal
+from vjepa_jax.data.records import Episode
+from vjepa_jax.data.video import DecodeError, describe_error
+from vjepa_jax.errors import UserError
+
+STATE_KINDS = 'pose', 'plain'
+_NUM_PROBED = 16  # episodes that are checked before training starts
+_LARGEST_ANGLE = math.pi + 1e-3
+
+
+class EpisodeFolder:
+  """Episodes of a folder: `NAME.mp4` and `NAME.npz`, one row a frame.
+
+  The second has 'states' `[T, S]`, 'timestamps' `[T]`, in seconds, and may have
+  'extrinsics' `[T, E]`.
+  """
+
+  def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
+    """Lists the folder, unless its files are given.
+
+    Raises:
+      FileNotFoundError: There are no episodes in it.
+    """
+    self.path = path = os.fspath(path)
+    files = storage.list_files(path) if files is None else files
+    self._files = sorted(f for f in files if f.endswith('.npz'))
+    if not self._files:
+      raise FileNotFoundError(
+        f'no episodes in {path}: looked for NAME.npz beside NAME.mp4'
+      )
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Episode:
+    file = self._files[index]
+    name = file.removeprefix(self.path).lstrip(os.sep).removesuffix('.npz')
+    try:
+      with np.load(io.BytesIO(storage.read(file))) as arrays:
+        rows = {k: arrays[k] for k in ('states', 'timestamps')}
+        extrinsics = arrays.get('extrinsics')
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      raise DecodeError(describe_error(error), name) from error
+    video = f'{file.removesuffix(".npz")}.mp4'
+    return Episode(video, **rows, name=name, extrinsics=extrinsics)
+
+  def hash_names(self) -> str:
+    return sources.hash_text(os.path.basename(f) for f in self._files)
+
+
+def open_trajectories(path: str) -> Any:
+  """Opens episodes by the form of their path, see `EpisodeFolder`."""
+  return EpisodeFolder(path)
+
+
+def check_episode(episode: Episode, state_kind: str) -> None:
+  """Raises DecodeError unless an episode is whole and in the right units.
+
+  Args:
+    episode: The episode.
+    state_kind: See `compute_actions`.
+  """
+  states, times = episode.states, episode.timestamps
+  if states.ndim != 2 or times.shape != states.shape[:1] or not len(times):
+    raise DecodeError(
+      f'states {list(states.shape)} and timestamps {list(times.shape)} are not '
+      '[T, S] and [T]'
+    )
+  if not (np.isfinite(states).all() and np.isfinite(times).all()):
+    raise DecodeError('states or timestamps are not finite')
+  if (np.diff(times) <= 0).any():
+    raise DecodeError('timestamps do not increase')
+  if state_kind == 'pose':
+    if states.shape[1] < 6:
+      raise DecodeError(f'{states.shape[1]} numbers of a state are no pose')
+    largest = np.abs(states[:, 3:6]).max()
+    if largest > _LARGEST_ANGLE:
+      raise DecodeError(
+        f'an angle of a pose is {largest:.1f}: they are in radians, from -pi '
+        'to pi'
+      )
+
+
+def check_source(source: Any, state_kind: str) -> Episode:
+  """Checks some episodes of a source, and returns the first that is whole.
+
+  Raises:
+    UserError: None is, or units are wrong.
+  """
+  if state_kind not in STATE_KINDS:
+    raise UserError(f'state_kind {state_kind!r} is not one of {STATE_KINDS}')
+  usable = None
+  for index in range(0, len(source), -(-len(source) // _NUM_PROBED)):
+    try:
+      episode = source[index]
+      check_episode(episode, state_kind)
+      usable = usable or episode
+    except DecodeError as error:
+      fault = f'{error.name or episode.name}: {error}'
+  if usable is None:
+    raise UserError(f'no episode of {source.path} can be used; {fault}')
+  return usable
+
+
+def sample_rows(
+  times: np.ndarray,
+  count: int,
+  *,
+  fps: float | None = None,
+  frame_step: int | None = None,
+  rng: np.random.Generator | None = None,
+) -> np.ndarray:
+  """Samples the rows of a clip.
+
+  Args:
+    times: float64 `[T]`, seconds.
+    count: Rows of the clip.
+    fps: So many of them a second: each is the one nearest in time; or
+    frame_step: rows from one to the next, whatever their times, as published.
+    rng: Places the clip at random; None at the start.
+
+  Returns:
+    int64 `[count]`.
+
+  Raises:
+    DecodeError: The episode is shorter, or was recorded at a lower rate.
+  """
+  if frame_step:
+    offsets = np.arange(count) * frame_step
+    num_starts = len(times) - offsets[-1]
+  else:
+    offsets = np.arange(count) / fps
+    # Recorders tremble: half a row of the last one will do.
+    slack = 0.5 * (times[-1] - times[0]) / max(len(times) - 1, 1)
+    ends = times[-1] - offsets[-1] + slack
+    num_starts = int(np.searchsorted(times, ends, side='right'))
+  if num_starts < 1:
+    raise DecodeError(
+      f'{len(times)} rows in {times[-1] - times[0]:.2f} s are less than a clip'
+    )
+  start = 0 if rng is None else int(rng.integers(num_starts))
+  if frame_step:
+    return start + offsets
+  moments = times[start] + offsets
+  rows = np.searchsorted(times, moments).clip(1, len(times) - 1)
+  rows -= moments - times[rows - 1] < times[rows] - moments
+  if (np.diff(rows) < 1).any():
+    raise DecodeError(f'recorded at less than {fps:g} rows a second')
+  return rows
+
+
+def compute_actions(states: np.ndarray, state_kind: str) -> np.ndarray:
+  """Computes what was done between states.
+
+  Args:
+    states: `[T, S]`.
+    state_kind: 'plain': differences. 'pose': the first six numbers are a place
+      and extrinsic x-y-z Euler angles in radians, of the rotation
+      `R = Rz Ry Rx`; their action is the rotation `R' R^T` about the axes of
+      the base.
+
+  Returns:
+    float32 `[T - 1, S]`.
+  """
+  actions = np.diff(np.asarray(states, np.float64), axis=0)
+  if state_kind == 'pose':
+    turns = make_rotation(states[:, 3:6])
+    actions[:, 3:6] = find_angles(turns[1:] @ turns[:-1].swapaxes(1, 2))
+  return actions.astype(np.float32)
+
+
+def make_rotation(angles: np.ndarray) -> np.ndarray:
+  """Makes matrices `[..., 3, 3]` of extrinsic x-y-z Euler angles `[..., 3]`."""
+  rotation = np.eye(3)
+  for axis in range(3):
+    cos, sin = (f(angles[..., axis], dtype=float) for f in (np.cos, np.sin))
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    turn = np.zeros((*angles.shape[:-1], 3, 3))
+    turn[..., axis, axis] = 1.0
+    turn[..., i, i] = turn[..., j, j] = cos
+    turn[..., j, i], turn[..., i, j] = sin, -sin
+    rotation = turn @ rotation
+  return rotation
+
+
+def find_angles(rotation: np.ndarray) -> np.ndarray:
+  """Inverts `make_rotation`, the second angle from -pi / 2 to pi / 2."""
+  r = rotation
+  return np.stack(
+    [
+      np.arctan2(r[..., 2, 1], r[..., 2, 2]),
+      np.arctan2(-r[..., 2, 0], np.hypot(r[..., 0, 0], r[..., 1, 0])),
+      np.arctan2(r[..., 1, 0], r[..., 0, 0]),
+    ],
+    axis=-1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryLoader:
+  """Loads one sample: a clip, its states and the actions in between.
+
+  Of `options` the frames, their size and rate and the limits are used. There is
+  no augmentation: of each frame the centre is taken, as published.
+  """
+
+  sources: tuple[Any, ...]
+  options: ClipOptions
+  seed: int  # of the run
+  state_kind: str = 'pose'  # see `compute_actions`
+  extrinsics: bool = False  # load those of the camera too
+  journal: Journal = Journal()
+
+  num_clips = 1
+
+  @property
+  def max_seconds(self) -> float:
+    """Seconds of computing for a sample, beyond which its reader is stuck."""
+    return 5 * self.options.max_seconds
+
+  @property
+  def clip_bytes(self) -> int:
+    """Size of a clip."""
+    return 3 * self.options.frames * self.options.resolution**2
+
+  def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
+    """Loads the sample at a position of the run, see `SampleLoader`.
+
+    Returns:
+      The stream 'video': 'pixels' uint8 `[1, T, size, size, 3]`, or 'features'
+      `[1, T, H, W, D]`; float32 'states' `[1, T, S]`, 'actions'
+      `[1, T - 1, S]` and 'extrinsics' `[1, T, E]`. And 'failures'.
+    """
+    _, stream, failures = read_usable(self, position, key, self._read)
+    return {
+      'video': {name: x[None] for name, x in stream.items()},
+      'failures': failures,
+    }
+
+  def _read(
+    self, episode: Episode, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """Cuts a clip of an episode."""
+    check_episode(episode, self.state_kind)
+    options = self.options
+    rows = sample_rows(
+      episode.timestamps,
+      options.frames,
+      fps=options.fps,
+      frame_step=options.frame_step,
+      rng=rng,
+    )
+    states = episode.states[rows].astype(np.float32)
+    stream = {
+      'states': states,
+      'actions': compute_actions(states, self.state_kind),
+    }
+    if self.extrinsics:
+      if episode.extrinsics is None:
+        raise DecodeError('no extrinsics of the camera')
+      stream['extrinsics'] = episode.extrinsics[rows].astype(np.float32)
+    if isinstance(episode.video, np.ndarray):
+      return stream | {'features': episode.video[rows]}
+    return stream | {'pixels': read_frames(episode, rows, options)}
+
+
+def read_frames(
+  episode: Episode, rows: np.ndarray, options: ClipOptions
+) -> np.ndarray:
+  """Reads the frames of some rows, uint8 `[T, size, size, 3]`.
+
+  Of each the largest centred part no wider than 1.35 times its height, squeezed
+  to a square.
+
+  Raises:
+    DecodeError: The film cannot be read, or ends before.
+  """
+  frames = episode.first_frame + rows
+  with open_video(episode.video, options.limits) as video:
+    if frames[-1] >= video.num_frames:
+      raise DecodeError(
+        f'{video.num_frames} frames are fewer than the rows of states'
+      )
+    box = transforms.crop_to_aspect(video.height, video.width)
+    return video.read(frames, box, (options.resolution,) * 2)
