@@ -31,9 +31,8 @@ they should:
 
 {table}
 
-Measured on {cores} CPU cores with jax {jax}. The figures are of several runs of
-parts of `python -m vjepa_jax.bench faults`, which with
-`--json=docs/reliability.json` takes all of them anew;
+Measured on {cores} CPU cores with jax {jax}, at a load of {load}, by one run of
+`python -m vjepa_jax.bench faults --json=docs/reliability.json`;
 `python docs/make_reliability.py` makes this page of that.
 """
 
