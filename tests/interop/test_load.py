@@ -13,6 +13,7 @@ import pytest
 from tiny_models import TUBELET, make_weights
 
 import vjepa_jax
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop import huggingface, layout, names
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import _resize, describe, load, read_weights
@@ -152,6 +153,11 @@ def test_compute_dtype_is_for_the_loader_to_say(workdir):
 def test_encode_says_what_it_takes(workdir, video):
   with pytest.raises(ValueError, match='encode takes uint8'):
     load(workdir).encode(video)
+
+
+def test_levels_of_a_model_without(workdir):
+  with pytest.raises(UserError, match='has no levels'):
+    load(workdir).encode(_video(), 'levels')
 
 
 def test_sources_that_are_none(tmp_path, workdir):

@@ -186,6 +186,19 @@ def test_files_of_v2(save, caplog):
     assert weights.encoder.positions == 'rope_tiled'
 
 
+def test_files_of_v2_are_written(tmp_path):
+  pytest.importorskip('torch', reason=NEEDS_TORCH)
+  weights, path = make_weights(num_mask_tokens=10), tmp_path / 'v.pt'
+  pytorch.write_checkpoint(path, weights)
+  for which in pytorch.ENCODERS:
+    back = pytorch.read_checkpoint(path, which, num_heads=2, predictor_heads=2)
+    assert (back.encoder, back.predictor) == (
+      weights.encoder, weights.predictor
+    )  # fmt: skip
+    _assert_equal(back.encoder_params, weights.encoder_params)
+    _assert_equal(back.predictor_params, weights.predictor_params)
+
+
 def test_files_of_probes(save):
   weights = pytorch.read_checkpoint(
     save({'classifier': _to_torch(_make_probe_state(), 'module.')})

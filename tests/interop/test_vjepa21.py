@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -49,8 +50,10 @@ def read(reference, tmp_path_factory):
   """Reads a file with the reference and one of its predictors."""
   folder = tmp_path_factory.mktemp('files')
 
-  def write_and_read(predictor, key='target_encoder'):
-    modules = {key: reference[0], 'predictor': reference[predictor]}
+  def write_and_read(
+    predictor, key='target_encoder', encoder=reference[0], **options
+  ):
+    modules = {key: encoder, 'predictor': reference[predictor]}
     content = {
       name: {
         f'module.backbone.{k}': value
@@ -60,7 +63,9 @@ def read(reference, tmp_path_factory):
     }
     path = folder / f'{predictor}.pt'
     torch.save(content, path)
-    return pytorch.read_checkpoint(path, num_heads=2, predictor_heads=2)
+    return pytorch.read_checkpoint(
+      path, num_heads=2, predictor_heads=2, **options
+    )
 
   return write_and_read
 
@@ -102,39 +107,110 @@ def objective(read):
   return goal, jax.tree.map(jax.numpy.asarray, params)
 
 
-def test_files_come_back_bit_for_bit(reference, read):
+def test_files_come_back_bit_for_bit(reference, read, tmp_path):
+  """What is written loads as torch.hub loads it: strictly, by its key."""
   for which, key in ((1, 'target_encoder'), (2, 'ema_encoder')):
     weights = read(which, key)
     assert not weights.unused
     assert weights.encoder.levels == _LEVELS and weights.encoder.modalities
     assert weights.predictor.levels == (4 if which == 1 else 1)
-    tables = names.make_encoder_21(_LEVELS), names.make_predictor_21(which == 1)
-    for table, params, module in (
-      (tables[0], weights.encoder_params, reference[0]),
-      (tables[1], weights.predictor_params, reference[which]),
-    ):
-      tensors = layout.export(table, params, tubelet=_TUBELET)
+    assert weights.predictor.num_mask_tokens == 8
+    path = tmp_path / f'{which}.pt'
+    pytorch.write_checkpoint(path, weights)
+    content = torch.load(path, weights_only=True)
+    for name, module in ((key, reference[0]), ('predictor', reference[which])):
+      state = {k.removeprefix('module.backbone.'): v
+               for k, v in content[name].items()}  # fmt: skip
       expected = module.state_dict()
-      assert sorted(tensors) == sorted(expected)
-      for name, value in expected.items():
-        np.testing.assert_array_equal(tensors[name], value.numpy(), name)
+      copy.deepcopy(module).load_state_dict(state, strict=True)
+      for k, value in expected.items():
+        np.testing.assert_array_equal(state[k], value, k)
+    # The encoder is there once, under three names.
+    sizes = [p.nbytes for m in (reference[0], reference[which])
+             for p in m.state_dict().values()]  # fmt: skip
+    assert path.stat().st_size < 1.5 * sum(sizes)
 
 
-def test_a_converted_file_encodes_clips_and_images(read, batch, tmp_path):
+def test_a_file_is_filled_up_with_mask_tokens(read, tmp_path):
+  weights = read(1)
+  tokens = weights.predictor_params['mask_tokens']
+  params = weights.predictor_params | {'mask_tokens': tokens[:1]}
+  few = dataclasses.replace(weights, predictor_params=params)
+  pytorch.write_checkpoint(tmp_path / 'few.pt', few)
+  back = pytorch.read_checkpoint(
+    tmp_path / 'few.pt', num_heads=2, predictor_heads=2
+  )
+  found = back.predictor_params['mask_tokens']
+  np.testing.assert_array_equal(found[0], tokens[0])
+  assert found.shape == tokens.shape and not found[1:].any()
+
+
+def test_files_that_are_refused(reference, read, tmp_path):
+  state = {k: v.numpy() for k, v in reference[0].state_dict().items()}
+  with pytest.raises(WeightsError, match='is one of V-JEPA 2.1'):
+    layout.read(names.ENCODER, layout.Tensors(state, 'it'), num_heads=2)
+  table = names.make_encoder_21(_LEVELS)
+  tensors = layout.Tensors(state | {'pos_embed': np.zeros(1)}, 'it')
+  with pytest.raises(WeightsError, match='pos_embed has no place in it'):
+    layout.read(table, tensors, num_heads=2)
+  with pytest.raises(WeightsError, match="not 'rope_tiled'"):
+    read(1, positions='rope_tiled')
+  weights = read(1)
+  for changes, message in (
+    ({'pixel_norm': 'clip'}, 'normalises pixels by'),
+    ({'positions': 'sincos'}, "has positions 'sincos'"),
+    ({'levels': ()}, "has positions 'rope_rescaled'"),
+  ):
+    other = dataclasses.replace(
+      weights, encoder=weights.encoder.clone(**changes)
+    )
+    with pytest.raises(WeightsError, match=message):
+      pytorch.write_checkpoint(tmp_path / 'x.pt', other)
+  params = dict(weights.encoder_params)
+  with pytest.raises(WeightsError, match='official has no place for extra'):
+    layout.export(table, params | {'extra': np.zeros(1)}, tubelet=_TUBELET)
+  del params['modality_image']
+  with pytest.raises(WeightsError, match='no modality_image, which img_mod'):
+    layout.export(table, params, tubelet=_TUBELET)
+
+
+def test_untrained_levels_are_named(reference, read, caplog):
+  distilled = copy.deepcopy(reference[0])
+  for norm in distilled.norms_block[:3]:
+    norm.reset_parameters()
+  logging.get_absl_logger().propagate = True
+  with caplog.at_level('INFO', logger='absl'):
+    weights = read(2, 'ema_encoder', encoder=distilled)
+    assert 'norms of levels 2, 5, 8 were never trained' in caplog.text
+    assert (weights.encoder_params['norm_2']['scale'] == 1).all()
+    caplog.clear()
+    read(2, 'ema_encoder')
+  assert 'never trained' not in caplog.text
+
+
+def test_a_converted_file_encodes_clips_and_images(
+  reference, read, batch, tmp_path
+):
   weights = dataclasses.replace(read(1), resolution=32, frames=4)
   with pytest.raises(WeightsError, match='no V-JEPA 2.1: give --format=jax'):
     save_pretrained(tmp_path / 'hf', weights)
   write_workdir(epath.Path(tmp_path / 'ours'), weights)
   model = load(tmp_path / 'ours', resize=False)
   assert model.encoder.levels == _LEVELS
-  variables = {'params': weights.encoder_params}
-  images = batch['image']['pixels']
-  expected = weights.encoder.apply(variables, images)
-  np.testing.assert_allclose(model.encode(images[:, 0]), expected, atol=1e-4)
-  clips = batch['video']['pixels']
-  assert model.encode(clips).shape == (len(clips), 48, 48)
+  for name, stream in batch.items():
+    pixels = stream['pixels']
+    with torch.no_grad():
+      expected = reference[0](reference21.normalize(pixels)).numpy()
+    given = pixels[:, 0] if name == 'image' else pixels
+    every = model.encode(given, 'concatenated')
+    np.testing.assert_allclose(every, expected, atol=1e-4)
+    levels = model.encode(given, 'levels')
+    np.testing.assert_array_equal(np.concatenate(levels, axis=-1), every)
+    np.testing.assert_allclose(model.encode(given), levels[-1], atol=1e-6)
   with pytest.raises(ValueError, match='whose outputs are the levels'):
-    weights.encoder.apply(variables, images, layers=(1,))
+    weights.encoder.apply(
+      {'params': weights.encoder_params}, pixels, layers=(1,)
+    )
 
 
 @pytest.mark.parametrize('modality', ['video', 'image'])

@@ -136,7 +136,7 @@ def read(
       params[row.ours] = np.stack(values) if row.count else values[0]
   for key in tensors.list_unused():
     # A block with more in it than is known here computes something else.
-    if re.search(r'(blocks|layers?)\.\d+\.', key):
+    if family.strict or re.search(r'(blocks|layers?)\.\d+\.', key):
       raise WeightsError(
         f'{tensors.name} is of another model: {key} has no place in it'
       )
@@ -158,7 +158,8 @@ def export(
   """Inverts `read`, bit for bit; an encoder needs its tubelet's sides.
 
   Raises:
-    WeightsError: The tubelet is of another size, or a tensor has no name.
+    WeightsError: The tubelet is of another size, or the model is of another
+      kind: a tensor has no name, or is not there.
   """
   params = jax.tree.map(np.asarray, params)
   params = traverse_util.flatten_dict(params, sep='.')
@@ -168,11 +169,14 @@ def export(
     name = getattr(row, system)
     if '{i}' in row.ours:
       paths = [row.ours.format(i=i) for i in range(len(params))]
-      values = [params[path] for path in paths if path in params]
-    elif row.optional and row.ours not in params:
-      continue
+      values = [params.pop(path) for path in paths if path in params]
+    elif row.ours not in params:
+      if row.optional:
+        continue
+      raise WeightsError(f'the model has no {row.ours}, which {name} is')
     else:
-      values = params[row.ours] if row.count else [params[row.ours]]
+      value = params.pop(row.ours)
+      values = value if row.count else [value]
     if not name:
       raise WeightsError(f'{system} has no place for {row.ours}')
     wanted = 3 * math.prod(tubelet)
@@ -186,6 +190,8 @@ def export(
       values = [np.stack(values)]
     for i, value in enumerate(values):
       pieces[_split_name(name.format(i=i))[0]].append(value)
+  if params:
+    raise WeightsError(f'{system} has no place for {min(params)}')
   return {
     name: np.ascontiguousarray(np.concatenate(values))
     for name, values in pieces.items()

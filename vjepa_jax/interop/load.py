@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjepa_jax.data import storage
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop import huggingface, pytorch
 from vjepa_jax.interop.layout import Params, Weights, WeightsError
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.training import checkpoint
@@ -25,6 +27,8 @@ from vjepa_jax.training import checkpoint
 _KINDS = {'encoder': Encoder, 'predictor': Predictor, 'probe': AttentiveProbe}
 # How a model is run, which is for the loader to say.
 _RUN_FIELDS = ('remat', 'attention', 'dtype', 'drop_path_rate')
+# Of `LoadedEncoder.encode`.
+_OUTPUTS = ('last', 'levels', 'concatenated')
 # How clips are cut where a source does not say: as published, if known.
 _CLIP = {
   'resolution': None,
@@ -48,7 +52,9 @@ class LoadedEncoder:
   # [B, N, D], tokens in raster order over (t, h, w). Frames of another size
   # than `resolution` are resized and cut to the central square of the
   # evaluation protocol, unless `load` was told not to; pixels are normalised.
-  encode: Callable[[jax.Array | np.ndarray], jax.Array]
+  # Of V-JEPA 2.1 a second argument gives 'levels', a tuple of features, or the
+  # same 'concatenated', [B, N, levels * D], in place of the 'last' one.
+  encode: Callable[..., Any]
 
 
 def load(
@@ -89,20 +95,27 @@ def load(
   params = jax.device_put(weights.encoder_params)
   size, frames = weights.resolution, weights.frames
 
-  @jax.jit
-  def apply(params, video):
+  @functools.partial(jax.jit, static_argnums=2)
+  def apply(params, video, output):
     if resize and size and video.shape[-3:-1] != (size, size):
       video = _resize(video, size)
-    return encoder.apply({'params': params}, video)
+    layers = None if output == 'last' else encoder.levels
+    features = encoder.apply({'params': params}, video, layers=layers)
+    if output == 'concatenated':
+      features = jnp.concatenate(features, axis=-1)
+    return features
 
-  def encode(video):
+  def encode(video, output='last'):
+    check_choice('output', output, _OUTPUTS)
+    if output != 'last' and not encoder.levels:
+      raise UserError(f'{source} is no V-JEPA 2.1: its encoder has no levels')
     shape = video.shape
     if video.dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
       raise ValueError(
         f'video is {video.dtype} {tuple(shape)}, encode takes uint8 '
         '[B, T, H, W, 3] or images [B, H, W, 3]'
       )
-    return apply(params, video)
+    return apply(params, video, output)
 
   return LoadedEncoder(encoder, params, size, frames, encode)
 
@@ -121,8 +134,8 @@ def read_weights(
     source, which: See `load`.
     with_predictor: Read the predictor too.
     step: Of a workdir, which checkpoint; None for the newest.
-    **options: positions, num_heads and predictor_heads of an official file,
-      see `pytorch.read_checkpoint`.
+    **options: positions, num_heads and others of an official file, see
+      `pytorch.read_checkpoint`.
 
   Raises:
     WeightsError: The source cannot be used, or has no encoder.

@@ -78,6 +78,7 @@ class Family(NamedTuple):
   refused: dict[str, str]  # tensors that tell another kind, and which
   advice: str = ''  # what to do then
   mlp_ratio: int | None = 4  # 'mlp_dim' over 'width', None for any
+  strict: bool = False  # no tensors beside these, where there are no old ones
 
 
 # What a module's weight and bias are called here, and how they are rearranged.
@@ -223,6 +224,7 @@ def make_encoder_21(levels: tuple[int, ...]) -> Family:
     ),
     refused={},
     mlp_ratio=None,
+    strict=True,
   )
 
 
@@ -258,6 +260,7 @@ def make_predictor_21(fused: bool) -> Family:
       ),
     ),
     refused={},
+    strict=True,
   )
 
 

@@ -9,13 +9,17 @@ import zipfile
 from absl import logging
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import State, Tensors, Weights, WeightsError
 from vjepa_jax.interop.names import Family
 from vjepa_jax.models import zoo
-from vjepa_jax.models.encoder import Encoder
 
 ENCODERS = ('target_encoder', 'ema_encoder', 'encoder')
+# Where the places of tokens are stretched to those of 256 pixels.
+_POSITIONS_21 = 'rope_rescaled', 'rope_interleaved'
+# Mask tokens that the code builds a predictor with; the first one is trained.
+_NUM_MASK_TOKENS, _NUM_MASK_TOKENS_21 = 10, 8
 
 
 def read_checkpoint(
@@ -23,6 +27,7 @@ def read_checkpoint(
   which: str = 'target_encoder',
   *,
   positions: str | None = None,
+  predictor_positions: str | None = None,
   num_heads: int | None = None,
   predictor_heads: int | None = None,
   with_predictor: bool = True,
@@ -31,13 +36,16 @@ def read_checkpoint(
 
   Args:
     path: A pretraining checkpoint, or one of probes.
-    which: 'target_encoder' (the EMA), 'ema_encoder' or 'encoder'. Where a file
-      has no target encoder, the next one that it has is taken.
+    which: 'target_encoder' (the EMA), 'ema_encoder' (the same, distilled) or
+      'encoder'. Without a target encoder the next one that is there is taken.
     positions: Positions of the encoder, see `Encoder`; of V-JEPA 2.1
       'rope_rescaled'. Of the others no tensor tells; None takes 'rope_tiled'
       (V-JEPA 2) if the file has no table of positions, more than two mask
       tokens, or the giant's width, and 'sincos' (V-JEPA 1) otherwise, and logs
       which.
+    predictor_positions: Of the predictor; None for those of the encoder. So
+      2.1 was trained; torch.hub builds its predictor with 'rope_interleaved',
+      which is another one on any grid but 16 x 16.
     num_heads: Attention heads of the encoder, or of probes; None for those of
       the named size.
     predictor_heads: None for 12 with RoPE, and otherwise for as many as the
@@ -45,8 +53,7 @@ def read_checkpoint(
     with_predictor: Read the predictor too.
 
   Raises:
-    WeightsError: The file cannot be read or is of a model that is not
-      supported.
+    WeightsError: The file cannot be read, or its model is not supported.
   """
   content = _read_file(path)
   try:
@@ -65,27 +72,25 @@ def read_checkpoint(
         positions = 'rope_rescaled'
       elif positions is None:
         positions = _guess_positions(path, state, predictor_state)
-      # Published by V-JEPA 2 only; matters for parameters made anew.
-      scaled = positions != 'sincos'
-      fields = {'positions': positions, 'scale_init_by_depth': scaled}
+      # The second matters for parameters made anew: V-JEPA 1 had it not.
+      fields = {'positions': positions}
+      fields['scale_init_by_depth'] = positions != 'sincos'
       num_heads = num_heads or _find_heads(tensors)
       encoder, models['encoder_params'] = layout.read(
         encoder_table, tensors, fields=fields | told, num_heads=num_heads
       )
       models['encoder'] = encoder
+      _check_levels(path, encoder.levels, models['encoder_params'], positions)
       if positions == 'sincos' and 'pos_embed' in state:
-        # Every released V-JEPA 1 model takes 16 frames; the table in a V-JEPA 2
-        # file is a stale one.
-        time, patch, _ = encoder.tubelet
-        side = round((state['pos_embed'].shape[1] * time / 16) ** 0.5)
-        models |= {'resolution': side * patch, 'frames': 16}
+        models |= _tell_clips(state['pos_embed'], encoder.tubelet)
       if with_predictor and predictor_state:
         used.append(Tensors(predictor_state, 'predictor'))
         heads = num_heads if positions == 'sincos' else 12
+        fields['positions'] = predictor_positions or positions
         models['predictor'], models['predictor_params'] = layout.read(
           predictor_table,
           used[-1],
-          fields=fields | _tell_predictor(encoder, predictor_state),
+          fields=fields | _tell_predictor(encoder.levels, predictor_state),
           num_heads=predictor_heads or heads,
           **({} if told else {'out_width': encoder.width}),
         )
@@ -97,14 +102,75 @@ def read_checkpoint(
   return Weights(**models, unused=unused)
 
 
-def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
-  """Loads tensors and plain values of a file written by `torch.save`."""
+def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
+  """Writes a file that the code of V-JEPA 2 or 2.1 loads, strictly.
+
+  The encoder is stored once, under all names that the code looks for. Mask
+  tokens are filled up with zeros to as many as the code has.
+
+  Raises:
+    WeightsError: There is no torch, or the code has no such model.
+  """
+  torch = _import_torch(path)
+  encoder, predictor = weights.encoder, weights.predictor
+  is_21 = bool(encoder.levels)
+  positions = _POSITIONS_21 if is_21 else ('rope_tiled',)
+  for name, model in (('encoder', encoder), ('predictor', predictor)):
+    if model is not None and model.positions not in positions:
+      raise WeightsError(
+        f'the {name} has positions {model.positions!r}; the official code of '
+        f'{"V-JEPA 2.1" if is_21 else "V-JEPA 2"} has {" and ".join(positions)}'
+      )
+  if encoder.pixel_norm != 'imagenet':
+    raise WeightsError(
+      f'the encoder normalises pixels by {encoder.pixel_norm!r}; the official '
+      "code does by 'imagenet' only"
+    )
+  tables = names.ENCODER, names.PREDICTOR
+  if is_21:
+    fused = predictor is not None and predictor.levels > 1
+    tables = (
+      names.make_encoder_21(encoder.levels),
+      names.make_predictor_21(fused),
+    )
+  tensors = layout.export(
+    tables[0], weights.encoder_params, tubelet=encoder.tubelet
+  )
+  content = dict.fromkeys(ENCODERS, tensors)
+  if predictor is not None:
+    params = dict(weights.predictor_params)
+    count = _NUM_MASK_TOKENS_21 if is_21 else _NUM_MASK_TOKENS
+    missing = max(count - len(params['mask_tokens']), 0)
+    params['mask_tokens'] = np.pad(
+      params['mask_tokens'], [(0, missing), (0, 0)]
+    )
+    content['predictor'] = layout.export(tables[1], params)
+  # The same tensor, which is written once.
+  converted = {
+    id(state): {
+      f'module.backbone.{key}': torch.from_numpy(value)
+      for key, value in state.items()
+    }
+    for state in content.values()
+  }
+  with storage.replacing(path) as temporary:
+    torch.save({k: converted[id(x)] for k, x in content.items()}, temporary)
+
+
+def _import_torch(path: str | os.PathLike) -> Any:
   try:
     import torch
   except ImportError:
     raise WeightsError(
-      f"{path} is read by PyTorch, which is missing: pip install -e '.[parity]'"
+      f'{path} is a file of PyTorch, which is missing: pip install -e '
+      "'.[parity]'"
     ) from None
+  return torch
+
+
+def _read_file(path: str | os.PathLike) -> Mapping[str, Any]:
+  """Loads tensors and plain values of a file written by `torch.save`."""
+  torch = _import_torch(path)
   path = os.fspath(path)
   if not os.path.isfile(path):
     raise WeightsError(f'there is no file {path}')
@@ -182,13 +248,44 @@ def _choose_tables(
   )
 
 
-def _tell_predictor(encoder: Encoder, predictor: State) -> dict[str, Any]:
+def _tell_predictor(
+  levels: tuple[int, ...], predictor: State
+) -> dict[str, Any]:
   """Returns the predictor's fields of V-JEPA 2.1."""
-  if not encoder.levels:
+  if not levels:
     return {}
   fused = 'predictor_embed.0.weight' in predictor
-  levels = len(encoder.levels) if fused else 1
-  return {'levels': levels, 'modalities': True, 'predict_context': True}
+  count = len(levels) if fused else 1
+  return {'levels': count, 'modalities': True, 'predict_context': True}
+
+
+def _check_levels(
+  path: str | os.PathLike,
+  levels: tuple[int, ...],
+  params: layout.Params,
+  positions: str,
+) -> None:
+  """Refuses positions that V-JEPA 2.1 has not; names untrained levels."""
+  if not levels:
+    return
+  if positions not in _POSITIONS_21:
+    raise WeightsError(
+      f'it is of V-JEPA 2.1, whose positions are one of {_POSITIONS_21}, not '
+      f'{positions!r}'
+    )
+  untrained = [
+    level
+    for level in levels[:-1]
+    if (params[f'norm_{level}']['scale'] == 1).all()
+    and not params[f'norm_{level}']['bias'].any()
+  ]
+  if untrained:
+    logging.info(
+      '%s: the norms of levels %s were never trained, as in distilled models: '
+      'their features are the plain outputs of blocks, normalised',
+      path,
+      ', '.join(map(str, untrained)),
+    )
 
 
 def _find_heads(tensors: Tensors) -> int:
@@ -221,6 +318,16 @@ def _guess_positions(
   message = '%s: positions %r, because %s; change it by positions='
   logging.info(message, path, positions, reason)
   return positions
+
+
+def _tell_clips(
+  table: np.ndarray, tubelet: tuple[int, int, int]
+) -> dict[str, int]:
+  """Tells the clips of V-JEPA 1 from its table of positions."""
+  # Every released model takes 16 frames.
+  time, patch, _ = tubelet
+  side = round((table.shape[1] * time / 16) ** 0.5)
+  return {'resolution': side * patch, 'frames': 16}
 
 
 def _read_probes(

@@ -5,6 +5,7 @@ python -m vjepa_jax.tools.convert --from=vitl.pt --to=vitl --resolution=256 \
 python -m vjepa_jax.tools.convert --from=WORKDIR --to=FOLDER
 python -m vjepa_jax.tools.convert --from=facebook/vjepa2-vitl-fpc64-256 \
   --to=FOLDER --format=jax
+python -m vjepa_jax.tools.convert --from=WORKDIR --to=FILE.pt --format=official
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from vjepa_jax.data import storage
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import describe, read_weights
+from vjepa_jax.interop.pytorch import write_checkpoint
 from vjepa_jax.tools import command
 from vjepa_jax.training.checkpoint import get_directory
 
@@ -66,16 +68,22 @@ def define_flags(define: SimpleNamespace) -> None:
     'name on the Hub.',
     required=True,
   )
-  define.string('to', 'Folder to write.', required=True)
+  define.string('to', 'Folder, or official file, to write.', required=True)
   define.enum(
     'format',
     'huggingface: for transformers.VJEPA2Model; jax: a checkpoint that '
-    'vjepa_jax.load, probing and config.init_from take for a workdir.',
+    'vjepa_jax.load, probing and config.init_from take for a workdir; '
+    'official: a .pt file for the code of V-JEPA 2 or 2.1.',
     'huggingface',
-    ['huggingface', 'jax'],
+    ['huggingface', 'jax', 'official'],
   )
   define.string('which', 'Or ema_encoder, or encoder.', 'target_encoder')
-  define.string('positions', 'Of an official file: sincos or rope_tiled.')
+  define.string('positions', 'Of an official file, see models/positions.py.')
+  define.string(
+    'predictor_positions',
+    'Of a V-JEPA 2.1 file: rope_rescaled as trained, rope_interleaved as '
+    'torch.hub has it.',
+  )
   define.integer('num_heads', 'Of an official file of no named size.')
   define.integer('predictor_heads', "Of an official file's predictor.")
   define.bool('predictor', 'Convert the predictor too.', True)
@@ -89,11 +97,16 @@ def main(options: SimpleNamespace) -> None:
   folder = epath.Path(options.to)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise WeightsError(f'{folder} exists and is not empty: give a new --to')
+  if options.format == 'official' and folder.suffix != '.pt':
+    raise WeightsError(
+      f'--format=official writes a file: give --to={folder}.pt'
+    )
   weights = read_weights(
     source,
     which=options.which,
     with_predictor=options.predictor,
     positions=options.positions,
+    predictor_positions=options.predictor_positions,
     num_heads=options.num_heads,
     predictor_heads=options.predictor_heads,
   )
@@ -106,6 +119,8 @@ def main(options: SimpleNamespace) -> None:
   )
   if options.format == 'jax':
     write_workdir(folder, weights)
+  elif options.format == 'official':
+    write_checkpoint(folder, weights)
   else:
     with storage.writing_folder(folder) as local:
       save_pretrained(local, weights)
