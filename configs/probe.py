@@ -8,8 +8,8 @@
       --config.data.train=data/motion/train.csv \
       --config.data.test=data/motion/test.csv
 
-Options: data=folder|k400|ssv2|coin|diving48|jester|in1k, backbone=PATH,
-probe=v2|v1|linear.
+Options: data=folder|k400|ssv2|coin|diving48|jester|in1k|in1k_image,
+backbone=PATH, probe=v2|v1|linear.
 The backbone is a workdir, a Hugging Face folder or an official file; sources
 are whatever training takes, with labels, or what vjepa_jax.tools.extract made
 of them: then probes train in seconds. `folder`, the default, is for data of
@@ -17,6 +17,8 @@ your own. `probe=v2` (the default) is the probe and grid of V-JEPA 2 (arXiv
 2506.09985, section 5), `probe=v1` those of V-JEPA 1 (arXiv 2404.08471, section
 4), `probe=linear` a linear one. --config.random_init=True takes the same
 encoder before any training: print it beside every result.
+Images are repeated to clips, as V-JEPA 2 was evaluated (`in1k`); V-JEPA 2.1 has
+a tokenizer that takes an image as it is: `in1k_image`, --config.clip.frames=1.
 
 Selection: the probe of the grid that is best on validation videos is the one
 that is tested, once, on other videos. The papers report the best of the grid
@@ -42,6 +44,7 @@ _DATA = {
   'diving48': (48, 32, 256, 2, 4, 3, 128, 100),
   'jester': (27, 32, 256, 2, 4, 3, 128, 100),
   'in1k': (1000, 16, 256, 1, 1, 1, 1024, 20),  # an image is repeated
+  'in1k_image': (1000, 1, 256, 1, 1, 1, 1024, 20),  # or not: V-JEPA 2.1
 }
 # Self-attention blocks, projection after the query, learning rates, weight
 # decays, clipping.
@@ -144,7 +147,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   config.segments = segments
   config.views = views
   # Blocks of the encoder that a probe sees together, counted from 0. None: as
-  # layers_of_depth says for an encoder of so many, or else the last.
+  # layers_of_depth says for an encoder of so many, of V-JEPA 2.1 all its
+  # levels, or else the last.
   config.layers = config_dict.placeholder(tuple)
   config.layers_of_depth = _LAYERS if options['data'] in _GRIDS else {}
   config.probe = dict(

@@ -260,6 +260,10 @@ def test_the_command_has_no_traceback(tmp_path):
     ({'vjepa': {'target_norm': 'position'}}, ('ema', 'clip', 'position')),
     ({'kind': 'salt', 'salt': {'teacher': ''}}, ('pixels', 'clip', 'layer')),
     ({'kind': 'salt', 'salt': {'teacher': 'a'}}, ('frozen', 'clip', 'layer')),
+    (
+      {'kind': 'vjepa21', 'vjepa21': {'teacher': 'a'}},
+      ('frozen', 'clip', 'layer'),
+    ),
     # Before objectives had a kind.
     (
       {'targets': 'frozen', 'target_view': 'targets', 'target_norm': 'layer'},

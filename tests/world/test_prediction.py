@@ -1,5 +1,7 @@
 """Predictions: as in training, from what is visible alone, and on and on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from vjepa_jax.models.tubelets import patchify, unpatchify
 from vjepa_jax.training.objectives.salt import PixelTargets
 from vjepa_jax.training.objectives.targets import FeatureTargets
 from vjepa_jax.training.objectives.vjepa import VJepa
+from vjepa_jax.training.objectives.vjepa21 import VJepa21
 from vjepa_jax.world import rollout, scores
 from vjepa_jax.world.baselines import fill_pixels
 from vjepa_jax.world.decoding import LoadedDecoder
@@ -24,7 +27,7 @@ from vjepa_jax.world.predict import (
 )
 from vjepa_jax.world.retrieval import Retrieval
 
-BOX = (0.0, 0.0, 0.5, 0.5)
+BOX = (0.0, 0.0, 1.0, 0.5)
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +37,9 @@ def worlds():
 
 def _make(world, hide='future', steps=2, video=None):
   space = measure_space(world, [make_video() if video is None else video])
+  grid = (1, *GRID[1:]) if world.is_image else GRID
   return MaskedPredictor(
-    world, space, GRID, choose_hidden(GRID, hide, steps, BOX), 0
+    world, space, grid, choose_hidden(grid, hide, steps, BOX), 0
   )
 
 
@@ -62,15 +66,19 @@ def loaded(future):
     {'target_norm': 'position'},
     {'target_view': 'targets'},
     {'targets': 'pixels'},
+    {'levels': (0, 1)},
+    {'levels': (0, 1), 'frames': 1},
   ],
   ids=str,
 )
 def test_errors_are_the_loss_of_training(worlds, fields):
-  world = worlds['imagenet']._replace(**fields)
-  if 'targets' in fields:
+  levels = fields.get('levels')
+  if 'targets' in fields or levels:
     world = make_world('imagenet', **fields)
-  video = make_video()
-  future = _make(world, 'region', 1, video)
+  else:
+    world = worlds['imagenet']._replace(**fields)
+  video = make_video(frames=fields.get('frames', 8))
+  future = _make(world, 'region', world.frames != 1, video)
   ids = {
     'context': np.tile(future.visible, (4, 1)),
     'target': np.tile(future.hidden, (4, 1)),
@@ -79,6 +87,14 @@ def test_errors_are_the_loss_of_training(worlds, fields):
   if 'targets' in fields:
     targets = PixelTargets(TUBELET)
   objective = VJepa(world.encoder, world.predictor, targets, ('m',))
+  if levels:
+    objective = VJepa21(
+      world.encoder,
+      world.predictor,
+      dataclasses.replace(targets, levels=levels),
+      ('m',),
+      context_weight=0.0,
+    )
   loss, metrics = jax.jit(objective.loss)(
     {name: world.params[name] for name in ('encoder', 'predictor')},
     world.params['target'],

@@ -17,18 +17,30 @@ def make_video(count=4, seed=0, frames=8):
   return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def make_world(pixel_norm='imagenet', **fields):
-  """Makes a model whose every part matters: none is zero, no two are equal."""
+def make_world(pixel_norm='imagenet', levels=(), **fields):
+  """Makes a model whose every part matters: none is zero, no two are equal.
+
+  With `levels` it is one of V-JEPA 2.1.
+  """
   encoder = zoo.build_encoder(
-    'nano', tubelet=TUBELET, pixel_norm=pixel_norm, init_std=0.0
+    'nano',
+    tubelet=TUBELET,
+    pixel_norm=pixel_norm,
+    init_std=0.0,
+    levels=levels,
+    modalities=bool(levels),
+    positions='rope_rescaled' if levels else 'sincos',
   )
+  out_width = len(levels) * encoder.width or None
   predictor = zoo.build_predictor(
     encoder,
     num_heads=2,
     width=24,
     depth=1,
-    out_width=NUM_PIXELS if fields.get('targets') == 'pixels' else None,
+    out_width=NUM_PIXELS if fields.get('targets') == 'pixels' else out_width,
     num_mask_tokens=2,
+    levels=max(len(levels), 1),
+    predict_context=bool(levels),
   )
   world = WorldModel(encoder, predictor, encoder, {}, **fields)
   params = make_untrained(world, 0).params

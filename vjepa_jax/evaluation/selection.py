@@ -15,7 +15,6 @@ from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import classification, probing
 from vjepa_jax.evaluation.probe_grid import ProbeGrid
 from vjepa_jax.models.probe import AttentiveProbe, compute_attention
-from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.training.state import TrainState
 
 
@@ -143,7 +142,7 @@ class Selection:
     count = len(labels)
     if not count:
       return None
-    sides = compute_grid(videos.shape[1:], grid.encoder.tubelet)
+    sides = grid.encoder.compute_grid(videos.shape[1:])
     layers = len(grid.layers or (None,))
     weights = weights.reshape(count, grid.segments, layers, *sides).sum(axis=2)
     return (

@@ -26,8 +26,7 @@ def load_world_model(
   source: str | os.PathLike,
   *,
   step: int | None = None,
-  positions: str | None = None,
-  predictor_heads: int | None = None,
+  **options: Any,
 ) -> WorldModel:
   """Loads what predicts, and what makes the features that are predicted.
 
@@ -39,20 +38,14 @@ def load_world_model(
     source: A workdir of pretraining, a Hugging Face folder or name, or an
       official file.
     step: Of a workdir, which checkpoint; None for the newest.
-    positions, predictor_heads: Of an official file, see
-      `pytorch.read_checkpoint`.
+    **options: positions, predictor_positions, num_heads and predictor_heads
+      of an official file, see `pytorch.read_checkpoint`.
 
   Raises:
     WeightsError: The source cannot be used, or has no predictor.
     CheckpointError: The same, of a workdir.
   """
-  online = read_weights(
-    source,
-    which='encoder',
-    step=step,
-    positions=positions,
-    predictor_heads=predictor_heads,
-  )
+  online = read_weights(source, which='encoder', step=step, **options)
   if online.predictor is None:
     raise WeightsError(
       f'{source} has no predictor: prediction needs a workdir of pretraining, '
@@ -63,9 +56,7 @@ def load_world_model(
   if objective['targets'] == 'frozen':
     target_encoder, target = _load_teacher(source)
   else:
-    averaged = read_weights(
-      source, positions=positions, with_predictor=False, step=step
-    )
+    averaged = read_weights(source, with_predictor=False, step=step, **options)
     target_encoder, target = averaged.encoder, averaged.encoder_params
   clip = config.get('clip', {})
   attention = choose_attention(jax.devices()[0].platform, jnp.float32)
@@ -76,7 +67,7 @@ def load_world_model(
     'predictor': online.predictor_params,
     'target': target,
   }
-  return WorldModel(
+  world = WorldModel(
     *(m.clone(dtype=jnp.float32, attention=attention) for m in models),
     jax.device_put(params),
     clip=ClipOptions(**make_hashable(clip)) if 'frame_step' in clip else None,
@@ -89,6 +80,14 @@ def load_world_model(
     frames=online.frames,
     **objective,
   )
+  made = target_encoder.width * len(world.levels or (None,))
+  predicted = world.predictor.out_width
+  if world.targets != 'pixels' and predicted != made:
+    raise WeightsError(
+      f'{source} is distilled: what it predicts are {predicted} features of a '
+      f'teacher that it does not hold, and it has {made} of its own'
+    )
+  return world
 
 
 def _read_objective(config: dict[str, Any]) -> dict[str, str]:

@@ -69,9 +69,10 @@ class Encoder(Options):
 
   def compute_grid(self, video_shape: tuple[int, ...]) -> Grid:
     """Computes the tubelet grid of clips, see `tubelets.compute_grid`."""
-    return tub.compute_grid(video_shape, self._get_tubelet(video_shape))
+    return tub.compute_grid(video_shape, self.get_tubelet(video_shape))
 
-  def _get_tubelet(self, video_shape):
+  def get_tubelet(self, video_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns the tubelet size for clips, which is another for images."""
     if self.is_image(video_shape):
       return (1, *self.tubelet[1:])
     return self.tubelet
@@ -119,7 +120,7 @@ class Encoder(Options):
     grid = self.compute_grid(video.shape)
     if self.pixel_norm == 'clip' and video.dtype == jnp.uint8:
       video = tub.normalize_clips(video)
-    x = tub.patchify(video, self._get_tubelet(video.shape))  # [B, N, P]
+    x = tub.patchify(video, self.get_tubelet(video.shape))  # [B, N, P]
     lengths = (x.shape[1],)
     if ids is None:
       packed_ids = jnp.arange(x.shape[1])[None]

@@ -14,7 +14,6 @@ from vjepa_jax.interop.layout import Weights
 from vjepa_jax.interop.load import read_clip, read_weights
 from vjepa_jax.models import zoo
 from vjepa_jax.models.encoder import Encoder
-from vjepa_jax.models.tubelets import compute_grid
 from vjepa_jax.progress import make_bar
 from vjepa_jax.training.checkpoint import (
   CheckpointError,
@@ -77,7 +76,7 @@ def read_backbone(config: ConfigDict, step: int | None = None) -> Weights:
   if config.clip.frame_step is None and config.clip.fps is None:
     config.clip.update(frame_step=clip['frame_step'], fps=clip['fps'])
   sides = [config.clip.frames, *[config.clip.resolution] * 2]
-  compute_grid((1, *sides), backbone.encoder.tubelet)  # raises if it is none
+  backbone.encoder.compute_grid((1, *sides))  # raises if there is none
   return backbone
 
 

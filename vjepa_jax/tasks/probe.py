@@ -195,10 +195,12 @@ def _build_grid(
       f'config.probe.kind {options.kind!r} is not attentive or linear'
     )
   points = itertools.product(options.learning_rates, options.weight_decays)
-  layers = config.layers or config.layers_of_depth.get(str(encoder.depth))
+  layers = config.layers
+  if not layers and config.layers_of_depth:
+    layers = encoder.levels or config.layers_of_depth.get(str(encoder.depth))
   if layers:
     layers = tuple(layers)
-    check_layers(layers, encoder.depth)
+    check_layers(layers, encoder.depth, encoder.levels)
     if holds_features(config.data.train):
       raise UserError(
         f'config.layers {layers} of features that hold the last layer: give '

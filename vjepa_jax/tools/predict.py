@@ -62,7 +62,12 @@ def define_flags(define: SimpleNamespace) -> None:
   define.integer('frame_step', 'Video frames a clip frame.')
   define.float('fps', 'Or clip frames a second.')
   define.integer('mask_token', 'The one trained for what is hidden if none.')
-  define.string('positions', 'Of an official file: sincos or rope_tiled.')
+  define.string('positions', 'Of an official file, see models/positions.py.')
+  define.string(
+    'predictor_positions',
+    'Of a V-JEPA 2.1 file: rope_rescaled as trained, rope_interleaved as '
+    'torch.hub has it.',
+  )
   define.integer('predictor_heads', "Of an official file's predictor.")
 
 

@@ -47,9 +47,10 @@ class Session:
   def __init__(self, options: SimpleNamespace, source: str):
     """Loads everything that the flags of `vjepa_jax.tools.predict` name."""
     self.options, self.source = options, source
-    self.world = world = load_world_model(
+    world = load_world_model(
       source,
       positions=options.positions,
+      predictor_positions=options.predictor_positions,
       predictor_heads=options.predictor_heads,
     )
     self.clip = complete_clip(
@@ -60,6 +61,8 @@ class Session:
       fps=options.fps,
     )
     side = self.clip.resolution
+    # Of one frame they are images.
+    self.world = world = world._replace(frames=self.clip.frames)
     grid = world.get_grid((1, self.clip.frames, side, side))
     masks = _choose_masks(options, grid, world.tubelet[0])
     loaded = load_decoder(options.decode, world) if options.decode else None

@@ -19,7 +19,8 @@ from vjepa_jax.world.model import WorldModel
 def init_predictor(world: WorldModel, key: jax.Array) -> Any:
   """Initialises the parameters of an untrained predictor."""
   ids = jnp.zeros((1, 1), jnp.int32)
-  features = jnp.zeros((1, 1, world.encoder.width))
+  width = world.encoder.width * world.predictor.levels
+  features = jnp.zeros((1, 1, width))
   init = jax.jit(world.predictor.init, static_argnums=4)
   return init(key, features, ids, ids, (1, 1, 2))['params']
 

@@ -45,7 +45,7 @@ class Decoding(Objective):
 
   def init(self, key: jax.Array) -> Params:
     """See `Objective`."""
-    features = jnp.zeros((1, 1, self.world.target_encoder.width))
+    features = jnp.zeros((1, 1, self.world.predictor.out_width))
     return {'decoder': self.decoder.init(key, features, (1, 1, 1))['params']}
 
   def encode(self, frozen: Params, video: jax.Array) -> jax.Array:
@@ -54,7 +54,8 @@ class Decoding(Objective):
     `frozen` is what `pack_frozen` returned; clips uint8 `[B, frames, h, w, 3]`
     become features float32 `[B, N, D]`.
     """
-    space = TargetSpace(self.world.norm, **frozen['space'])
+    levels = len(self.world.levels or (None,))
+    space = TargetSpace(self.world.norm, **frozen['space'], levels=levels)
     features = encode_target(self.world, {'target': frozen['encoder']}, video)
     return jax.lax.stop_gradient(space.normalize(features))
 
@@ -66,10 +67,11 @@ class Decoding(Objective):
     """
     del step
     video, encoder = batch['video']['pixels'], self.world.target_encoder
-    grid = tub.compute_grid(video.shape, encoder.tubelet)
+    tubelet = encoder.get_tubelet(video.shape)
+    grid = tub.compute_grid(video.shape, tubelet)
     features = self.encode(frozen, video)
     pixels = normalize_visible(encoder, video, np.arange(math.prod(grid)))
-    expected = tub.patchify(pixels.video, encoder.tubelet)
+    expected = tub.patchify(pixels.video, tubelet)
     decoded = self.decoder.apply({'params': params['decoder']}, features, grid)
     loss = measure_error(decoded, expected, self.loss_exp).mean()
     l2 = jnp.mean(jnp.square(decoded - expected))
@@ -79,7 +81,7 @@ class Decoding(Objective):
 def pack_frozen(world: WorldModel, space: TargetSpace) -> Params:
   """Gathers all that is frozen."""
   arrays = space._asdict()
-  del arrays['norm']
+  del arrays['norm'], arrays['levels']
   return {'encoder': world.params['target'], 'space': arrays}
 
 
@@ -123,7 +125,8 @@ def read_space(workdir: epath.Path, fingerprint: str) -> TargetSpace | None:
       f'{path} was measured with another backbone, or another of its '
       'checkpoints: use another --workdir'
     )
-  return TargetSpace(**(fields | {'norm': str(fields['norm'])}))
+  kind = {'norm': str(fields['norm']), 'levels': int(fields.get('levels', 1))}
+  return TargetSpace(**(fields | kind))
 
 
 def load_decoder(path: epath.PathLike, world: WorldModel) -> LoadedDecoder:
@@ -169,14 +172,15 @@ class HeldOut:
 
   def __post_init__(self):
     """Says of which tokens the clips consist."""
-    self._grid = tub.compute_grid(self.videos.shape, self.encoder.tubelet)
+    self._tubelet = self.encoder.get_tubelet(self.videos.shape)
+    self._grid = tub.compute_grid(self.videos.shape, self._tubelet)
     self._every = np.arange(math.prod(self._grid))
 
   def reconstruct(self, target: Any) -> np.ndarray:
     """Decodes the clips: float32 `[n, frames, h, w, 3]`, 0..255."""
     pixels = normalize_visible(self.encoder, self.videos, self._every)
     decoded = self.decode(target, self.features)
-    video = tub.unpatchify(decoded, self._grid, self.encoder.tubelet)
+    video = tub.unpatchify(decoded, self._grid, self._tubelet)
     return np.asarray(pixels.restore(video))
 
   def __call__(self, state: TrainState) -> dict[str, float]:
@@ -193,5 +197,4 @@ class HeldOut:
     return {name: summarize(x) for name, x in scores.items()}
 
   def _score(self, decoded: np.ndarray) -> np.ndarray:
-    tubelet = self.encoder.tubelet
-    return score_pixels(decoded, self.videos, self._every, tubelet)
+    return score_pixels(decoded, self.videos, self._every, self._tubelet)

@@ -24,9 +24,10 @@ from vjepa_jax.models import tubelets as tub
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.training.objectives.base import encode_levels
 from vjepa_jax.training.objectives.salt import normalize_tubelets
 from vjepa_jax.training.objectives.targets import (
-  normalize_features,
+  normalize_levels,
   pad_deviation,
 )
 
@@ -54,9 +55,19 @@ class WorldModel(NamedTuple):
   frames: int | None = None  # the same
 
   @property
+  def is_image(self) -> bool:
+    """Whether its clips are images, which the encoder knows (V-JEPA 2.1)."""
+    return self.encoder.modalities and self.frames == 1
+
+  @property
   def tubelet(self) -> tuple[int, int, int]:
     """Returns the tubelet size in (frames, pixels, pixels)."""
-    return self.encoder.tubelet
+    return self.encoder.get_tubelet((1, self.frames or 0))
+
+  @property
+  def levels(self) -> tuple[int, ...] | None:
+    """Returns the blocks that context and targets are of, None for the last."""
+    return self.encoder.levels if self.predictor.levels > 1 else None
 
   @property
   def norm(self) -> str:
@@ -65,7 +76,7 @@ class WorldModel(NamedTuple):
 
   def get_grid(self, video_shape: tuple[int, ...]) -> Grid:
     """Returns the tubelet grid of clips `[B, frames, h, w, 3]`."""
-    return tub.compute_grid(video_shape, self.tubelet)
+    return self.encoder.compute_grid(video_shape)
 
 
 def complete_clip(
@@ -97,7 +108,7 @@ def complete_clip(
       'released models V-JEPA 1 was trained on 16 frames at a frame_step of 4, '
       'V-JEPA 2 at an fps of 4)'
     )
-  tub.compute_grid((1, frames, resolution, resolution), world.tubelet)
+  world.get_grid((1, frames, resolution, resolution))
   return dataclasses.replace(trained, **given, **rate)
 
 
@@ -123,18 +134,19 @@ def normalize_visible(
     video: uint8 `[B, frames, h, w, 3]`.
     visible_ids: int32 `[K]` of visible tokens, raster order over (t, h, w).
   """
-  grid = tub.compute_grid(video.shape, encoder.tubelet)
+  tubelet = encoder.get_tubelet(video.shape)
+  grid = tub.compute_grid(video.shape, tubelet)
   x = video.astype(jnp.float32)
   mean, scale = np.float32(tub.PIXEL_MEAN), np.float32(tub.PIXEL_STD)
   if encoder.pixel_norm == 'clip':
-    visible = tub.patchify(x, encoder.tubelet)[:, visible_ids]
+    visible = tub.patchify(x, tubelet)[:, visible_ids]
     visible = visible.reshape(len(x), 1, 1, -1, 3) / 255.0
     mean = visible.mean(axis=3, keepdims=True)
     std = jnp.sqrt(jnp.square(visible - mean).mean(axis=3, keepdims=True))
     mean, scale = mean * 255.0, (std + 0.02) * 255.0  # as normalize_clips
   shown = np.zeros(grid, np.float32)
   shown.reshape(-1)[visible_ids] = 1.0
-  shown = np.kron(shown, np.ones(encoder.tubelet, np.float32))[..., None]
+  shown = np.kron(shown, np.ones(tubelet, np.float32))[..., None]
   return Pixels((x - mean) / scale * shown, mean, scale)
 
 
@@ -154,9 +166,10 @@ class TargetSpace(NamedTuple):
   # float32 [N, D], mean over clips after normalisation: what can be predicted
   # of a clip unseen.
   average: np.ndarray | None = None
-  # float32 [], mean and deviation of the features of a token, over tokens.
+  # float32 [levels], mean and deviation of the features of a token.
   token_mean: np.ndarray | None = None
   token_std: np.ndarray | None = None
+  levels: int = 1  # that D holds end to end, each normalised by itself
 
   def normalize(
     self, features: jax.Array, ids: np.ndarray | slice = slice(None)
@@ -165,13 +178,17 @@ class TargetSpace(NamedTuple):
     if self.norm == 'position':
       x = features.astype(jnp.float32)
       return (x - self.mean[ids]) / self.scale[ids]
-    return features if self.norm == 'none' else normalize_features(features)
+    if self.norm == 'none':
+      return features
+    return normalize_levels(features, self.levels)
 
   def restore(self, features: jax.Array, ids: np.ndarray) -> jax.Array:
     """Inverts `normalize`; for 'layer' with the usual mean and deviation."""
     if self.norm == 'position':
       return features * self.scale[ids] + self.mean[ids]
-    return features * self.token_std + self.token_mean
+    parts = features.reshape(*features.shape[:-1], self.levels, -1)
+    std, mean = np.reshape([self.token_std, self.token_mean], (2, -1, 1))
+    return (parts * std + mean).reshape(features.shape)
 
   def transfer(
     self, features: jax.Array, ids: np.ndarray, new_ids: np.ndarray
@@ -209,7 +226,9 @@ def encode_target(
     return normalize_tubelets(tubelets)
   if ids is not None:
     ids = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (len(video), len(ids)))
-  return world.target_encoder.apply({'params': params['target']}, video, ids)
+  return encode_levels(
+    world.target_encoder, params['target'], video, ids, world.levels
+  )
 
 
 def measure_space(
@@ -220,18 +239,19 @@ def measure_space(
   Raises:
     UserError: There is no clip.
   """
-  norm = world.norm
+  norm, levels = world.norm, len(world.levels or (None,))
 
   @jax.jit
   def measure(params, video):
     x = encode_target(world, params, video).astype(jnp.float32)
-    normal = x if norm == 'none' else normalize_features(x)
+    normal = x if norm == 'none' else normalize_levels(x, levels)
+    parts = x.reshape(*x.shape[:2], levels, -1)
     return {
       'sum': x.sum(axis=0),
       'squares': jnp.square(x).sum(axis=0),
       'normal': normal.sum(axis=0),
-      'token_mean': x.mean(axis=(1, 2)).sum(),
-      'token_std': x.std(axis=2).mean(axis=1).sum(),
+      'token_mean': parts.mean(axis=(1, 3)).sum(axis=0),
+      'token_std': parts.std(axis=3).mean(axis=1).sum(axis=0),
     }
 
   total, count = None, 0
@@ -251,4 +271,5 @@ def measure_space(
     'token_mean': mean['token_mean'],
     'token_std': mean['token_std'],
   }
-  return TargetSpace(norm, **{k: np.float32(x) for k, x in arrays.items()})
+  arrays = {k: np.float32(x) for k, x in arrays.items()}
+  return TargetSpace(norm, **arrays, levels=levels)

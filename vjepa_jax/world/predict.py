@@ -12,6 +12,7 @@ import numpy as np
 
 from vjepa_jax.models.positions import Grid
 from vjepa_jax.models.tubelets import patchify
+from vjepa_jax.training.objectives.base import encode_levels
 from vjepa_jax.world.masks import Masks
 from vjepa_jax.world.model import (
   TargetSpace,
@@ -110,8 +111,12 @@ class MaskedPredictor:
   def _encode_and_predict(self, params, video):
     world, visible = self.world, self.visible
     pixels = normalize_visible(world.encoder, video, visible).video
-    context = world.encoder.apply(
-      {'params': params['encoder']}, pixels, _repeat(visible, video)
+    context = encode_levels(
+      world.encoder,
+      params['encoder'],
+      pixels,
+      _repeat(visible, video),
+      world.levels,
     )
     predicted = self._apply_predictor(params, context)
     if world.targets != 'pixels':
@@ -127,6 +132,7 @@ class MaskedPredictor:
       _repeat(self.hidden, context),
       self.grid,
       self.mask_token,
+      is_image=self.world.is_image,
     )
     if self.world.predictor.predict_context:
       predicted = predicted[0]

@@ -64,10 +64,11 @@ def check_rollout(
     raise UserError(
       '--roll_through=pixels encodes what was imagined: it needs --decode'
     )
-  if through == 'features' and world.predictor.out_width != world.encoder.width:
+  width = world.encoder.width * world.predictor.levels
+  if through == 'features' and world.predictor.out_width != width:
     raise UserError(
       f'the predictor makes {world.predictor.out_width} features and takes '
-      f'{world.encoder.width}: its predictions can only be fed back by '
+      f'{width}: its predictions can only be fed back by '
       '--roll_through=pixels'
     )
 

@@ -99,7 +99,7 @@ def measure_surprise(
       reference films where they are needed.
   """
   windows.check(world.tubelet)
-  space = TargetSpace(world.norm)
+  space = TargetSpace(world.norm, levels=len(world.levels or (None,)))
   if world.norm == 'position':
     if not len(reference):
       raise UserError(

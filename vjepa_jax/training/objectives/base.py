@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
+from vjepa_jax.models.tubelets import Tokens
 
 Batch = dict[str, Any]
 Params = dict[str, Any]
@@ -112,14 +113,9 @@ def predict(
     tuple(mask[part] for mask in masks) for part in ('context', 'target')
   )
   with jax.named_scope('context_encoder'):
-    context = encoder.apply(
-      {'params': params['encoder']}, video, context_ids, levels
+    context = encode_levels(
+      encoder, params['encoder'], video, context_ids, levels
     )
-    if levels is not None:
-      context = tuple(
-        jnp.concatenate(outputs, axis=-1)
-        for outputs in zip(*context, strict=True)
-      )
   with jax.named_scope('predictor'):
     return context, predictor.apply(
       {'params': params['predictor']},
@@ -129,6 +125,31 @@ def predict(
       grid,
       is_image=is_image,
     )
+
+
+def encode_levels(
+  encoder: Encoder,
+  params: Any,
+  video: jax.Array,
+  ids: Tokens | None,
+  levels: tuple[int, ...] | None,
+) -> Tokens:
+  """Encodes tokens; features of several levels come end to end.
+
+  Args:
+    encoder: The encoder.
+    params: Its parameters.
+    video, ids: See `Encoder`.
+    levels: Blocks; None for the last one alone.
+  """
+  features = encoder.apply({'params': params}, video, ids, levels)
+  if levels is None:
+    return features
+  if not isinstance(ids, tuple):
+    return jnp.concatenate(features, axis=-1)
+  return tuple(
+    jnp.concatenate(outputs, axis=-1) for outputs in zip(*features, strict=True)
+  )
 
 
 def average(values: Sequence[Any]) -> Any:

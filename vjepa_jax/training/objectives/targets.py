@@ -26,6 +26,12 @@ def normalize_features(features: jax.Array) -> jax.Array:
   return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
 
 
+def normalize_levels(features: jax.Array, count: int) -> jax.Array:
+  """Applies `normalize_features` to each of so many levels, end to end."""
+  levels = map(normalize_features, jnp.split(features, count, axis=-1))
+  return jnp.concatenate([*levels], axis=-1)
+
+
 def normalize_over_clips(features: jax.Array) -> jax.Array:
   """Standardises each feature over clips at each position, in float32.
 
