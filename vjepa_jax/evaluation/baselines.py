@@ -29,6 +29,7 @@ _ENCODERS = {
   'pretrained': 'pretrained',
   'pixels': 'raw pixels',
   'differences': 'frame differences',
+  'position': 'position alone',
 }
 # Which few clips have labels moves an accuracy by .03 to .05.
 _DRAWS = 4
@@ -65,22 +66,36 @@ def score_pixels(
   The attentive probe sees the tubelets, reduced to the encoder's width by PCA,
   with their positions; linear and kNN see all frames at 8 x 8 cells.
   """
+  tokens, positions = embed_pixels(train.videos, test.videos, encoder)
+  tokens = [x + positions for x in tokens]
+  vectors = [
+    _shrink(x.videos).reshape(len(x.videos), -1) for x in (train, test)
+  ]
+  return _score((train.labels, test.labels), few, vectors, tokens, **options)
+
+
+def embed_pixels(
+  train: np.ndarray, test: np.ndarray, encoder: Encoder
+) -> tuple[list[np.ndarray], np.ndarray]:
+  """Reduces tubelets to the encoder's width, by PCA of those of `train`.
+
+  Clips are uint8 `[N, frames, h, w, 3]`.
+
+  Returns:
+    Tokens of both, float32 `[N, K, D]`, and the table of positions `[K, D]`.
+  """
   tokens = [
-    np.asarray(patchify(clips.videos, encoder.tubelet), np.float32) / 255
-    for clips in (train, test)
+    np.asarray(patchify(videos, encoder.tubelet), np.float32) / 255
+    for videos in (train, test)
   ]
   mean = tokens[0].mean(axis=(0, 1))
   flat = (tokens[0] - mean).reshape(-1, tokens[0].shape[-1])
   variances, axes = np.linalg.eigh(flat.T @ flat / len(flat))
   axes = axes[:, ::-1][:, : encoder.width]
   scale = variances[-1] ** -0.5
-  grid = compute_grid(train.videos.shape, encoder.tubelet)
+  grid = compute_grid(train.shape, encoder.tubelet)
   table = make_sincos_table(grid, axes.shape[1])
-  tokens = [(x - mean) @ axes * scale + table for x in tokens]
-  vectors = [
-    _shrink(x.videos).reshape(len(x.videos), -1) for x in (train, test)
-  ]
-  return _score((train.labels, test.labels), few, vectors, tokens, **options)
+  return [(x - mean) @ axes * scale for x in tokens], table
 
 
 def score_differences(train: Clips, test: Clips, few: int) -> Scores:
@@ -103,11 +118,22 @@ def format_table(
     ('', [f'{name:>10}' for name in METHODS.values()]),
   ]
   for encoder, title in _ENCODERS.items():
-    if encoder in scores:
-      found = scores[encoder]
+    found = scores.get(encoder, {})
+    if set(METHODS) & set(found):
       cells = [f'{found[m]:10.3f}' if m in found else '' for m in METHODS]
       rows.append((title, [cell.rjust(10) for cell in cells]))
   lines = [f'{title:28}{"".join(cells)}'.rstrip() for title, cells in rows]
+  return '\n'.join(lines) + '\n'
+
+
+def format_places(scores: dict[str, dict[str, float]]) -> str:
+  """Formats what `dense.score_places` returned of the rows of the table."""
+  lines = ['which way a single place moves    own half  other half']
+  for encoder, title in _ENCODERS.items():
+    found = scores.get(encoder, {})
+    if 'dense_own' in found:
+      cells = found['dense_own'], found['dense_other']
+      lines.append(f'{title:34}{cells[0]:8.3f}{cells[1]:12.3f}')
   return '\n'.join(lines) + '\n'
 
 

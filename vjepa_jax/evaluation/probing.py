@@ -75,12 +75,16 @@ def score_linear(
   test_labels: np.ndarray,
 ) -> float:
   """Scores logistic regression on standardised features `[N, D]`."""
+  return float(fit_linear(train, train_labels).score(test, test_labels))
+
+
+def fit_linear(features: np.ndarray, labels: np.ndarray) -> pipeline.Pipeline:
+  """Fits logistic regression to standardised features `[N, D]`."""
   classifier = pipeline.make_pipeline(
     preprocessing.StandardScaler(),
     linear_model.LogisticRegression(C=0.1, max_iter=300, tol=1e-3),
   )
-  classifier.fit(train, train_labels)
-  return float(classifier.score(test, test_labels))
+  return classifier.fit(features, labels)
 
 
 def score_attentive(

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import sources
-from vjepa_jax.evaluation import baselines, batching
+from vjepa_jax.evaluation import baselines, batching, dense
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.plots import training as pictures
@@ -58,10 +58,16 @@ def quickstart(
     num_heads=encoder.num_heads, steps=config.probe.attentive_steps
   )
 
+  halves = [dense.join_halves(x, encoder, config.seed) for x in (train, test)]
+
   def score(params):
-    features = [extract(params, clips.videos) for clips in (train, test)]
+    features, places = (
+      [extract(params, clips.videos) for clips in pair]
+      for pair in ((train, test), halves)
+    )
     labels = train.labels, test.labels
-    return baselines.score_features(labels, few, features, **options)
+    found = baselines.score_features(labels, few, features, **options)
+    return found | dense.score_places(*halves, places)
 
   # What the same probes reach on pixels and on an untrained encoder, first.
   path = workdir / 'baselines.json'
@@ -69,14 +75,18 @@ def quickstart(
     scores = json.loads(path.read_text())
   else:
     logging.info('baselines: raw pixels, and the encoder before training')
+    pixels, position = dense.score_baselines(*halves, encoder)
     scores = {
-      'pixels': baselines.score_pixels(train, test, encoder, few, **options),
+      'pixels': pixels
+      | baselines.score_pixels(train, test, encoder, few, **options),
       'differences': baselines.score_differences(train, test, few),
+      'position': position,
       'random_init': score(untrained),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(scores, indent=2))
   print(baselines.format_table(scores, len(train.labels), few))
+  print(baselines.format_places(scores))
 
   train_start = time.perf_counter()
   state = pretraining.pretrain(config, workdir, profile_steps)
@@ -89,6 +99,7 @@ def quickstart(
   results = _summarize(scores, metrics) | {'seconds': seconds}
   text = (
     f'{baselines.format_table(scores, len(train.labels), few)}\n'
+    f'{baselines.format_places(scores)}\n'
     f'target std {results["target_std"]:.3f}, effective rank '
     f'{results["effective_rank"]:.1f} of {encoder.width}\n'
     f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
@@ -111,6 +122,10 @@ def _summarize(
   diagnosed = [line for line in metrics if 'effective_rank' in line][-1]
   return {
     **{m: {e: scores[e][m] for e in _IN_RESULTS} for m in baselines.METHODS},
+    **{
+      m: {e: found[m] for e, found in scores.items() if m in found}
+      for m in dense.METHODS
+    },
     **{name: diagnosed[name] for name in ('target_std', 'effective_rank')},
   }
 
