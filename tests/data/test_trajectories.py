@@ -1,5 +1,6 @@
 """Trajectories: rows and frames that belong together, actions, faults."""
 
+import dataclasses
 import math
 
 import episodes
@@ -12,6 +13,7 @@ from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.records import Episode
 from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
+from vjepa_jax.sets import discs
 
 OPTIONS = ClipOptions(frames=4, resolution=16, fps=5.0, frame_step=None)
 
@@ -201,3 +203,30 @@ def test_the_published_crop_is_that_of_the_centre():
     rng = np.random.default_rng(0)
     drawn = transforms.random_resized_crop(*sides, scale=(1.777,) * 2, rng=rng)
     assert drawn == expected
+
+
+def test_recorded_actions_go_with_hidden_states(tmp_path):
+  folder = discs.write_discs_set(tmp_path, num_train=3) / 'train'
+  options = dataclasses.replace(OPTIONS, frame_step=1, fps=None)
+  loader = make_loader(folder, options, state_kind='hidden')
+  stream = loader(0, (0, 0))['video']
+  assert not stream['states'].any()
+  found = stream['actions'][0]
+  recorded = [loader.sources[0][i].actions for i in range(3)]
+  assert any(
+    np.array_equal(found, actions[i : i + 3])
+    for actions in recorded
+    for i in range(discs.FRAMES - 3)
+  )
+  # Without states the others have theirs, and measured actions.
+  seen = make_loader(folder, options, state_kind='plain')(0, (0, 0))['video']
+  np.testing.assert_array_equal(
+    seen['actions'], np.diff(seen['states'], axis=1)
+  )
+  apart = dataclasses.replace(options, frame_step=2)
+  with pytest.raises(DecodeError, match='in between would be left out'):
+    make_loader(folder, apart, state_kind='hidden')._read(
+      loader.sources[0][0], None
+    )
+  with pytest.raises(DecodeError, match='no recorded actions'):
+    trajectories.check_episode(make_episode(), 'hidden')

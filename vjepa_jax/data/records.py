@@ -49,6 +49,7 @@ class Episode(NamedTuple):
   timestamps: np.ndarray  # float64 [T], seconds, increasing
   name: str
   extrinsics: np.ndarray | None = None  # float32 [T, E], of the camera
+  actions: np.ndarray | None = None  # float32 [T, A], what was asked for then
   first_frame: int = 0  # of the film, that the first row belongs to
 
 

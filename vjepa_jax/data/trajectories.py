@@ -1,6 +1,8 @@
 """Trajectories of robots: clips of films with states and actions.
 
-Actions are measured: what the state came to be, less what it was.
+Actions are measured: what the state came to be, less what it was. Where things
+stand in the way they are better recorded, as what was asked for: of what never
+came to be nothing can be measured.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from vjepa_jax.data.records import Episode
 from vjepa_jax.data.video import DecodeError, describe_error
 from vjepa_jax.errors import UserError
 
-STATE_KINDS = 'pose', 'plain'
+STATE_KINDS = 'pose', 'plain', 'hidden'
 _NUM_PROBED = 16  # episodes that are checked before training starts
 _LARGEST_ANGLE = math.pi + 1e-3
 
@@ -31,7 +33,8 @@ class EpisodeFolder:
   """Episodes of a folder: `NAME.mp4` and `NAME.npz`, one row a frame.
 
   The second has 'states' `[T, S]`, 'timestamps' `[T]`, in seconds, and may have
-  'extrinsics' `[T, E]`.
+  'extrinsics' `[T, E]` and 'actions' `[T, A]`, which are read where states are
+  hidden.
   """
 
   def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
@@ -57,11 +60,11 @@ class EpisodeFolder:
     try:
       with np.load(io.BytesIO(storage.read(file))) as arrays:
         rows = {k: arrays[k] for k in ('states', 'timestamps')}
-        extrinsics = arrays.get('extrinsics')
+        more = {k: arrays.get(k) for k in ('extrinsics', 'actions')}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
       raise DecodeError(describe_error(error), name) from error
     video = f'{file.removesuffix(".npz")}.mp4'
-    return Episode(video, **rows, name=name, extrinsics=extrinsics)
+    return Episode(video, **rows, **more, name=name)
 
   def hash_names(self) -> str:
     return sources.hash_text(os.path.basename(f) for f in self._files)
@@ -89,6 +92,10 @@ def check_episode(episode: Episode, state_kind: str) -> None:
     raise DecodeError('states or timestamps are not finite')
   if (np.diff(times) <= 0).any():
     raise DecodeError('timestamps do not increase')
+  if state_kind == 'hidden' and np.shape(episode.actions)[:1] != times.shape:
+    raise DecodeError(
+      'no recorded actions, one a row: with hidden states they are needed'
+    )
   if state_kind == 'pose':
     if states.shape[1] < 6:
       raise DecodeError(f'{states.shape[1]} numbers of a state are no pose')
@@ -226,7 +233,9 @@ class TrajectoryLoader:
   sources: tuple[Any, ...]
   options: ClipOptions
   seed: int  # of the run
-  state_kind: str = 'pose'  # see `compute_actions`
+  # See `compute_actions`. 'hidden': states are shown as 0, and actions are
+  # those that were recorded, of rows that follow each other.
+  state_kind: str = 'pose'
   extrinsics: bool = False  # load those of the camera too
   journal: Journal = Journal()
 
@@ -270,10 +279,16 @@ class TrajectoryLoader:
       rng=rng,
     )
     states = episode.states[rows].astype(np.float32)
-    stream = {
-      'states': states,
-      'actions': compute_actions(states, self.state_kind),
-    }
+    if self.state_kind == 'hidden':
+      if (np.diff(rows) != 1).any():
+        raise DecodeError('actions of rows in between would be left out')
+      stream = {
+        'states': np.zeros_like(states),
+        'actions': episode.actions[rows[:-1]].astype(np.float32),
+      }
+    else:
+      actions = compute_actions(states, self.state_kind)
+      stream = {'states': states, 'actions': actions}
     if self.extrinsics:
       if episode.extrinsics is None:
         raise DecodeError('no extrinsics of the camera')
