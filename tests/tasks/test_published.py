@@ -151,6 +151,23 @@ MIXTURE_21 | V-JEPA 2.1, table 3
   data.sources: ssv2.weight=.17 kinetics.weight=.01 howto100m.weight=.1
   data.sources: yt_temporal_1b.weight=.72
 
+action:droid_paper action:droid_release | V-JEPA 2, configs/train/vitg16/droid
+  config: seed=239 total_steps=94500 weight_decay=.04 clip_norm=None
+  config: compute_dtype='bfloat16' state_kind='pose' extrinsics=False
+  encoder: size='giant' tubelet=(2,16,16)
+  predictor: width=1024 depth=24 num_heads=16 positions='rope_tiled'
+  predictor: init_std=.02 scale_init_by_depth=True
+  objective: rollout_steps=2 rollout_prefix='first' detach=False loss_exp=1.0
+  data: batch_size=256
+  clip: resolution=256
+  learning_rate: kind='linear' start=7.5e-5 value=4.25e-4 final=0.0
+  learning_rate: warmup_steps=4500 decay_steps=4500
+  optimizer: kind='adamw' b1=.9 b2=.999 eps=1e-8
+action:droid_paper | V-JEPA 2, section 3.1
+  clip: frames=16 fps=4.0 frame_step=None
+action:droid_release | V-JEPA 2, configs/train/vitg16/droid-256px-8f
+  clip: frames=8 fps=None frame_step=15
+
 probe:k400,probe=v1 probe:ssv2,probe=v1 | V-JEPA 1, video_classification_frozen
   config: views=3 total_epochs=20.0
   data: batch_size=256

@@ -19,6 +19,7 @@ import numpy as np
 
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.names import FLATTEN_TUBELET, Family, Row, Sizes
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.probe import AttentiveProbe
@@ -37,11 +38,14 @@ class Weights:
 
   encoder: Encoder | None = None
   encoder_params: Params | None = None
-  predictor: Predictor | None = None
+  predictor: Predictor | ActionPredictor | None = None
   predictor_params: Params | None = None
   probes: tuple[tuple[AttentiveProbe, Params], ...] = ()
   resolution: int | None = None  # height and width of the clips in pixels
   frames: int | None = None  # of a clip
+  # The predictor is of use one step ahead alone: its rollouts were trained with
+  # a faulty loss (the released V-JEPA 2-AC).
+  one_step: bool = False
   unused: tuple[str, ...] = ()  # keys of tensors that have no use here
 
 

@@ -17,14 +17,22 @@ from vjepa_jax.data import storage
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop import huggingface, pytorch
 from vjepa_jax.interop.layout import Params, Weights, WeightsError
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.options import check_choice
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.probe import AttentiveProbe
 from vjepa_jax.training import checkpoint
+from vjepa_jax.training.state import hash_params
 
-_KINDS = {'encoder': Encoder, 'predictor': Predictor, 'probe': AttentiveProbe}
+_KINDS = {
+  'encoder': Encoder,
+  'predictor': Predictor,
+  'action_predictor': ActionPredictor,
+  'frozen_encoder': Encoder,
+  'probe': AttentiveProbe,
+}
 # How a model is run, which is for the loader to say.
 _RUN_FIELDS = ('remat', 'attention', 'dtype', 'drop_path_rate')
 # Of `LoadedEncoder.encode`.
@@ -182,11 +190,15 @@ def _read_workdir(
     raise WeightsError(f'{path} has target_encoder and encoder, not {which}')
   newest, fields = checkpoint.read_model(path)
   step = newest if step is None else step
+  if 'frozen_encoder' in fields:
+    return _read_action_run(path, fields, with_predictor, step)
   models = {
     name: _rebuild(fields, name, path)
-    for name in _KINDS
+    for name in ('encoder', 'predictor', 'probe')
     if name in fields or name == 'encoder'
   }
+  if 'action_predictor' in fields:
+    models['predictor'] = _rebuild(fields, 'action_predictor', path)
   if 'probe' in models:
     which = 'encoder'  # training with labels keeps no average
   with_predictor = with_predictor and 'predictor' in models
@@ -207,7 +219,45 @@ def _read_workdir(
     probes=((models['probe'], params['probe']),) if 'probe' in models else (),
     resolution=clip['resolution'],
     frames=clip['frames'],
+    one_step=fields.get('one_step', False),
   )
+
+
+def _read_action_run(
+  path: epath.Path, fields: dict[str, Any], with_predictor: bool, step: int
+) -> Weights:
+  """Reads a predictor with actions, and the encoder that it was trained on."""
+  encoder, config = _rebuild(fields, 'frozen_encoder', path), read_config(path)
+  name, mark = fields['backbone'], fields['fingerprint']
+  if not config.get('backbone'):
+    params = init_untrained(encoder, config['seed'])
+  else:
+    params = read_weights(
+      name,
+      which=config['which'],
+      with_predictor=False,
+      step=fields['backbone_step'],
+    ).encoder_params
+    if hash_params(params) != mark:
+      raise WeightsError(
+        f'{path} was trained on the encoder of {name}, which is another by now'
+      )
+  weights = Weights(encoder, params, resolution=config['clip']['resolution'])
+  if not with_predictor:
+    return weights
+  predictor = _rebuild(fields, 'action_predictor', path)
+  abstract = {'predictor': make_abstract(predictor)}
+  found = checkpoint.load_item(path, abstract, item='params', step=step)
+  return dataclasses.replace(
+    weights, predictor=predictor, predictor_params=found['predictor']
+  )
+
+
+def init_untrained(encoder: Encoder, seed: int) -> Params:
+  """Initialises an encoder as pretraining with this seed starts."""
+  key = jax.random.split(jax.random.key(seed))[0]
+  video = jnp.zeros((1, *encoder.tubelet, 3), jnp.uint8)
+  return jax.jit(encoder.init)(key, video)['params']
 
 
 def read_encoder(path: epath.PathLike) -> Encoder:
@@ -257,10 +307,18 @@ def describe(module: nn.Module) -> dict[str, Any]:
   }
 
 
+def name_predictor(predictor: Predictor | ActionPredictor) -> str:
+  """Names the kind of a predictor, as checkpoints do."""
+  is_action = isinstance(predictor, ActionPredictor)
+  return 'action_predictor' if is_action else 'predictor'
+
+
 def make_abstract(
-  model: Encoder | Predictor | AttentiveProbe, width: int = 0
+  model: Encoder | Predictor | ActionPredictor | AttentiveProbe, width: int = 0
 ) -> Any:
   """Returns the shapes of a model's parameters; `width` is the encoder's."""
+  if isinstance(model, ActionPredictor):
+    return jax.eval_shape(model.init_params, jax.random.key(0))
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   levels = model.levels if isinstance(model, Predictor) else 1
   inputs = (jax.ShapeDtypeStruct((1, 1, width * levels), jnp.float32),)

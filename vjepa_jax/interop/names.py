@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import numpy as np
 
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.models.predictor import Predictor
 from vjepa_jax.models.probe import AttentiveProbe
@@ -185,10 +186,32 @@ PREDICTOR = Family(
     ),
   ),
   refused={
-    'action_encoder.weight': 'is action-conditioned (V-JEPA 2-AC)',
     'predictor_proj_context.weight': 'is one of V-JEPA 2.1',
   },
   advice='; with_predictor=False reads the encoder alone',
+)
+
+ACTION_PREDICTOR = Family(
+  ActionPredictor,
+  (
+    *_list_rows((
+      (_LINEAR, 'embed', 'predictor_embed', '', ('width', 'out_width')),
+      (_LINEAR, 'action_encoder', 'action_encoder', '',
+       ('width', 'action_dim')),
+      (_LINEAR, 'state_encoder', 'state_encoder', '', ('width', 'state_dim')),
+      (_NORM, 'norm', 'predictor_norm', '', ('width',)),
+      (_LINEAR, 'proj', 'predictor_proj', '', ('out_width', 'width')),
+    )),
+    *_list_rows(
+      ((_LINEAR, 'extrinsics_encoder', 'extrinsics_encoder', '',
+        ('width', 'extrinsics_dim')),),
+      optional='extrinsics',
+    ),
+    *_list_rows(
+      _BLOCK, 'transformer.blocks.', 'predictor_blocks.{i}.', '', count='depth'
+    ),
+  ),
+  refused={},
 )
 
 # V-JEPA 2.1 adds a vector a modality to all tokens.

@@ -14,6 +14,7 @@ from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import State, Tensors, Weights, WeightsError
 from vjepa_jax.interop.names import Family
 from vjepa_jax.models import zoo
+from vjepa_jax.models.action_predictor import ActionPredictor
 
 ENCODERS = ('target_encoder', 'ema_encoder', 'encoder')
 # Where the places of tokens are stretched to those of 256 pixels.
@@ -86,6 +87,8 @@ def read_checkpoint(
       if with_predictor and predictor_state:
         used.append(Tensors(predictor_state, 'predictor'))
         heads = num_heads if positions == 'sincos' else 12
+        if predictor_table is names.ACTION_PREDICTOR:
+          heads, models['one_step'] = 16, content.get('one_step', True)
         fields['positions'] = predictor_positions or positions
         models['predictor'], models['predictor_params'] = layout.read(
           predictor_table,
@@ -94,6 +97,10 @@ def read_checkpoint(
           num_heads=predictor_heads or heads,
           **({} if told else {'out_width': encoder.width}),
         )
+        if models.get('one_step') is not None and used[-1].list_unused():
+          raise WeightsError(
+            f'predictor has tensors without a place: {used[-1].list_unused()}'
+          )
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}') from None
   unused = tuple(f'{x.name}/{key}' for x in used for key in x.list_unused())
@@ -137,7 +144,11 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
     tables[0], weights.encoder_params, tubelet=encoder.tubelet
   )
   content = dict.fromkeys(ENCODERS, tensors)
-  if predictor is not None:
+  if isinstance(predictor, ActionPredictor):
+    content['predictor'] = layout.export(
+      names.ACTION_PREDICTOR, weights.predictor_params
+    )
+  elif predictor is not None:
     params = dict(weights.predictor_params)
     count = _NUM_MASK_TOKENS_21 if is_21 else _NUM_MASK_TOKENS
     missing = max(count - len(params['mask_tokens']), 0)
@@ -153,8 +164,11 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
     }
     for state in content.values()
   }
+  saved = {k: converted[id(x)] for k, x in content.items()}
+  if isinstance(predictor, ActionPredictor):
+    saved['one_step'] = weights.one_step
   with storage.replacing(path) as temporary:
-    torch.save({k: converted[id(x)] for k, x in content.items()}, temporary)
+    torch.save(saved, temporary)
 
 
 def _import_torch(path: str | os.PathLike) -> Any:
@@ -232,6 +246,8 @@ def _choose_tables(
   tensors: Tensors, predictor: State
 ) -> tuple[Family, Family, dict[str, Any]]:
   """Chooses the tables of names, and the encoder's fields of V-JEPA 2.1."""
+  if 'action_encoder.weight' in predictor:
+    return names.ENCODER, names.ACTION_PREDICTOR, {}
   if 'norms_block.0.weight' not in tensors:
     return names.ENCODER, names.PREDICTOR, {}
   depth = tensors.count('blocks.{i}.')

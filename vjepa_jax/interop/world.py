@@ -17,6 +17,7 @@ from vjepa_jax.interop.load import (
   read_encoder,
   read_weights,
 )
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.training import checkpoint
 from vjepa_jax.world.model import WorldModel
@@ -50,6 +51,11 @@ def load_world_model(
     raise WeightsError(
       f'{source} has no predictor: prediction needs a workdir of pretraining, '
       'or weights with one'
+    )
+  if isinstance(online.predictor, ActionPredictor):
+    raise WeightsError(
+      f'{source} predicts by actions: it is for python -m '
+      'vjepa_jax.tools.plan_actions'
     )
   config = read_config(source)
   objective = _read_objective(config)

@@ -3,7 +3,10 @@
 V-JEPA 2-AC (arXiv 2506.09985, section 3.1).
 """
 
+from typing import Any
+
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from vjepa_jax.errors import UserError
@@ -120,3 +123,9 @@ class ActionPredictor(Options):
     x = x.reshape(*rows, per_step, -1)[:, :, count:]
     x = transformer.LayerNorm(dtype=self.dtype, name='norm')(x)
     return project(x.reshape(patches.shape), self.out_width, 'proj')
+
+  def init_params(self, key: jax.Array) -> Any:
+    """Initialises the parameters; frames of any size will do."""
+    shapes = (1, 2, self.out_width), (1, 1, self.action_dim)
+    inputs = map(jnp.zeros, (*shapes, (1, 1, self.state_dim)))
+    return self.init(key, *inputs, (1, 1, 2))['params']

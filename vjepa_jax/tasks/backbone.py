@@ -11,7 +11,7 @@ from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.layout import Weights
-from vjepa_jax.interop.load import read_clip, read_weights
+from vjepa_jax.interop.load import init_untrained, read_clip, read_weights
 from vjepa_jax.models import zoo
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.progress import make_bar
@@ -106,11 +106,9 @@ def place_encoder(
   """
   if params is not None:
     return jax.tree.map(place, params, shardings)
-  key = jax.random.split(jax.random.key(seed))[0]
-  video = np.zeros((1, *encoder.tubelet, 3), np.uint8)
   return jax.jit(
-    lambda key: encoder.init(key, video)['params'], out_shardings=shardings
-  )(key)
+    lambda: init_untrained(encoder, seed), out_shardings=shardings
+  )()
 
 
 def place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:

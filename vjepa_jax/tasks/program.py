@@ -216,6 +216,7 @@ def make_rate(
     rate.kind,
     **{name: x and x * scale for name, x in values.items()},
     warmup_steps=get_steps(rate, 'warmup', steps_per_epoch),
+    decay_steps=rate.get('decay_steps'),
     total_steps=total_steps,
     offset=offset,
   )

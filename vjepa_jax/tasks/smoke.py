@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from vjepa_jax.data import storage
 from vjepa_jax.errors import UserError
 from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.sets.discs import write_discs_set
 from vjepa_jax.sets.toy import write_toy_videos
 
 _STEPS = 4
@@ -20,8 +21,9 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   the workdir.
 
   Args:
-    config: A recipe of pretraining, or of fine-tuning, which starts without a
-      backbone; of a quickstart the pretraining is left.
+    config: A recipe of pretraining, or of fine-tuning or a predictor with
+      actions, which start without a backbone; of a quickstart the pretraining
+      is left.
     workdir: Directory of the run; the videos go to its `smoke_videos`.
 
   Returns:
@@ -30,16 +32,20 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   Raises:
     UserError: The recipe is another task's.
   """
-  if config.task not in ('pretrain', 'quickstart', 'finetune'):
+  if config.task not in ('pretrain', 'quickstart', 'finetune', 'action'):
     raise UserError(
-      'config.smoke is for recipes of pretraining and fine-tuning; '
+      'config.smoke is for recipes of pretraining, fine-tuning and actions; '
       f'{config.task} needs a backbone, whose size it has: try it with a few '
       'config.total_steps'
     )
   config = ConfigDict(config.to_dict())
   config.smoke = False
+  is_action = config.task == 'action'
   with storage.writing_folder(workdir / 'smoke_videos') as folder:
-    write_toy_videos(folder, 12)
+    if is_action:
+      write_discs_set(folder, num_train=24)
+    else:
+      write_toy_videos(folder, 12)
   manifest = str(workdir / 'smoke_videos' / 'manifest.csv')
   config.encoder.update(size='nano', tubelet=(2, 8, 8))
   config.compute_dtype = 'float32'
@@ -53,7 +59,9 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     rate.update(warmup_steps=2, warmup_epochs=None)
   config.checkpoint.every_steps = 2
   config.log_every_steps = 1
-  if config.task == 'finetune':
+  if is_action:
+    _shrink_action(config, str(workdir / 'smoke_videos' / 'train'))
+  elif config.task == 'finetune':
     config.backbone, config.num_classes = '', None
     config.data.update(train=manifest, test=manifest)
     config.evaluation.update(
@@ -62,6 +70,16 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   else:
     _shrink_pretraining(config, manifest)
   return config
+
+
+def _shrink_action(config, episodes):
+  config.backbone, config.state_kind = '', 'plain'
+  config.predictor.update(width=48, depth=2, num_heads=2)
+  config.data.sources = dict(discs=dict(path=episodes, weight=1.0))
+  config.clip.update(frames=4, resolution=32)
+  if config.learning_rate.decay_steps:
+    config.learning_rate.decay_steps = 1
+  config.held_out.update(path=episodes, every_steps=_STEPS, batches=1)
 
 
 def _shrink_pretraining(config, manifest):

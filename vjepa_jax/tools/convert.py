@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from vjepa_jax.data import storage
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import describe, read_weights
+from vjepa_jax.interop.load import describe, name_predictor, read_weights
 from vjepa_jax.interop.pytorch import write_checkpoint
 from vjepa_jax.tools import command
 from vjepa_jax.training.checkpoint import get_directory
@@ -31,7 +31,8 @@ def write_workdir(folder: epath.Path, weights: Weights) -> None:
   model = {'encoder': describe(weights.encoder)}
   if weights.predictor is not None:
     params['predictor'] = weights.predictor_params
-    model['predictor'] = describe(weights.predictor)
+    model[name_predictor(weights.predictor)] = describe(weights.predictor)
+    model['one_step'] = weights.one_step
   with ocp.training.Checkpointer(get_directory(folder)) as checkpointer:
     checkpointer.save_checkpointables(
       0,
@@ -55,6 +56,8 @@ def report(weights: Weights) -> None:
       f'{name}: width {model.width}, depth {model.depth}, {model.num_heads} '
       f'heads, positions {model.positions}, {count:,} parameters'
     )
+  if weights.one_step:
+    print('the predictor is of use one step ahead alone: see docs/planning.md')
   if weights.probes:
     print(f'probes: {len(weights.probes)}, not converted')
   print(f'not used: {", ".join(weights.unused) or "nothing"}')

@@ -26,6 +26,7 @@ _TASKS = {
   'finetune': 'finetune',
   'probe': 'probe',
   'decoder': 'train_decoder',
+  'action': 'train_action',
 }
 
 

@@ -109,13 +109,7 @@ class ActionPrediction(base.Objective):
       )
 
   def init(self, key):
-    model = self.predictor
-    clip = jnp.zeros((1, 2, model.out_width))
-    conditions = (
-      jnp.zeros((1, 1, n)) for n in (model.action_dim, model.state_dim)
-    )
-    variables = model.init(key, clip, *conditions, (1, 1, 2))
-    return {'predictor': variables['params']}
+    return {'predictor': self.predictor.init_params(key)}
 
   def loss(self, params, frozen, batch, step=0):
     """See `Objective`.
