@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from variants import write_shard
 
-from vjepa_jax.data import pipeline, sources
+from vjepa_jax.data import pipeline, sources, streams
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.features import FeatureSource
 from vjepa_jax.data.readers import Journal
@@ -264,7 +264,7 @@ def test_mixture_follows_its_weights(toy_videos, tmp_path):
 
   other = write_toy_videos(tmp_path, 4, seed=1)
   loader = _loader([toy_videos, other])
-  index = pipeline._index([24, 4], [0.75, 0.25], seed=0)
+  index = streams.index_sources([24, 4], [0.75, 0.25], seed=0)
   drawn = [index[i][0] for i in range(400)]
   assert np.mean(drawn) == pytest.approx(0.25, abs=0.01)
   batch = _take(loader, 1, weights=(0.75, 0.25))[0]

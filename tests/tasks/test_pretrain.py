@@ -10,7 +10,7 @@ import pytest
 from tiny import make_config
 
 from vjepa_jax.tasks import pretrain as pretraining
-from vjepa_jax.tasks.program import get_grid, get_steps
+from vjepa_jax.tasks.program import get_grid, get_steps, list_streams
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -20,6 +20,14 @@ RECIPES = [
     f'vjepa2:{size},stage={stage}'
     for size in ('l16', 'h16', 'g16')
     for stage in ('pretrain', 'cooldown_256', 'cooldown_384')
+  ),
+  *(
+    f'vjepa21:l16,stage={stage}'
+    for stage in ('pretrain', 'cooldown', 'distill_1', 'distill_2')
+  ),
+  *(
+    f'vjepa21:G16,stage={stage},numbers=release,data=mixture'
+    for stage in ('pretrain', 'cooldown')
   ),
   'small:random',
   'small:future',
@@ -32,11 +40,13 @@ def test_at_full_size_everything_fits_together(name, toy_videos):
   """Down to the mask counts; that recipes run is what test_golden.py shows."""
   recipe, _, argument = name.partition(':')
   config = importlib.import_module(f'configs.{recipe}').get_config(argument)
-  for source in config.data.sources.values():
+  for source in [*config.data.sources.values(), config.image.sources.images]:
     source.path = str(toy_videos)
-  loader = pretraining.make_loader(config)
-  for sampler in loader.mask_samplers:
-    assert sampler.grid == get_grid(config) and sampler.check() > 0.7
+  for stream in list_streams(config):
+    loader = pretraining.make_loader(config, stream)
+    assert loader.name == stream and loader.num_clips == 1
+    for sampler in loader.mask_samplers:
+      assert sampler.grid == get_grid(config, stream) and sampler.check() > 0.7
 
 
 def test_each_source_is_cut_as_it_says(toy_videos):
@@ -119,6 +129,14 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     pretraining.pretrain(config, tmp_path)
 
 
+_IMAGES = {
+  'image.batch_size': 8,
+  'image.sources.images.path': 'TOY',
+  'image.mask_names': ('short',),
+  'image.resolution': 64,
+}
+
+
 @pytest.mark.parametrize(
   'changes,message',
   [
@@ -130,12 +148,20 @@ def test_a_hopeless_run_stops(toy_videos, tmp_path):
     ({'fsdp': 5}, '8 devices do not split into fsdp groups of 5'),
     ({'data.sources.toy.path': ''}, 'sources.toy.path is empty: give a folder'),
     ({'mask_names': ()}, 'mask_names is empty'),
+    (_IMAGES | {'image.mask_names': ()}, 'config.image.mask_names is empty'),
+    (
+      _IMAGES | {'image.sources.images.path': ''},
+      'config.image.sources.images.path is empty: give a folder',
+    ),
     ({'mask_names': ('wide',)}, "mask_names has 'wide', config.masks only"),
     ({'total_steps': None}, 'set config.total_steps or config.total_epochs'),
     ({'total_epochs': 3.0}, 'set total_steps or total_epochs, not both'),
     ({'clip.resolution': 36}, 'height of the clip, 36, is not a multiple'),
-    ({'image.batch_size': 12}, 'a batch of 12 clips is .*: change config.ima'),
-    ({'image.batch_size': 8}, "'vjepa' is not trained on streams .'image'.: s"),
+    (_IMAGES | {'image.batch_size': 12}, 'of 12 clips is .*: change config.im'),
+    (
+      _IMAGES,
+      "'vjepa' is not trained on streams .'image'.: set config.im",
+    ),
     (
       {'objective.kind': 'vjepa21', 'objective.vjepa21.teacher': None},
       'objective.vjepa21.teacher is not set: give the workdir',

@@ -39,13 +39,14 @@ class _Feed:
   wait_seconds = 0.5
 
   def __init__(self, events, step, skips):
-    self.position, self._step, self._skips = 8 * step, step, skips
+    self.progress = {'samples': 8 * step}
+    self._step, self._skips = step, skips
     self.quarantine = SimpleNamespace(count=0)
     self._events = events
 
   def __next__(self):
     self._step += 1
-    self.position += 8
+    self.progress['samples'] += 8
     self.quarantine.count += 1
     self._events.append(f'batch {self._step}')
     return _place(np.float32(self._step in self._skips))

@@ -26,6 +26,7 @@ from vjepa_jax.data.features import FeatureSource, join_segments
 from vjepa_jax.data.readers import Journal, LastingSamples, start_reader
 from vjepa_jax.data.records import check_label
 from vjepa_jax.data.sources import Source, find_usable
+from vjepa_jax.data.streams import Order, Stream, join_loaders
 from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
 
@@ -52,6 +53,7 @@ class SampleLoader:
   seed: int  # of the run
   num_classes: int | None = None  # None leaves labels out
   source_options: tuple[ClipOptions, ...] = ()  # where they differ
+  name: str = 'video'  # of the stream
   journal: Journal = Journal()
 
   @property
@@ -78,7 +80,7 @@ class SampleLoader:
         source are drawn, deterministically.
 
     Returns:
-      The stream 'video': 'pixels' uint8 `[num_clips, frames, size, size, 3]`,
+      The stream: 'pixels' uint8 `[num_clips, frames, size, size, 3]`,
       'masks', a tuple with 'context' int32 `[num_clips, Kc]` and 'target'
       `[num_clips, Kt]` a spec, with `num_classes` a 'label' int32
       `[num_clips]`; and 'failures', {name, reason} of each video that failed.
@@ -103,7 +105,7 @@ class SampleLoader:
     if self.num_classes is not None:
       check_label(record, self.num_classes)
       stream['label'] = np.full(len(clips), record.label, np.int32)
-    return {'video': stream, 'failures': failures}
+    return {self.name: stream, 'failures': failures}
 
   def _draw_masks(
     self, position: int, spec: int, num_clips: int
@@ -189,40 +191,46 @@ def read_usable(
 class _Batches(grain.IterDataset):
   """Joins samples `[num_clips, ...]` to batches `[B, ...]`."""
 
-  def __init__(self, samples: grain.IterDataset, rows: int):
+  def __init__(self, samples: grain.IterDataset, counts: Sequence[int]):
+    """Takes the samples of a batch, and how many of each stream they are."""
     super().__init__(samples)
-    self._rows = rows
+    self._counts = counts
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _BatchIterator(iter(self._parent), self._rows)
+    return _BatchIterator(iter(self._parent), self._counts)
 
 
 class _BatchIterator(grain.DatasetIterator):
   """Copies each sample to its place as it comes, so that none wait."""
 
-  def __init__(self, samples: grain.DatasetIterator, rows: int):
+  def __init__(self, samples: grain.DatasetIterator, counts: Sequence[int]):
     super().__init__(samples)
-    self._rows = rows
+    self._counts = counts
 
   def __next__(self) -> dict[str, Any]:
-    batch, failures = None, []
-    for row in range(self._rows):
+    batch, failures = {}, []
+    for count in self._counts:
+      batch |= self._join(count, failures)
+    return batch | {'failures': np.array(failures, np.str_)}
+
+  def _join(self, count: int, failures: list[str]) -> dict[str, Any]:
+    """Joins the next samples, of one stream; adds what failed."""
+    batch = None
+    for row in range(count):
       sample = dict(next(self._parent))
       failed = sample.pop('failures')
       if failed:
         failures.append(json.dumps(failed))
       if batch is None:
-        batch = _map_arrays(self._allocate, sample)
+        batch = _map_arrays(
+          lambda x: np.empty((count * len(x), *x.shape[1:]), x.dtype), sample
+        )
 
       def copy(whole, part, row=row):
         whole[row * len(part) : (row + 1) * len(part)] = part
 
       _map_arrays(copy, batch, sample)
-    return batch | {'failures': np.array(failures, np.str_)}
-
-  def _allocate(self, part: np.ndarray) -> np.ndarray:
-    """Makes room for one array of all samples of a batch."""
-    return np.empty((self._rows * len(part), *part.shape[1:]), part.dtype)
+    return batch
 
   def get_state(self) -> Any:
     return self._parent.get_state()
@@ -242,23 +250,6 @@ def _map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
   return function(*trees)
 
 
-def _index(
-  lengths: Sequence[int], weights: Sequence[float], seed: int
-) -> grain.MapDataset:
-  """Endless dataset of (source, index), shuffled anew each epoch."""
-  parts = [
-    grain.MapDataset.range(length)
-    .seed((seed + i) % 2**32)
-    .shuffle()
-    .repeat()
-    .map(lambda item, i=i: (i, int(item)))
-    for i, length in enumerate(lengths)
-  ]
-  if len(parts) == 1:
-    return parts[0]
-  return grain.MapDataset.mix(parts, weights=list(weights))
-
-
 def make_batches(
   loader: SampleLoader | FeatureLoader,
   *,
@@ -270,6 +261,7 @@ def make_batches(
   num_workers: int = 0,
   num_threads: int = 2,
   read_ahead: int = 256,
+  beside: Sequence[Stream] = (),
 ) -> grain.IterDataset:
   """Makes the endless batches of one host.
 
@@ -284,41 +276,37 @@ def make_batches(
     num_threads: Samples that are read at the same time, in each worker.
     read_ahead: Clips in the memory of this host beyond the batch that is being
       joined, at most.
+    beside: Other streams of the batches, read by the same workers.
 
   Returns:
-    A Grain dataset of batches: the streams of the loader, of which 'video' has
+    A Grain dataset of batches: the streams of the loaders, of which 'video' has
     'pixels' uint8 `[batch_size / process_count, frames, size, size, 3]`; and
     'failures', what was replaced in this batch, a JSON list a sample.
 
   Raises:
     UserError: The batch does not split evenly, or `read_ahead` is too small.
   """
-  num_clips = loader.num_clips
-  if batch_size % (num_clips * process_count):
-    raise UserError(
-      f'batch size {batch_size} is not divisible by {process_count} hosts x '
-      f'{num_clips} clips a video'
-    )
   # Grain reads its own flags; programs without absl flags have to say so.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  keys = _index([len(s) for s in loader.sources], weights, loader.seed)
-  rows = batch_size // num_clips // process_count
+  streams = [Stream(loader, weights, batch_size, position), *beside]
+  order = Order(streams, process_index, process_count)
+  loader = join_loaders(streams)
+  options = _divide_read_ahead(
+    read_ahead, num_workers, loader.num_clips, num_threads
+  )
+  rows = [stream.batch_size // process_count for stream in streams]
+  sizes = [stream.loader.clip_bytes / 2**30 for stream in streams]
+  logging.info(
+    'reading ahead at most %d clips, %.2f GiB; batches of %s a host, %.2f GiB',
+    read_ahead,
+    read_ahead * max(sizes),
+    ' + '.join(map(str, rows)),
+    np.dot(rows, sizes),
+  )
 
   def load(loader, number):
-    # Row r of batch k is the same sample for any number of hosts.
-    batch, row = divmod(int(number), rows)
-    at = position + (batch * process_count + process_index) * rows + row
-    return loader(at, keys[at])
-
-  options = _divide_read_ahead(read_ahead, num_workers, num_clips, num_threads)
-  logging.info(
-    'reading ahead at most %d clips, %.2f GiB; batches of %d a host, %.2f GiB',
-    read_ahead,
-    read_ahead * loader.clip_bytes / 2**30,
-    rows * num_clips,
-    rows * num_clips * loader.clip_bytes / 2**30,
-  )
+    return loader(*order.find(int(number)))
 
   def read(loader, first):
     samples = grain.MapDataset.range(first, sys.maxsize)
@@ -336,7 +324,7 @@ def make_batches(
       worker_init_fn=lambda *_: start_reader(loader.max_seconds),
     )
 
-  return _Batches(LastingSamples(loader, read), rows)
+  return _Batches(LastingSamples(loader, read), order.counts)
 
 
 def _divide_read_ahead(

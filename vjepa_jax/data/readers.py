@@ -220,8 +220,8 @@ def find_killers(
     left = trial.take()
     if not process.exitcode or not left:
       break
-    position, _, name = left[0]
-    before = [note[0] for note in notes].index(position)
+    *sample, name = left[0]
+    before = [list(note[:2]) for note in notes].index(sample)
     notes = notes[before:]
     ends = [*(ends if not before else []), process.exitcode]
     if is_to_blame(ends):

@@ -265,7 +265,8 @@ class TfdsSource(_Named):
   """A split of a TFDS data set, read without TensorFlow.
 
   The data set must have been prepared with `file_format='array_record'`. Its
-  videos may be bytes of encoded files, paths, or uint8 [N, H, W, 3].
+  videos may be bytes of encoded files, paths, or uint8 [N, H, W, 3]; without a
+  feature 'video' its images are taken.
   """
 
   def __init__(
@@ -273,20 +274,22 @@ class TfdsSource(_Named):
     name: str,
     split: str,
     data_dir: str | None = None,
-    video_key: str = 'video',
+    video_key: str | None = None,
     label_key: str = 'label',
   ) -> None:
     self.path = f'{name}/{split}'
     self._arguments = name, split, data_dir
-    self._keys = video_key, label_key
     if not len(self):
       raise UserError(f'TFDS {name}/{split} is empty')
     keys = self._examples.dataset_info.features.keys()
+    if video_key is None:
+      video_key = next((k for k in ('video', 'image') if k in keys), 'video')
     if video_key not in keys:
       raise UserError(
         f'TFDS {name} has no feature {video_key!r}, it has '
         f'{", ".join(sorted(keys))}: set video_key'
       )
+    self._keys = video_key, label_key
 
   @functools.cached_property
   def _examples(self):
@@ -315,7 +318,10 @@ class TfdsSource(_Named):
     name = f'{self.path}[{index}]'
     try:
       example = self._examples[index]
-      return Record(example[video], int(example.get(label, NO_LABEL)), name)
+      frames = example[video]
+      if isinstance(frames, np.ndarray) and frames.ndim == 3:  # an image
+        frames = frames[None]
+      return Record(frames, int(example.get(label, NO_LABEL)), name)
     except (OSError, IndexError):
       raise
     except Exception as error:  # What reads and parses has no common one.

@@ -123,11 +123,11 @@ def _make_loader(
   except ValueError as error:
     raise UserError(f'config.clip: {error}') from None
   return pipeline.SampleLoader(
-    open_sources(config),
+    open_sources(config.data),
     options,
     (),
     config.seed,
-    source_options=adapt_to_sources(config, options),
+    source_options=adapt_to_sources(config.data, options),
   )
 
 

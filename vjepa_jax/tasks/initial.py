@@ -17,7 +17,9 @@ from vjepa_jax.training.state import TrainState
 _FREE = ('init_std', 'scale_init_by_depth')
 
 
-def take_over(source: str, program: Program, seed: int) -> TrainState:
+def take_over(
+  source: str, program: Program, seed: int, average: bool = False
+) -> TrainState:
   """Makes the state of a run that goes on from other weights, at step 0.
 
   Args:
@@ -26,6 +28,8 @@ def take_over(source: str, program: Program, seed: int) -> TrainState:
       starts untrained; of mask tokens the first are taken.
     program: What is run.
     seed: Of what starts untrained.
+    average: Take the average of the encoder for the encoder too, without
+      moments (V-JEPA 2.1's second stage of distillation).
 
   Returns:
     The state, without what is frozen.
@@ -34,11 +38,13 @@ def take_over(source: str, program: Program, seed: int) -> TrainState:
     UserError: The source cannot be used, or is of another model.
   """
   shardings = program.shardings
-  if (epath.Path(source) / 'checkpoints').is_dir():
+  if not average and (epath.Path(source) / 'checkpoints').is_dir():
     state = checkpoint.load_initial(source, program.abstract, shardings)
     if state is not None:
       return state
-  online = read_weights(source, which='encoder')
+  online = read_weights(
+    source, which='target_encoder' if average else 'encoder'
+  )
   found = {'encoder': online.encoder_params}
   if online.predictor is not None and 'predictor' in program.abstract.params:
     count = program.objective.predictor.num_mask_tokens

@@ -1,6 +1,7 @@
 """Pretraining: from a config to a trained encoder."""
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 from absl import logging
@@ -14,11 +15,16 @@ from vjepa_jax.data.clip import Clips, load_clips
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.interop.load import describe
-from vjepa_jax.masks.fixed_size import build_mask_sampler
+from vjepa_jax.masks.fixed_size import MaskSampler, build_mask_sampler
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
-from vjepa_jax.tasks.program import Program, build_program, get_grid
+from vjepa_jax.tasks.program import (
+  Program,
+  build_program,
+  get_grid,
+  list_streams,
+)
 from vjepa_jax.tasks.session import (
   Session,
   adapt_to_sources,
@@ -29,6 +35,10 @@ from vjepa_jax.tasks.teacher import load_teacher, name_teacher
 from vjepa_jax.training.diagnostics import make_diagnose
 from vjepa_jax.training.state import TrainState
 
+_IMAGE_SEED = 2**20
+# Fields of config.image that say how images are cut.
+_IMAGE_OPTIONS = 'resolution', 'crop_scale', 'crop_aspect_ratio', 'flip'
+
 
 def pretrain(
   config: ConfigDict,
@@ -37,8 +47,10 @@ def pretrain(
 ) -> TrainState | None:
   """Pretrains as `configs/base.py` says; returns the final state."""
   config = prepare(config, workdir)
-  loader = make_loader(config)
-  run = Session(config, workdir, loader, profile_steps)
+  loaders = {name: make_loader(config, name) for name in list_streams(config)}
+  run = Session(
+    config, workdir, loaders['video'], profile_steps, loaders.get('image')
+  )
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch
   )
@@ -61,7 +73,7 @@ def pretrain(
       resumed=run.resumed,
     )
     state = state.replace(frozen=frozen)
-  log_plan(config, loader, program, run.mesh)
+  log_plan(config, loaders, program, run.mesh)
   return run.train(
     state,
     program.train_step,
@@ -72,42 +84,63 @@ def pretrain(
   )
 
 
-def make_loader(config: ConfigDict) -> pipeline.SampleLoader:
-  """Opens the sources and builds the mask samplers."""
-  if not config.mask_names:
-    raise UserError('config.mask_names is empty: nothing would be predicted')
-  samplers = []
-  for name in config.mask_names:
+def make_loader(
+  config: ConfigDict, stream: str = 'video'
+) -> pipeline.SampleLoader:
+  """Opens the sources of a stream and builds its mask samplers."""
+  seed, options = config.seed, pipeline.ClipOptions(**config.clip)
+  field = 'data'
+  if stream == 'image':
+    # Another seed: where both are at the same position crops would be alike.
+    seed, field = seed + _IMAGE_SEED, 'image'
+    image = {name: config.image[name] for name in _IMAGE_OPTIONS}
+    options = dataclasses.replace(
+      options, frames=1, frame_step=1, fps=None, num_clips=1, **image
+    )
+  _check_sources(config[field].sources, f'config.{field}.sources')
+  return pipeline.SampleLoader(
+    open_sources(config[field]),
+    options,
+    _build_samplers(config, stream),
+    seed,
+    source_options=adapt_to_sources(config[field], options),
+    name=stream,
+  )
+
+
+def _build_samplers(config: ConfigDict, stream: str) -> tuple[MaskSampler, ...]:
+  """Builds the mask samplers of a stream."""
+  names, samplers = list_streams(config)[stream].mask_names, []
+  field = f'config.{"image." * (stream == "image")}mask_names'
+  if not names:
+    raise UserError(f'{field} is empty: nothing would be predicted')
+  for name in names:
     if name not in config.masks:
       raise UserError(
-        f'config.mask_names has {name!r}, config.masks only '
-        f'{sorted(config.masks)}'
+        f'{field} has {name!r}, config.masks only {sorted(config.masks)}'
       )
     spec = config.masks[name].to_dict()
     kind = spec.pop('kind')
     try:
-      samplers.append(build_mask_sampler(get_grid(config), kind, spec))
+      samplers.append(build_mask_sampler(get_grid(config, stream), kind, spec))
     except ValueError as error:
       raise UserError(f'config.masks.{name}: {error}') from error
-  for name, source in config.data.sources.items():
+  return tuple(samplers)
+
+
+def _check_sources(sources: ConfigDict, field: str) -> None:
+  """Raises UserError where a source has no path or no weight."""
+  for name, source in sources.items():
     if not source.path:
       raise UserError(
-        f'config.data.sources.{name}.path is empty: give a folder, a glob, a '
-        'manifest, ArrayRecord shards or tfds:name/split'
+        f'{field}.{name}.path is empty: give a folder, a glob, a manifest, '
+        'ArrayRecord shards or tfds:name/split'
       )
     if not 0 < source.weight < math.inf:
       raise UserError(
-        f'config.data.sources.{name}.weight {source.weight} is no positive '
-        'number: a source that is not wanted is left out'
+        f'{field}.{name}.weight {source.weight} is no positive number: a '
+        'source that is not wanted is left out'
       )
-  options = pipeline.ClipOptions(**config.clip)
-  return pipeline.SampleLoader(
-    open_sources(config),
-    options,
-    tuple(samplers),
-    config.seed,
-    source_options=adapt_to_sources(config, options),
-  )
 
 
 def make_evaluate(
@@ -140,7 +173,7 @@ def load_probe_clips(config: ConfigDict, limit: int) -> tuple[Clips, Clips]:
   )
 
 
-def log_plan(config, loader, program: Program, mesh: Mesh) -> None:
+def log_plan(config, loaders, program: Program, mesh: Mesh) -> None:
   """Logs what is about to run, so that a mistake is seen before it costs."""
   millions = {
     name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
@@ -159,16 +192,17 @@ def log_plan(config, loader, program: Program, mesh: Mesh) -> None:
     mesh_lib.get_platform(mesh),
     jax.process_count(),
   )
-  for name, sampler in zip(
-    config.mask_names, loader.mask_samplers, strict=True
-  ):
-    logging.info(
-      'mask %s: %d context, %d target of %d tokens, %.0f %% of draws accepted',
-      name,
-      sampler.context_tokens,
-      sampler.target_tokens,
-      math.prod(sampler.grid),
-      100 * sampler.check(),
-    )
-  lengths = [len(source) for source in loader.sources]
-  logging.info('%d videos in %d sources', sum(lengths), len(lengths))
+  for stream, loader in loaders.items():
+    names = list_streams(config)[stream].mask_names
+    for name, sampler in zip(names, loader.mask_samplers, strict=True):
+      logging.info(
+        'mask %s: %d context, %d target of %d tokens, %.0f %% of draws '
+        'accepted',
+        name,
+        sampler.context_tokens,
+        sampler.target_tokens,
+        math.prod(sampler.grid),
+        100 * sampler.check(),
+      )
+    lengths = [len(source) for source in loader.sources]
+    logging.info('%d %ss in %d sources', sum(lengths), stream, len(lengths))

@@ -1,6 +1,6 @@
 """What all tasks share: a run, from its devices to its last step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vjepa_jax.data import pipeline, sources, storage
 from vjepa_jax.data.clip import ClipOptions, adapt_options
 from vjepa_jax.data.readers import open_journal
+from vjepa_jax.data.streams import Stream
 from vjepa_jax.errors import UserError
 from vjepa_jax.parallel import hosts, sharding
 from vjepa_jax.parallel import mesh as mesh_lib
@@ -37,20 +38,20 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
   return ConfigDict(config.to_dict())
 
 
-def open_sources(config: ConfigDict) -> tuple[sources.Source, ...]:
-  """Opens `config.data.sources`."""
+def open_sources(data: ConfigDict) -> tuple[sources.Source, ...]:
+  """Opens the sources of `config.data` or `config.image`."""
   own = ('weight', 'fps', 'frame_step', 'frames')
   return tuple(
     sources.open_source(**{k: v for k, v in source.items() if k not in own})
-    for source in config.data.sources.values()
+    for source in data.sources.values()
   )
 
 
 def adapt_to_sources(
-  config: ConfigDict, options: ClipOptions
+  data: ConfigDict, options: ClipOptions
 ) -> tuple[ClipOptions, ...]:
-  """Says how each of `config.data.sources` is cut."""
-  every = config.data.sources.values()
+  """Says how each of the sources of `data` is cut."""
+  every = data.sources.values()
   return tuple(adapt_options(options, source) for source in every)
 
 
@@ -63,6 +64,7 @@ class Session:
     workdir: epath.PathLike,
     loader: Any,
     profile_steps: tuple[int, int] | None = None,
+    image_loader: pipeline.SampleLoader | None = None,
   ):
     """Makes the mesh and counts the steps; writes nothing.
 
@@ -71,6 +73,7 @@ class Session:
       workdir: Directory of the run.
       loader: See `pipeline.make_batches`.
       profile_steps: First and last step to trace.
+      image_loader: Of `config.image`, where batches have images.
 
     Raises:
       UserError: The config does not fit together, or not the devices.
@@ -86,12 +89,14 @@ class Session:
     self.loader = loader  # may be replaced by one that reads the same
     # Where a probe sees several segments together, batches count videos.
     self._clips_per_step = config.data.batch_size * config.get('segments', 1)
+    self._image_loader = image_loader
+    self._images_per_step = config.image.batch_size if image_loader else 0
     self._profile_steps = profile_steps
     names = list(config.data.get('sources', ())) or ['train']
-    self._data = {
-      name: f'{len(source)} videos, names {source.hash_names()[:12]}'
-      for name, source in zip(names, loader.sources, strict=True)
-    }
+    self._data = _describe_data(names, loader, 'videos')
+    if image_loader:
+      names = [f'image.{name}' for name in config.image.sources]
+      self._data |= _describe_data(names, image_loader, 'images')
     if jax.process_count() > 1:
       hosts.check_agreement({'data': self._data})
     check_batch(config, self.mesh, self._clips_per_step)
@@ -125,7 +130,8 @@ class Session:
       self._goodput.resume(self._progress.get('seconds', {}))
       return state
     if config.get('init_from'):
-      return take_over(config.init_from, program, config.seed)
+      average = config.get('init_average', False)
+      return take_over(config.init_from, program, config.seed, average)
     init = jax.jit(program.init, out_shardings=shardings.replace(frozen=None))
     return init(jax.random.key(config.seed))
 
@@ -156,26 +162,32 @@ class Session:
     config, start_step = self._config, int(state.step)
     with contextlib.ExitStack() as stack:
       self._check_steps(start_step)
-      position = self._progress['samples']
-      batches = self.make_batches(position)
+      progress = {'samples': self._progress['samples']}
+      samples = {'samples': self._clips_per_step // self.loader.num_clips}
+      if self._image_loader:
+        progress['images'] = self._progress.get('images', 0)
+        samples['images'] = self._images_per_step
+      batches = self.make_batches(*progress.values())
       checkpoints = Checkpoints(
         self.workdir, model=self._model, data=self._data, **config.checkpoint
       )
       stack.callback(checkpoints.close)
       write_config(self.workdir, config, start_step)
+      images = f' and {self._images_per_step} images' * bool(self._image_loader)
       logging.info(
-        'steps %d to %d of %d clips, %.1f epochs',
+        'steps %d to %d of %d clips%s, %.1f epochs',
         start_step,
         self.total_steps,
         self._clips_per_step,
+        images,
         self.total_steps / self.steps_per_epoch,
       )
       feed = Feed(
         batches,
         sharding.shard_batch(self.mesh),
         Quarantine(self.workdir),
-        position=position,
-        samples_per_batch=self._clips_per_step // self.loader.num_clips,
+        progress=progress,
+        samples_per_batch=samples,
       )
       stack.callback(feed.close)
       telemetry = Telemetry(
@@ -183,6 +195,7 @@ class Session:
         start_step=start_step,
         total_steps=self.total_steps,
         clips_per_step=self._clips_per_step,
+        images_per_step=self._images_per_step,
         goodput=self._goodput,
       )
       stack.callback(telemetry.close)
@@ -208,10 +221,15 @@ class Session:
       )
 
   def make_batches(
-    self, position: int, *, whole: bool = False
+    self, position: int, image_position: int = 0, *, whole: bool = False
   ) -> Iterator[Any]:
     """Makes this host's part of the batches, or whole ones, from a position."""
-    data = self._config.data
+    data, image = self._config.data, self._config.get('image')
+    beside = []
+    if self._image_loader:
+      weights = [s.weight for s in image.sources.values()]
+      size = self._images_per_step
+      beside = [Stream(self._image_loader, weights, size, image_position)]
     weights = [s.weight for s in data.get('sources', {}).values()]
     journal = open_journal(str(self.workdir), jax.process_index())
     return pipeline.make_batches(
@@ -224,6 +242,7 @@ class Session:
       num_workers=data.num_workers,
       num_threads=data.num_threads,
       read_ahead=data.read_ahead,
+      beside=beside,
     )
 
   def _check_backbone(self, before: dict[str, Any], program: Program) -> None:
@@ -291,6 +310,16 @@ def report(workdir: epath.Path, results: dict[str, Any], text: str) -> None:
   path = workdir / 'results.json'
   storage.replace(path, json.dumps(results, indent=2) + '\n')
   print(f'{text}\nresults: {path}')
+
+
+def _describe_data(
+  names: Sequence[str], loader: Any, kind: str
+) -> dict[str, str]:
+  """Says of each source of a loader how many there are, and which."""
+  return {
+    name: f'{len(source)} {kind}, names {source.hash_names()[:12]}'
+    for name, source in zip(names, loader.sources, strict=True)
+  }
 
 
 def _check_data(

@@ -8,8 +8,10 @@ from vjepa_jax.errors import UserError
 from vjepa_jax.masks.fixed_size import build_mask_sampler
 from vjepa_jax.sets.discs import write_discs_set
 from vjepa_jax.sets.toy import write_toy_videos
+from vjepa_jax.tasks.program import get_grid, list_streams
 
 _STEPS = 4
+_VIDEOS = 'smoke_videos'
 
 
 def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
@@ -24,7 +26,8 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     config: A recipe of pretraining, or of fine-tuning or a predictor with
       actions, which start without a backbone; of a quickstart the pretraining
       is left.
-    workdir: Directory of the run; the videos go to its `smoke_videos`.
+    workdir: Directory of the run; the videos go to its `smoke_videos`. Another
+      smoke run may be its teacher, or where it goes on from.
 
   Returns:
     Another config, with `smoke` off.
@@ -41,12 +44,12 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   config = ConfigDict(config.to_dict())
   config.smoke = False
   is_action = config.task == 'action'
-  with storage.writing_folder(workdir / 'smoke_videos') as folder:
+  with storage.writing_folder(workdir / _VIDEOS) as folder:
     if is_action:
       write_discs_set(folder, num_train=24)
     else:
       write_toy_videos(folder, 12)
-  manifest = str(workdir / 'smoke_videos' / 'manifest.csv')
+  manifest = str(workdir / _VIDEOS / 'manifest.csv')
   config.encoder.update(size='nano', tubelet=(2, 8, 8))
   config.compute_dtype = 'float32'
   config.data.update(batch_size=8, num_workers=0)
@@ -60,7 +63,7 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   config.checkpoint.every_steps = 2
   config.log_every_steps = 1
   if is_action:
-    _shrink_action(config, str(workdir / 'smoke_videos' / 'train'))
+    _shrink_action(config, str(workdir / _VIDEOS / 'train'))
   elif config.task == 'finetune':
     config.backbone, config.num_classes = '', None
     config.data.update(train=manifest, test=manifest)
@@ -86,9 +89,13 @@ def _shrink_pretraining(config, manifest):
   config.task = 'pretrain'
   config.predictor.update(width=48, depth=2, num_heads=2)
   config.data.sources = dict(toy=dict(path=manifest, weight=1.0))
-  for name in config.mask_names:
-    context, target = _fit_counts((4, 6, 6), config.masks[name].to_dict())
-    config.masks[name].update(context_tokens=context, target_tokens=target)
+  if config.image.batch_size:  # other numbers than those of the videos
+    config.image.update(batch_size=16, resolution=64)
+    config.image.sources = dict(toy=dict(path=manifest, weight=1.0))
+  for name, stream in list_streams(config).items():
+    for mask in map(config.masks.get, stream.mask_names):
+      context, target = _fit_counts(get_grid(config, name), mask.to_dict())
+      mask.update(context_tokens=context, target_tokens=target)
   config.clip_start_step = 1
   config.diagnose_every_steps = 2
   config.probe.update(
@@ -98,10 +105,21 @@ def _shrink_pretraining(config, manifest):
     batch_size=8,
     attentive_steps=_STEPS,
   )
-  config.init_from = ''
-  if config.objective.salt.teacher:
-    config.objective.salt.teacher = ''  # there is none of toy size
+  if not _is_toy(config.init_from):
+    config.init_from = ''
+  dense, salt = config.objective.vjepa21, config.objective.salt
+  if dense.context_warmup_steps[1]:
+    dense.context_warmup_steps = (1, 3)
+  if not _is_toy(dense.teacher):
+    dense.teacher = ''
+  if salt.teacher and not _is_toy(salt.teacher):
+    salt.teacher = ''
     config.objective.kind = 'vjepa'
+
+
+def _is_toy(path):
+  """Says whether a workdir is of a smoke run; others have models too large."""
+  return bool(path) and (epath.Path(path) / _VIDEOS).exists()
 
 
 def _fit_counts(grid, options):
@@ -113,6 +131,7 @@ def _fit_counts(grid, options):
     context = max(1, num_tokens * share[0] // sum(share))
     return context, num_tokens - context
   for context, target in ((24, 48), (16, 48), (8, 72), (4, 60), (4, 24)):
+    context, target = (n * num_tokens // 144 for n in (context, target))
     counts = dict(context_tokens=context, target_tokens=target)
     try:
       build_mask_sampler(grid, kind, options | counts)

@@ -268,7 +268,7 @@ class Checkpoints:
     Args:
       step: Steps done, known to the host without waiting for the device.
       state: The state; its buffers may be donated as soon as this returns.
-      progress: JSON; among it 'samples', see `Feed.position`.
+      progress: JSON; among it 'samples', see `Feed.progress`.
 
     Raises:
       Exception: What went wrong in an earlier save.

@@ -1,5 +1,6 @@
 """Batches on their way from the host to the devices."""
 
+from collections.abc import Mapping
 import gc
 import json
 import time
@@ -50,7 +51,7 @@ class Quarantine:
 
 
 class Feed:
-  """Iterator of global batches that knows its position."""
+  """Iterator of global batches that knows how far it has come."""
 
   def __init__(
     self,
@@ -58,8 +59,8 @@ class Feed:
     sharding: NamedSharding,
     quarantine: Quarantine,
     *,
-    position: int,
-    samples_per_batch: int,
+    progress: Mapping[str, int],
+    samples_per_batch: Mapping[str, int],
   ):
     """Starts reading ahead.
 
@@ -67,11 +68,11 @@ class Feed:
       dataset: What `make_batches` returned for this position.
       sharding: Sharding of the global batch.
       quarantine: Takes the failures of the batches that are consumed.
-      position: Samples that the run has consumed, over all hosts; a checkpoint
-        saves how far it has come.
-      samples_per_batch: By how much a batch advances the position.
+      progress: Samples that the run has consumed of each stream, over all
+        hosts; a checkpoint saves how far they have come.
+      samples_per_batch: By how much a batch advances each.
     """
-    self.position = position
+    self.progress = dict(progress)
     self.wait_seconds = 0.0  # that the last batch was waited for
     self.quarantine = quarantine
     self._samples_per_batch = samples_per_batch
@@ -92,7 +93,8 @@ class Feed:
     start = time.perf_counter()
     batch, failures = next(self._iterator)
     self.wait_seconds = time.perf_counter() - start
-    self.position += self._samples_per_batch
+    for name, count in self._samples_per_batch.items():
+      self.progress[name] += count
     self.quarantine.add(failures)
     return batch
 

@@ -258,7 +258,8 @@ def _find_replaced(metrics: Metrics) -> Finding | None:
   if not counted:
     return None
   last = counted[-1]
-  clips = last['step'] * last['clips_per_second'] * last['seconds_per_step']
+  rate = last['clips_per_second'] + last.get('images_per_second', 0)
+  clips = last['step'] * rate * last['seconds_per_step']
   share = last['replaced_videos'] / max(clips, 1)
   if share < _REPLACED_SHARE:
     return None

@@ -260,8 +260,8 @@ def train(
             step,
             state,
             metrics.summarize()
+            | feed.progress
             | {
-              'samples': feed.position,
               'evaluated': not (due and preempted),
               'seconds': telemetry.goodput.measure(),
             },

@@ -42,6 +42,7 @@ class Telemetry:
     start_step: int,
     total_steps: int,
     clips_per_step: int,
+    images_per_step: int = 0,
     goodput: Goodput | None = None,
   ):
     """Continues the metrics of a run.
@@ -52,12 +53,15 @@ class Telemetry:
         left behind, are dropped, for they will be written again.
       total_steps: Steps of the whole run.
       clips_per_step: Clips a step, over all hosts.
+      images_per_step: Images beside them.
       goodput: Of the run; None for one that begins now.
     """
     self.workdir = workdir
     self._active = jax.process_index() == 0
     self._path = workdir / 'metrics.jsonl'
-    self._clips_per_step = clips_per_step
+    self._per_step = {'clips': clips_per_step}
+    if images_per_step:
+      self._per_step['images'] = images_per_step
     self.goodput = goodput or Goodput()
     self._paused = self._wait = 0.0
     self._steps = 0  # since the wait was taken
@@ -110,10 +114,9 @@ class Telemetry:
     self._last = step, time.perf_counter(), self._paused
     seconds = self._last[1] - last_time - (self._paused - last_paused)
     steps = max(step - last_step, 1)
-    rate = {
-      'seconds_per_step': seconds / steps,
-      'clips_per_second': self._clips_per_step * steps / max(seconds, 1e-9),
-    }
+    rate = {'seconds_per_step': seconds / steps}
+    for name, count in self._per_step.items():
+      rate[f'{name}_per_second'] = count * steps / max(seconds, 1e-9)
     return rate | self.goodput.compute_shares()
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -124,9 +127,12 @@ class Telemetry:
     for name, value in metrics.items():
       self._writer.add_scalar(name, value, step)
     if 'loss' in metrics:
+      rates = [
+        f'{metrics.get(f"{name}_per_second", 0):.1f} {name}/s, '
+        for name in self._per_step
+      ]
       self._bar.set_postfix_str(
-        f'loss {metrics["loss"]:.4f}, '
-        f'{metrics.get("clips_per_second", 0):.1f} clips/s, '
+        f'loss {metrics["loss"]:.4f}, {"".join(rates)}'
         f'waits {metrics.get("data_wait_seconds", 0):.2f} s for data',
         refresh=False,
       )
