@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from vjepa_jax.interop import layout, names
 from vjepa_jax.interop.layout import Tensors, Weights, WeightsError
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.tubelets import PIXEL_MEAN, PIXEL_STD
 
 SCHEME = 'hf://'  # of the Hub
@@ -270,6 +271,8 @@ def _make_config(weights: Weights) -> dict[str, Any]:
   encoder, predictor = weights.encoder, weights.predictor
   if encoder.levels:
     raise WeightsError('transformers has no V-JEPA 2.1: give --format=jax')
+  if isinstance(predictor, ActionPredictor):
+    raise WeightsError('transformers has no V-JEPA 2-AC: give --format=jax')
   if predictor is None:
     raise WeightsError('a VJEPA2Model has a predictor, and there is none')
   if not (weights.resolution and weights.frames):
