@@ -18,7 +18,7 @@ import sys
 from matplotlib import figure
 
 _HERE = Path(__file__).parent
-_RESULTS = _HERE / 'learning'
+RESULTS = _HERE / 'learning'
 _RECORDED = _HERE.parent / 'tests' / 'training' / 'recorded'
 _RUNS = (('random', 0), ('random', 1), ('random', 2), ('future', 0))
 _ROWS = {
@@ -75,13 +75,13 @@ def collect(variant: str, seed: int, workdir: Path) -> None:
           if name in line
         }
       )
-  _RESULTS.mkdir(exist_ok=True)
+  RESULTS.mkdir(exist_ok=True)
   record = {
     'results': json.loads((workdir / 'results.json').read_text()),
     'baselines': json.loads((workdir / 'baselines.json').read_text()),
     'curves': kept,
   }
-  path = _RESULTS / f'{variant}_{seed}.json'
+  path = RESULTS / f'{variant}_{seed}.json'
   path.write_text(json.dumps(record) + '\n')
 
 
@@ -98,7 +98,7 @@ def draw_seeds(records: dict[int, dict]) -> None:
     axis.set_xlabel('step')
     axis.grid(alpha=0.3)
   axis.legend(fontsize=8)
-  fig.savefig(_RESULTS / 'seeds.png', dpi=90)
+  fig.savefig(RESULTS / 'seeds.png', dpi=90)
 
 
 def draw_recorded() -> None:
@@ -115,7 +115,7 @@ def draw_recorded() -> None:
       axis.grid(alpha=0.3)
   axes[0].set_ylim(0, 1.2)  # the diverged run leaves
   axes[2].legend(fontsize=8)
-  fig.savefig(_RESULTS / 'recorded.png', dpi=90)
+  fig.savefig(RESULTS / 'recorded.png', dpi=90)
 
 
 def make_table(records: dict[int, dict], future: dict) -> str:
@@ -133,10 +133,10 @@ def make_table(records: dict[int, dict], future: dict) -> str:
           values.append(record['results'][column][row])
         elif column in record['baselines'].get(row, ()):
           values.append(record['baselines'][row][column])
-      cells.append(_format(values))
+      cells.append(format_cell(values))
     if any(cells):
       lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
-  cells = [_format([future['results'][c]['pretrained']]) for c in _COLUMNS]
+  cells = [format_cell([future['results'][c]['pretrained']]) for c in _COLUMNS]
   lines.append('| the future hidden, seed 0 | ' + ' | '.join(cells) + ' |')
   lines += [
     '',
@@ -146,12 +146,23 @@ def make_table(records: dict[int, dict], future: dict) -> str:
   return '\n'.join(lines)
 
 
-def _format(values: list[float]) -> str:
+def format_cell(values: list[float]) -> str:
+  """Formats the mean over seeds and its deviation; '' of nothing."""
   if not values:
     return ''
   if len(values) == 1:
     return f'{values[0]:.3f}'
   return f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}'
+
+
+def insert_table(name: str, table: str) -> None:
+  """Puts a table between its marks in learning.md."""
+  page = _HERE / 'learning.md'
+  before, rest = page.read_text().split(f'<!-- {name} -->\n', 1)
+  _, after = rest.split(f'<!-- end of {name} -->', 1)
+  page.write_text(
+    f'{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->{after}'
+  )
 
 
 def main() -> None:
@@ -166,19 +177,13 @@ def main() -> None:
       run(variant, seed, workdir, options)
       collect(variant, seed, workdir)
   found = {
-    key: json.loads((_RESULTS / '{}_{}.json'.format(*key)).read_text())
+    key: json.loads((RESULTS / '{}_{}.json'.format(*key)).read_text())
     for key in _RUNS
   }
   records = {seed: found[variant, seed] for variant, seed in _RUNS[:-1]}
   draw_seeds(records)
   draw_recorded()
-  page = _HERE / 'learning.md'
-  before, rest = page.read_text().split('<!-- table -->\n', 1)
-  _, after = rest.split('<!-- end of table -->', 1)
-  page.write_text(
-    f'{before}<!-- table -->\n{make_table(records, found[_RUNS[-1]])}\n'
-    f'<!-- end of table -->{after}'
-  )
+  insert_table('table', make_table(records, found[_RUNS[-1]]))
 
 
 if __name__ == '__main__':

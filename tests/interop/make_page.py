@@ -14,8 +14,9 @@ of what is expected.
 
 References: `transformers` (VJEPA2Model, VJEPA2ForVideoClassification); the
 package `vjepa` (V-JEPA 1's own modules) where it is installed; and
-`tests/interop/reference.py`, encoder, predictor and training loop written in
-torch from the papers.
+`tests/interop/reference.py` and `reference21.py`, encoder, predictor and
+training loop written in torch from the papers, with the names and shapes of the
+published files. No released file of V-JEPA 2.1 was at hand.
 
 """
 
@@ -34,8 +35,17 @@ _TAIL = """
   is no rotation. Here: the same (`rope_tiled`), or exact (`rope_interleaved`)
   for new models. The tables are float32, not bfloat16, which is up to 1.5 % off
   in a frequency.
-- **Mask tokens of V-JEPA 2.** Published: ten, of which one is trained. Here:
-  one in a new model; all of a checkpoint are kept.
+- **Mask tokens of V-JEPA 2.** Published: ten, of which one is trained, and of
+  2.1 eight. Here: one in a new model; all of a checkpoint are kept, and a file
+  that is written is filled up with zeros.
+- **Predictor of V-JEPA 2.1.** It was trained with the positions that the encoder
+  has, stretched to those of 256 pixels; `torch.hub` builds it without. Here:
+  as trained, or by `--predictor_positions=rope_interleaved` as on the hub.
+- **Levels of distilled V-JEPA 2.1.** The norms of all but the last are as they
+  were initialised. Here: kept, and said in a line where they are read.
+- **Evaluation of V-JEPA 2.1.** The published evaluation builds the encoder of
+  V-JEPA 2, without output norm, modality vectors and rescaled positions, and
+  drops what does not fit. Here: the encoder that `torch.hub` loads.
 - **Other sizes than in training.** V-JEPA 1 interpolates its sincos tables, and
   transformers takes positions by the configured size; here they are made for
   the grid at hand.

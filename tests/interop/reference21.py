@@ -104,16 +104,21 @@ def weigh(context_ids, target_ids, grid):
   return torch.tensor(np.array(weights), dtype=torch.float32)
 
 
+def normalize_levels(features, levels):
+  """Normalises each of so many levels, end to end, without parameters."""
+  chunks = features.chunk(levels, dim=-1)
+  return torch.cat(
+    [functional.layer_norm(x, x.shape[-1:]) for x in chunks], dim=-1
+  )
+
+
 def compute_loss(
   encoder, predictor, target, stream, grid, context_weight, *, levels, weighted
 ):
   """The dense loss of one stream; `levels` chunks of targets."""
   video = normalize(stream['pixels'])
   with torch.no_grad():
-    chunks = target(video).chunk(levels, dim=-1)
-    truth = torch.cat(
-      [functional.layer_norm(x, x.shape[-1:]) for x in chunks], dim=-1
-    )
+    truth = normalize_levels(target(video), levels)
   image = video.shape[2] == 1
   hidden_losses, visible_losses = [], []
   for mask in stream['masks']:

@@ -18,6 +18,8 @@ from vjepa_jax.interop.load import load
 from vjepa_jax.models.tubelets import normalize_pixels
 from vjepa_jax.models.zoo import LEVELS
 from vjepa_jax.tools.convert import write_workdir
+from vjepa_jax.training.objectives.base import encode_levels
+from vjepa_jax.training.objectives.regions import measure_distance
 from vjepa_jax.training.objectives.targets import FeatureTargets
 from vjepa_jax.training.objectives.vjepa21 import VJepa21, ramp_weight
 from vjepa_jax.training.optimizer import make_optimizer
@@ -28,8 +30,9 @@ from tests.interop import reference21  # noqa: E402
 
 _TUBELET = (2, 8, 8)
 _LEVELS = LEVELS[12]
-_SHAPES = {'video': (2, 4, 32, 48, 3), 'image': (3, 1, 40, 24, 3)}
-_GRIDS = {'video': (2, 4, 6), 'image': (1, 5, 3)}
+_SHAPES = {'video': (2, 16, 32, 48, 3), 'image': (3, 1, 40, 24, 3)}
+_GRIDS = {'video': (8, 4, 6), 'image': (1, 5, 3)}
+_ROWS = {'video': 'video 16 f, 4 x 6', 'image': 'image, 5 x 3'}
 _WEIGHTS = {'video': 0.5, 'image': 0.7}
 _SHARE = 0.4
 
@@ -217,52 +220,71 @@ def test_a_converted_file_encodes_clips_and_images(
 def test_features_and_predictions(
   modality, reference, read, batch, check_parity
 ):
+  """All of it on positions that are rescaled, and on grids of no square."""
   stream, grid = batch[modality], _GRIDS[modality]
   mask = stream['masks'][0]
   video = reference21.normalize(stream['pixels'])
   ids = {k: torch.tensor(v).long() for k, v in mask.items()}
-  for which, name in ((1, 'all levels'), (2, 'distilled')):
-    weights = read(which)
-    encoder, levels = weights.encoder, _LEVELS if which == 1 else None
+  hub = copy.deepcopy(reference[2])
+  hub.rescaled = False
+  interleaved = {'predictor_positions': 'rope_interleaved'}
+  for predictor, options, name in (
+    (reference[1], {}, 'all levels'),
+    (reference[2], {}, 'distilled'),
+    (hub, interleaved, 'distilled, torch.hub'),
+  ):
+    fused = predictor is reference[1]
+    weights = read(1 if fused else 2, **options)
+    encoder = weights.encoder
 
     @jax.jit
-    def run(pixels, mask, encoder=encoder, weights=weights, levels=levels):
-      variables = {'params': weights.encoder_params}
-      clip = encoder.apply(variables, pixels, layers=_LEVELS)
-      seen = encoder.apply(variables, pixels, mask['context'], levels)
-      if levels:
-        seen = jax.numpy.concatenate(seen, axis=-1)
+    def run(stream, encoder=encoder, weights=weights, fused=fused):
+      targets = FeatureTargets(encoder, levels=_LEVELS).encode_parts(
+        weights.encoder_params, stream, ('target', 'context')
+      )
+      mask = stream['masks'][0]
+      seen = encode_levels(
+        encoder,
+        weights.encoder_params,
+        stream['pixels'],
+        mask['context'],
+        _LEVELS if fused else None,
+      )
       return (
-        jax.numpy.concatenate(clip, axis=-1),
+        *(part[0] for part in targets),
         seen,
         *weights.predictor.apply(
           {'params': weights.predictor_params},
           *(seen, mask['context'], mask['target'], grid),
-          is_image=encoder.is_image(pixels.shape),
+          is_image=encoder.is_image(stream['pixels'].shape),
         ),
       )
 
     with torch.no_grad():
-      clip = reference[0](video)
+      truth = reference21.normalize_levels(reference[0](video), 4)
       seen = reference[0](video, ids['context'])
-      if which == 2:
+      if not fused:
         seen = seen[..., -48:]
-      predicted = reference[which](
+      predicted = predictor(
         seen, ids['context'], ids['target'], grid, modality == 'image'
       )
-    for part, actual, expected in zip(
-      ('clip', 'context', 'targets', 'visible'),
-      run(stream['pixels'], mask),
-      (clip, seen, *predicted),
-      strict=True,
-    ):
-      check_parity(
-        'V-JEPA 2.1', f'{modality}, {name}, {part}', actual, expected
-      )
+    rows = (
+      ('teacher targets, hidden', reference21.take(truth, ids['target'])),
+      ('teacher targets, visible', reference21.take(truth, ids['context'])),
+      ('student features', seen),
+      ('predictions, hidden', predicted[0]),
+      ('predictions, visible', predicted[1]),
+    )
+    # The encoder is the same, but for how many levels are seen.
+    shown = {'all levels': 0, 'distilled': 2}.get(name, 3)
+    for (part, expected), actual in zip(rows, run(stream), strict=True):
+      if part in [row[0] for row in rows[shown:]]:
+        row = f'{_ROWS[modality]}, {name}: {part}'
+        check_parity('V-JEPA 2.1', row, actual, expected)
 
 
-def test_joint_training(reference, objective, batch, note_error):
-  """Loss and gradients of one step, and the losses of twenty."""
+def test_joint_training(reference, objective, batch, note_error, check_parity):
+  """Loss and gradients of one step, and twenty steps of videos and images."""
   goal, params = objective
   tx, steps = make_optimizer(), 20
   rates = {'learning_rate': 1e-3, 'weight_decay': 0.04}
@@ -281,6 +303,7 @@ def test_joint_training(reference, objective, batch, note_error):
     lr=1e-3,
   )  # fmt: skip
   state, frozen = tx.init(params), params['encoder']
+  errors = {name: [] for name in batch}
   for step in range(steps):
     losses = {
       name: reference21.compute_loss(
@@ -295,13 +318,8 @@ def test_joint_training(reference, objective, batch, note_error):
     expected.backward()
     (loss, metrics), grads = differentiate(params, frozen, batch)
     for name, value in losses.items():
-      error = abs(float(metrics[f'{name}/loss']) / value.item() - 1)
-      note_error(
-        'V-JEPA 2.1',
-        f'{name} loss, step {step}',
-        error,
-        1e-5 if not step else 1e-4,
-      )
+      found = float(metrics[f'{name}/loss'])
+      errors[name].append(abs(found / value.item() - 1))
     if step == 0:
       assert not any(t.grad.any() for t in predictor.mask_tokens[1:]
                      if t.grad is not None)  # fmt: skip
@@ -311,12 +329,13 @@ def test_joint_training(reference, objective, batch, note_error):
       ):
         found = layout.export(table, tree, tubelet=_TUBELET)
         wanted = {k: p.grad for k, p in module.named_parameters()}
-        errors = [
+        differences = [
           np.abs(x - wanted[k].numpy()).max() / wanted[k].abs().max().item()
           for k, x in found.items()
         ]
         kind = type(module).__name__.lower()
-        note_error('V-JEPA 2.1', f'gradients, {kind}', max(errors), 1e-5)
+        row = f'gradients of the {kind}, relative'
+        note_error('V-JEPA 2.1', row, max(differences), 1e-5)
     optimizer.step()
     params, state, _ = apply(params, state, grads, loss=loss)
     frozen = optax.incremental_update(params['encoder'], frozen, 1 - 0.99925)
@@ -325,35 +344,54 @@ def test_joint_training(reference, objective, batch, note_error):
         target.parameters(), encoder.parameters(), strict=True
       ):
         old.mul_(0.99925).add_((1 - 0.99925) * new)
+  for name, values in errors.items():
+    row = f'{name} loss of the first step, relative'
+    note_error('V-JEPA 2.1', row, values[0], 1e-5)
+    row = f'{name} losses of 20 joint steps, relative'
+    note_error('V-JEPA 2.1', row, max(values), 1e-4)
 
 
 def test_a_modality_trains_its_own_tokenizer_alone(objective, batch):
   goal, params = objective
-  pixels = batch['image']['pixels']
-  assert goal.encoder.is_image(pixels.shape)
+  images = dataclasses.replace(goal, image_share=1.0)
 
   @jax.jit
   @jax.grad
-  def differentiate(encoder):
-    return goal.encoder.apply({'params': encoder}, pixels).std()
+  def differentiate(params):
+    return images.loss(params, params['encoder'], batch)[0]
 
-  grads = differentiate(params['encoder'])
-  for name, trained in (('image', True), ('video', False)):
-    assert bool(grads[f'modality_{name}'].any()) == trained
-  assert grads['embed_image']['proj']['kernel'].any()
-  assert not grads['embed']['proj']['kernel'].any()
-  # Floats are taken as normalised.
-  normal = normalize_pixels(pixels)
+  grads = differentiate(params)
+  for module in grads.values():
+    assert module['modality_image'].any()
+    assert not module['modality_video'].any()
+  encoder = grads['encoder']
+  assert encoder['embed_image']['proj']['kernel'].any()
+  for value in jax.tree.leaves(encoder['embed']):
+    assert not value.any()
+
+
+def test_floats_are_taken_as_normalised(objective, batch):
+  goal, params = objective
+  pixels, encoder = batch['image']['pixels'], {'params': params['encoder']}
+  apply = jax.jit(goal.encoder.apply)
   np.testing.assert_allclose(
-    goal.encoder.apply({'params': params['encoder']}, normal),
-    goal.encoder.apply({'params': params['encoder']}, pixels),
-    atol=1e-5,
+    apply(encoder, normalize_pixels(pixels)), apply(encoder, pixels), atol=1e-5
   )
 
 
-def test_weight_of_visible_tokens_as_published():
+def test_weights_of_visible_tokens_as_published(batch, note_error):
   found = [
     float(ramp_weight(0.5, (15_000, 30_000), step))
     for step in (0, 15_000, 22_500, 30_000)
   ]
-  assert found == [0.0, 0.0, 0.25, 0.5]
+  error = np.abs(np.subtract(found, [0.0, 0.0, 0.25, 0.5])).max()
+  row = 'weight at steps 0, 15,000, 22,500 and 30,000'
+  note_error('V-JEPA 2.1', row, error, 0.0)
+  for name, stream in batch.items():
+    for mask in stream['masks']:
+      ids = mask['context'], mask['target']
+      weights = jax.lax.rsqrt(measure_distance(*ids, _GRIDS[name]))
+      expected = reference21.weigh(*ids, _GRIDS[name]).numpy()
+      error = np.abs(weights - expected).max()
+      row = f'{_ROWS[name]}: weights by distance, {ids[0].shape[1]} tokens'
+      note_error('V-JEPA 2.1', row, error, 1e-6)
