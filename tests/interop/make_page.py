@@ -38,9 +38,9 @@ _TAIL = """
 - **Mask tokens of V-JEPA 2.** Published: ten, of which one is trained, and of
   2.1 eight. Here: one in a new model; all of a checkpoint are kept, and a file
   that is written is filled up with zeros.
-- **Predictor of V-JEPA 2.1.** It was trained with the positions that the encoder
-  has, stretched to those of 256 pixels; `torch.hub` builds it without. Here:
-  as trained, or by `--predictor_positions=rope_interleaved` as on the hub.
+- **Predictor of V-JEPA 2.1.** It was trained with positions stretched to those
+  of 256 pixels, as the encoder's are; `torch.hub` builds it without. Here: as
+  trained, or by `--predictor_positions=rope_interleaved` as on the hub.
 - **Levels of distilled V-JEPA 2.1.** The norms of all but the last are as they
   were initialised. Here: kept, and said in a line where they are read.
 - **Evaluation of V-JEPA 2.1.** The published evaluation builds the encoder of
