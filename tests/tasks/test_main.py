@@ -4,6 +4,7 @@ import signal
 
 from processes import finish, read_losses, wait_for_step
 import pytest
+from tiny import IMAGES
 
 
 def test_killed_run_resumes_with_the_same_numbers(launcher, tmp_path):
@@ -20,6 +21,35 @@ def test_killed_run_resumes_with_the_same_numbers(launcher, tmp_path):
   # A finished run has nothing left to do, and says so by doing nothing.
   finish(launcher.start(tmp_path / 'killed'))
   assert read_losses(tmp_path / 'killed') == expected
+
+
+@pytest.mark.slow
+def test_killed_stages_with_images_resume_with_the_same_numbers(
+  launcher, toy_videos, tmp_path
+):
+  images = IMAGES | {'image.sources.images.path': toy_videos}
+  common = [f'--config.{name}={value}' for name, value in images.items()]
+  teacher = tmp_path / 'teacher'
+  finish(launcher.start(teacher, *common))
+  stages = {
+    'cooldown': [f'--config.init_from={teacher}'],
+    'distill': [
+      f'--config.objective.vjepa21.teacher={teacher}',
+      '--config.encoder.levels=False',
+    ],
+  }
+  for name, flags in stages.items():
+    whole, killed = tmp_path / name, tmp_path / f'{name}_killed'
+    finish(launcher.start(whole, *common, *flags))
+    process = launcher.start(killed, *common, *flags)
+    wait_for_step(killed, 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    output = finish(launcher.start(killed, *common, *flags))
+    assert 'resumed from step' in output
+    expected = read_losses(whole)
+    assert list(expected) == list(range(1, 13))
+    assert read_losses(killed) == expected
 
 
 def test_preempted_run_saves_and_leaves(launcher, tmp_path):

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from tiny import make_config
 
+from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks import pretrain as pretraining
-from vjepa_jax.tasks.program import get_grid, get_steps, list_streams
+from vjepa_jax.tasks.initial import take_over
+from vjepa_jax.tasks.program import (
+  build_program,
+  get_grid,
+  get_steps,
+  list_streams,
+)
 from vjepa_jax.training import checkpoint
 from vjepa_jax.training.telemetry import read_metrics
 
@@ -100,6 +107,17 @@ def test_a_later_stage_takes_over_the_state(toy_videos, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, second.target, first.target)
   assert int(second.step) == 1  # its own count
   assert int(second.opt_state.count) == 3  # the moments' goes on
+  # Distillation takes the average, and starts the moments anew.
+  program = build_program(config, make_mesh(1), 1, 1)
+  third = take_over(config.init_from, program, 0, average=True)
+  for found in (third.params['encoder'], third.target):
+    jax.tree.map(np.testing.assert_array_equal, found, first.target)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    third.params['predictor'],
+    first.params['predictor'],
+  )
+  assert not any(np.any(x) for x in jax.tree.leaves(third.opt_state))
 
 
 def test_an_evaluation_loads_the_target_alone(toy_videos, tmp_path):

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import types
 
 import jax
+import numpy as np
 import pytest
-from tiny import make_config
+from tiny import IMAGES, make_config
 
 from configs import decoder, probe, small
 from vjepa_jax.parallel import hosts
+from vjepa_jax.tasks import pretrain as pretraining
+from vjepa_jax.tasks import session
 from vjepa_jax.tasks.decoder import train_decoder
 from vjepa_jax.tasks.pretrain import pretrain
 from vjepa_jax.tasks.probe import probe as train_probe
@@ -81,6 +85,31 @@ def test_other_data_must_be_accepted(run, toy_videos, tmp_path, caplog):
   config.data.changed = True
   assert pretrain(config, workdir) is not None
   assert 'the data is not that of step 1: toy was 24 videos' in caplog.text
+
+
+def test_images_go_on_where_they_were(toy_videos, tmp_path, monkeypatch):
+  config = make_config(
+    toy_videos, IMAGES | {'image.sources.images.path': str(toy_videos)}
+  )
+  loaders = [pretraining.make_loader(config, x) for x in ('video', 'image')]
+  started = {}
+
+  def train(state, train_step, feed, cadence, **options):
+    batches = [next(feed) for _ in range(3 - state.step)]
+    return jax.device_get(batches), feed.progress
+
+  monkeypatch.setattr(session.loop, 'train', train)
+  for step in (0, 1):
+    folder = tmp_path / str(step)
+    run = session.Session(config, folder, loaders[0], None, loaders[1])
+    run._model, run._progress = {}, {'samples': 8 * step, 'images': 16 * step}
+    state = types.SimpleNamespace(step=step)
+    started[step], progress = run.train(state, None)
+    assert progress == {'samples': 24, 'images': 48}
+  assert started[0][0]['image']['pixels'].shape == (16, 1, 64, 64, 3)
+  jax.tree.map(np.testing.assert_array_equal, started[0][1:], started[1])
+  assert set(run._data) == {'toy', 'image.images'}
+  assert run._data['image.images'].startswith('24 images, names ')
 
 
 def test_hosts_must_see_the_same_data(run, monkeypatch):

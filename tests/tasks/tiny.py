@@ -34,6 +34,20 @@ def get_config(arg):
   return config
 
 
+# Images beside the videos, for the objective that takes them.
+IMAGES = {
+  'objective.kind': 'vjepa21',
+  'objective.vjepa21.context_warmup_steps': (1, 3),
+  'encoder.levels': True,
+  'encoder.modalities': True,
+  'encoder.positions': 'rope_rescaled',
+  'objective.vjepa.target_norm': 'layer',
+  'image.batch_size': 16,
+  'image.resolution': 64,
+  'image.mask_names': ('short',),
+}
+
+
 def make_config(videos, changes=None):
   """The recipe for two steps, with changes by their dotted names."""
   config = get_config(str(videos))

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import small
+from configs import small, vjepa21
 from vjepa_jax.interop.layout import Weights
 from vjepa_jax.parallel import mesh as mesh_lib
+from vjepa_jax.plots import charts
 from vjepa_jax.plots.report import format_value, tabulate
 from vjepa_jax.tasks.program import build_program
 from vjepa_jax.tasks.session import write_config
@@ -173,6 +174,24 @@ def test_masks_and_features_are_drawn(page):
   # An encoder that was not trained has the features that it had before.
   np.testing.assert_array_equal(features[1], features[2])
   assert features[1].std() > 10
+
+
+def test_images_are_described_and_drawn(tmp_path):
+  config = shrink(vjepa21.get_config('l16'), tmp_path)
+  text = report._describe_model(config)
+  assert 'pixels make 4 × 6 × 6 = 144 tokens. Mask short' in text
+  assert 'Images of 64 × 64 pixels make 1 × 8 × 8 = 64 tokens. Mask im' in text
+  assert report._describe_data(config).count('toy (') == 2
+  levels = {'loss_level_0': 0.5, 'loss_level_1': 0.4, 'image/loss_level_1': 0.3}
+  metrics = [{'step': 3, 'seconds_per_step': 2.0, 'goodput': 1.0} | levels]
+  progress = report._describe_progress(config, metrics)
+  assert '24 clips, 48 images, in 0:00:06' in progress
+  assert '(4 clips/s, 8 images/s)' in progress
+  titles = [chart.title for chart in charts.draw_charts(metrics)]
+  assert titles[1:] == ['loss by level, videos', 'loss by level, images']
+  samples = report._load_clips(config, 'image')
+  (strips, _) = report._draw_masks(config, samples, 'image')
+  assert [strip.caption for strip in strips] == ['image', 'mask image']
 
 
 def test_folders_of_tools_become_sections(page):

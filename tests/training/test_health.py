@@ -106,4 +106,8 @@ def test_the_attentive_probe_outranks_the_others():
 def test_a_rising_loss_with_rich_targets_is_explained():
   (finding,) = health.find(_repeat(20, loss=lambda i: 0.5 + 0.01 * i))
   assert finding.state == 'learning' and 'no harm' in finding.evidence
+  # A weight that rises is no divergence, as long as predictions are not worse.
+  rising = {'loss': lambda i: 0.5 + 0.1 * i, 'gradient_norm_encoder': 0.1}
+  assert _states(_repeat(20, loss_prediction=0.5, **rising)) == ['learning']
+  assert _states(_repeat(20, **rising)) == ['divergence']
   assert _states(_repeat(2)) == ['too early']

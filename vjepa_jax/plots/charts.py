@@ -12,7 +12,7 @@ from vjepa_jax.plots.report import embed
 from vjepa_jax.plots.training import CURVES, find_curves
 
 # Those of report.html, which inverts pictures in the dark.
-_SERIES = ('#1f6fb4', '#d9660a', '#2b8a3e')
+_SERIES = ('#1f6fb4', '#d9660a', '#2b8a3e', '#8250df')
 _INK, _LINE = '#57606a', '#d5dae0'
 _STYLE = {
   'font.size': 8,

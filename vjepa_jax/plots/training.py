@@ -72,6 +72,7 @@ def find_curves(
   return curves
 
 
+_MAX_DEPTH = 48
 # Titles of charts, and the labels of the metrics in each.
 CURVES = (
   ('loss', {'loss': 'loss', 'loss_prediction': 'its prediction term'}),
@@ -107,6 +108,14 @@ CURVES = (
   (
     'seconds',
     {'seconds_per_step': 'a step', 'data_wait_seconds': 'waiting for data'},
+  ),
+  ('loss by stream', {'video/loss': 'videos', 'image/loss': 'images'}),
+  *(
+    (
+      f'loss by level, {stream}',
+      {f'{prefix}loss_level_{i}': f'block {i}' for i in range(_MAX_DEPTH)},
+    )
+    for stream, prefix in (('videos', ''), ('images', 'image/'))
   ),
 )
 

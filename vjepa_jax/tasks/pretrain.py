@@ -89,21 +89,21 @@ def make_loader(
 ) -> pipeline.SampleLoader:
   """Opens the sources of a stream and builds its mask samplers."""
   seed, options = config.seed, pipeline.ClipOptions(**config.clip)
-  field = 'data'
+  group = list_streams(config)[stream].group
   if stream == 'image':
     # Another seed: where both are at the same position crops would be alike.
-    seed, field = seed + _IMAGE_SEED, 'image'
+    seed += _IMAGE_SEED
     image = {name: config.image[name] for name in _IMAGE_OPTIONS}
     options = dataclasses.replace(
       options, frames=1, frame_step=1, fps=None, num_clips=1, **image
     )
-  _check_sources(config[field].sources, f'config.{field}.sources')
+  _check_sources(config[group].sources, f'config.{group}.sources')
   return pipeline.SampleLoader(
-    open_sources(config[field]),
+    open_sources(config[group]),
     options,
     _build_samplers(config, stream),
     seed,
-    source_options=adapt_to_sources(config[field], options),
+    source_options=adapt_to_sources(config[group], options),
     name=stream,
   )
 

@@ -44,7 +44,8 @@ class Stream(NamedTuple):
   resolution: int
   batch_size: int  # clips a step, over all devices
   mask_names: tuple[str, ...]
-  field: str  # of the config, where batch_size is
+  group: str  # of the config, with sources and batch_size
+  noun: str  # 'clips' or 'images'
 
 
 class Program(NamedTuple):
@@ -69,7 +70,7 @@ def build_program(
     UserError: The config does not fit together or does not fit the mesh.
   """
   for name, stream in list_streams(config).items():
-    check_batch(config, mesh, stream.batch_size, stream.field)
+    check_batch(config, mesh, stream.batch_size, stream.group)
     get_grid(config, name)  # raises where clips are not whole tubelets
   objective = build_objective(config, mesh)
   frozen = None
@@ -110,7 +111,8 @@ def list_streams(config: ConfigDict) -> dict[str, Stream]:
       clip.resolution,
       config.data.batch_size,
       tuple(config.mask_names),
-      'data.batch_size',
+      'data',
+      'clips',
     )
   }
   if image and image.batch_size:
@@ -119,7 +121,8 @@ def list_streams(config: ConfigDict) -> dict[str, Stream]:
       image.resolution,
       image.batch_size,
       tuple(image.mask_names),
-      'image.batch_size',
+      'image',
+      'images',
     )
   return streams
 
@@ -181,7 +184,7 @@ def build_objective(config: ConfigDict, mesh: Mesh) -> Objective:
   if unseen:
     raise UserError(
       f'objective.kind {kind!r} is not trained on streams {unseen}: set '
-      f'{" and ".join(f"config.{streams[name].field}=0" for name in unseen)}'
+      f'{" and ".join(f"config.{name}.batch_size=0" for name in unseen)}'
     )
   return objective
 
@@ -241,12 +244,15 @@ def check_batch(
   config: ConfigDict,
   mesh: Mesh,
   clips_per_step: int,
-  field: str = 'data.batch_size',
+  group: str = 'data',
 ) -> None:
   """Raises UserError if a batch does not split evenly over the devices."""
   shards, parts = mesh.devices.size, config.get('microbatches', 1)
   if clips_per_step % (shards * parts):
-    pieces, remedy = f'{shards} data shards', f'change config.{field}'
+    pieces, remedy = (
+      f'{shards} data shards',
+      f'change config.{group}.batch_size',
+    )
     if 'microbatches' in config:
       pieces += f' x {parts} microbatches'
       remedy += ' or config.microbatches'

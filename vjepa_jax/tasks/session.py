@@ -162,12 +162,8 @@ class Session:
     config, start_step = self._config, int(state.step)
     with contextlib.ExitStack() as stack:
       self._check_steps(start_step)
-      progress = {'samples': self._progress['samples']}
-      samples = {'samples': self._clips_per_step // self.loader.num_clips}
-      if self._image_loader:
-        progress['images'] = self._progress.get('images', 0)
-        samples['images'] = self._images_per_step
-      batches = self.make_batches(*progress.values())
+      # Reading starts when all else is ready; mistakes in it are found first.
+      make_feed = self._prepare_feed()
       checkpoints = Checkpoints(
         self.workdir, model=self._model, data=self._data, **config.checkpoint
       )
@@ -182,13 +178,7 @@ class Session:
         images,
         self.total_steps / self.steps_per_epoch,
       )
-      feed = Feed(
-        batches,
-        sharding.shard_batch(self.mesh),
-        Quarantine(self.workdir),
-        progress=progress,
-        samples_per_batch=samples,
-      )
+      feed = make_feed()
       stack.callback(feed.close)
       telemetry = Telemetry(
         self.workdir,
@@ -219,6 +209,22 @@ class Session:
         diagnose=diagnose,
         evaluate=evaluate,
       )
+
+  def _prepare_feed(self) -> Callable[[], Feed]:
+    """Prepares what starts to read, at the place that the run has come to."""
+    progress = {'samples': self._progress['samples']}
+    samples = {'samples': self._clips_per_step // self.loader.num_clips}
+    if self._image_loader:
+      progress['images'] = self._progress.get('images', 0)
+      samples['images'] = self._images_per_step
+    batches = self.make_batches(*progress.values())
+    return lambda: Feed(
+      batches,
+      sharding.shard_batch(self.mesh),
+      Quarantine(self.workdir),
+      progress=progress,
+      samples_per_batch=samples,
+    )
 
   def make_batches(
     self, position: int, image_position: int = 0, *, whole: bool = False

@@ -29,7 +29,7 @@ from vjepa_jax.plots import charts, report
 from vjepa_jax.plots.training import CURVES, paint_mask, project_features
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.pretrain import make_loader
-from vjepa_jax.tasks.program import build_objective, get_grid
+from vjepa_jax.tasks.program import build_objective, get_grid, list_streams
 from vjepa_jax.tools import command
 from vjepa_jax.tools import report_folders as folders
 from vjepa_jax.tools.report_folders import try_to
@@ -70,11 +70,16 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
       'metrics.jsonl or results.json; give the --workdir of main.py'
     )
   pretraining = values is None or values['task'] in _PRETRAINING
-  config = samples = features = None
+  config = samples = features = masks = None
   if values and pretraining:
     config = ConfigDict(_freeze(values))
     config.attention = 'auto'  # that of the run may not be for a CPU
     samples = try_to('masks and features', _load_clips, config)
+  if samples:
+    masks = _draw_masks(config, samples, 'video')
+    if 'image' in list_streams(config):
+      images = try_to('masks of images', _load_clips, config, 'image')
+      masks += _draw_masks(config, images or (), 'image')
   if samples and encode:
     features = try_to('features', _draw_features, workdir, config, samples)
   sentences = [
@@ -97,7 +102,7 @@ def make_report(workdir: epath.Path, *, encode: bool = True) -> str:
       'sentences': list(filter(None, sentences)),
       'charts': list(charts.draw_charts(metrics)),
       'other_charts': list(charts.draw_charts(metrics, others)),
-      'masks': samples and _draw_masks(config, samples),
+      'masks': masks,
       'features': features,
       'results': folders.read_section(workdir, 'Results', without),
       'sections': list(folders.read_sections(workdir)),
@@ -148,32 +153,39 @@ def _describe_model(config: ConfigDict) -> str:
   encoder, predictor = objective.encoder, objective.predictor
   trees = make_abstract(encoder), make_abstract(predictor, encoder.width)
   counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
-  grid, clip = get_grid(config), config.clip
   text = (
     f'An encoder of size {config.encoder.size} with {counts[0] / 1e6:.3g} M '
     f'parameters (width {encoder.width}, depth {encoder.depth}) and a '
     f'predictor with {counts[1] / 1e6:.2g} M (width {predictor.width}, depth '
-    f'{predictor.depth}). Clips of {clip.frames} frames of {clip.resolution} × '
-    f'{clip.resolution} pixels make {" × ".join(map(str, grid))} = '
-    f'{int(np.prod(grid))} tokens.'
+    f'{predictor.depth}).'
   )
-  for name in config.mask_names:
-    mask = config.masks[name]
+  for name, stream in list_streams(config).items():
+    grid, size = get_grid(config, name), stream.resolution
+    frames = f' of {stream.frames} frames' * (stream.frames > 1)
     text += (
-      f' Mask {name} ({mask.kind}) shows {mask.context_tokens} of them and '
-      f'asks for {mask.target_tokens}.'
+      f' {stream.noun.capitalize()}{frames} of {size} × {size} pixels make '
+      f'{" × ".join(map(str, grid))} = {int(np.prod(grid))} tokens.'
     )
+    for name in stream.mask_names:
+      mask = config.masks[name]
+      text += (
+        f' Mask {name} ({mask.kind}) shows {mask.context_tokens} of them and '
+        f'asks for {mask.target_tokens}.'
+      )
   return text
 
 
 def _describe_data(config: ConfigDict) -> str:
   """Names the sources, with their weights."""
-  sources = config.data.sources
-  total = sum(source.weight for source in sources.values())
-  named = [
-    f'{k} ({s.path}), {s.weight / total:.0%}' for k, s in sources.items()
-  ]
-  return f'Videos: {"; ".join(named)}.'
+  sentences = []
+  for name, stream in list_streams(config).items():
+    sources = config[stream.group].sources
+    total = sum(source.weight for source in sources.values())
+    named = [
+      f'{k} ({s.path}), {s.weight / total:.0%}' for k, s in sources.items()
+    ]
+    sentences.append(f'{name.capitalize()}s: {"; ".join(named)}.')
+  return ' '.join(sentences)
 
 
 def _describe_progress(
@@ -187,9 +199,12 @@ def _describe_progress(
   steps = np.diff([line['step'] for line in timed], prepend=0)
   seconds = float(np.dot(steps, [line['seconds_per_step'] for line in timed]))
   if config:
-    clips = config.data.batch_size * step
-    done += f', {report.format_value(clips)} clips'
-    rate = f' ({clips / max(seconds, 1e-9):.3g} clips/s)'
+    rates = []
+    for stream in list_streams(config).values():
+      count = stream.batch_size * step
+      done += f', {report.format_value(count)} {stream.noun}'
+      rates.append(f'{count / max(seconds, 1e-9):.3g} {stream.noun}/s')
+    rate = f' ({", ".join(rates)})'
   if not seconds:
     return f'{done}.'
   shares = {
@@ -207,36 +222,39 @@ def _describe_progress(
   )
 
 
-def _load_clips(config: ConfigDict) -> list[dict[str, Any]]:
+def _load_clips(
+  config: ConfigDict, stream: str = 'video'
+) -> list[dict[str, Any]]:
   """Loads clips with their masks, as training does: cropped at random."""
-  loader = make_loader(config)
+  loader = make_loader(config, stream)
   order = np.random.default_rng(config.seed).permutation(len(loader.sources[0]))
   return [
-    loader(position, (0, int(index)))['video']
+    loader(position, (0, int(index)))[stream]
     for position, index in enumerate(order[:_ENCODED_CLIPS])
   ]
 
 
 def _make_strips(
-  config: ConfigDict, rows: Mapping[str, np.ndarray]
+  config: ConfigDict, rows: Mapping[str, np.ndarray], stream: str = 'video'
 ) -> list[report.Picture]:
   """Makes strips of clips and what was painted of them, by caption."""
-  sizes = get_grid(config)[0], config.clip.resolution
+  size = list_streams(config)[stream].resolution
+  sizes = get_grid(config, stream)[0], size
   return [report.make_strip(name, x, *sizes) for name, x in rows.items()]
 
 
 def _draw_masks(
-  config: ConfigDict, samples: Sequence[dict[str, Any]]
+  config: ConfigDict, samples: Sequence[dict[str, Any]], stream: str
 ) -> list[list[report.Picture]]:
   """Draws the first clips, each as it is and under each mask."""
-  clips = []
+  clips, shape = [], list_streams(config)[stream]
   for sample in samples[:_SHOWN_CLIPS]:
     video = sample['pixels'][0]
-    rows = {'clip': video / 255.0}
-    for name, mask in zip(config.mask_names, sample['masks'], strict=True):
+    rows = {shape.noun.removesuffix('s'): video / 255.0}
+    for name, mask in zip(shape.mask_names, sample['masks'], strict=True):
       ids = mask['context'][0], mask['target'][0]
-      rows[f'mask {name}'] = paint_mask(video, *ids, get_grid(config))
-    clips.append(_make_strips(config, rows))
+      rows[f'mask {name}'] = paint_mask(video, *ids, get_grid(config, stream))
+    clips.append(_make_strips(config, rows, stream))
   return clips
 
 

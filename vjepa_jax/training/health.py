@@ -134,7 +134,8 @@ def _find_divergence(metrics: Metrics) -> Finding | None:
       f'the gradient norm of the encoder is {norm:.3g}, {norm / usual:.0f} '
       'times the largest of the first half'
     )
-  first, last = _average_ends(losses)
+  # Not the whole: the weight of the loss on visible tokens may rise.
+  first, last = _average_ends(_select(metrics, 'loss_prediction') or losses)
   if last > _EXPLODED_LOSS * first:
     return diverged(
       f'the loss is {last:.3g}, {last / first:.1f} times that of the start, '
