@@ -24,7 +24,8 @@ rate, length, batches, weight of visible tokens of images, sizes of the
 cooldown. Distillation is in the paper alone, which has a teacher of size G16:
 the last level of the one before its cooldown for `distill_1`, of the one after
 it for `distill_2`, which goes on from the average of `distill_1`. What it does
-not say of rate, length and masks is that of pretrain and of cooldown. The
+not say of rate, length and masks is that of pretrain and of cooldown. Released
+files become teachers by `python -m vjepa_jax.tools.convert --format=jax`. The
 paper's 128 videos a step are for 128 devices at most; `release` has 3072.
 `data=mixture` has the published sources and weights, each with its own path.
 Departures, each said once:

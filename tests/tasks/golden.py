@@ -32,6 +32,8 @@ _PLAIN = (
   'vjepa2:variant=l16,stage=pretrain',
   'vjepa2:variant=l16,stage=cooldown_256',
   'vjepa2:variant=g16,stage=cooldown_384',
+  'vjepa21:variant=l16,stage=pretrain',
+  'vjepa21:variant=b16,stage=cooldown,numbers=release',
   'small:random',
   'small:future',
   'physics:',
@@ -65,6 +67,10 @@ RECIPES = {name: (name, {}) for name in _PLAIN} | {
       'objective.vjepa21.context_warmup_steps': (0, 0),
     },
   ),
+  'vjepa21:l16,stage=distill_2+teacher': (
+    'vjepa21:l16,stage=distill_2',
+    {'objective.vjepa21.teacher': 'BACKBONE'},
+  ),
   'small:random+regularizers': (
     'small:random',
     {
@@ -86,6 +92,7 @@ def make_config(name, toy, backbone):
     options or None
   )
   for key, value in overrides.items():
+    value = str(backbone) if value == 'BACKBONE' else value
     config.update_from_flattened_dict({key: value})
   if module in ('probe', 'decoder'):
     shrink(config, module, toy, backbone)
@@ -186,7 +193,7 @@ def main_program(argv):
     folder = Path(folder)
     toy = str(write_toy_videos(folder / 'toy', 12))
     backbone = folder / 'backbone'
-    if any(n.startswith(('probe', 'decoder')) for n in names):
+    if any(n.startswith(('probe', 'decoder')) or 'teacher' in n for n in names):
       run(make_config('small:random', toy, None), backbone)
     for i, name in enumerate(names):
       print(f'{i + 1}/{len(names)} {name}', flush=True)

@@ -46,7 +46,7 @@ def test_teacher_of_pixels_is_an_encoder_with_a_predictor_of_pixels(teacher):
 
 @pytest.mark.slow
 def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
-  config = _make_student(toy_videos, teacher)
+  config, tmp_path = _make_student(toy_videos, teacher), tmp_path / 'student'
   state = pretraining.pretrain(config, tmp_path)
   expected = read_weights(teacher, with_predictor=False).encoder_params
   jax.tree.map(np.testing.assert_array_equal, state.frozen, expected)

@@ -92,5 +92,6 @@ def load_teacher(
     raise UserError(f'{field}: {error}') from error
   logging.info('teacher: step %d of %s', used['step'], path)
   if jax.process_index() == 0 and not resumed:
+    workdir.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(used) + '\n')
   return params
