@@ -65,6 +65,7 @@ setup(
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
     'gcs': _GCS,
+    'robots': ['h5py>=3.10'],  # DROID
     'test': _TEST,
     'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
     'bench': ['decord==0.6.0', 'torch==2.13.0', 'torchcodec==0.12.0'],

@@ -77,7 +77,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
   config.state_kind = 'pose'
   config.extrinsics = False  # a third token a step, of the camera's place
 
-  config.data.sources = dict(episodes=dict(path='', weight=1.0))
+  # Of several cameras which one; '' for the first, of DROID the left one.
+  config.data.sources = dict(episodes=dict(path='', weight=1.0, camera=''))
   config.data.batch_size = 256
   config.clip = dict(
     frames=16,

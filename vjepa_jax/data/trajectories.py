@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 
-from vjepa_jax.data import sources, storage, transforms
+from vjepa_jax.data import robots, sources, storage, transforms
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.pipeline import read_usable
@@ -70,8 +70,25 @@ class EpisodeFolder:
     return sources.hash_text(os.path.basename(f) for f in self._files)
 
 
-def open_trajectories(path: str) -> Any:
-  """Opens episodes by the form of their path, see `EpisodeFolder`."""
+def open_trajectories(path: str, camera: str = '') -> Any:
+  """Opens episodes by the form of their path.
+
+  Args:
+    path: one of
+      `*.csv` or `*.txt`: folders of DROID, see `robots.DroidEpisodes`;
+      a folder with meta/info.json: see `robots.LeRobotEpisodes`;
+      any other folder: see `EpisodeFolder`.
+    camera: Which one, of data sets with several; '' for the first.
+
+  Raises:
+    FileNotFoundError: There are no episodes.
+    UserError: There is no such camera, or nothing can be read.
+  """
+  path = os.fspath(path)
+  if path.endswith(('.csv', '.txt')):
+    return robots.DroidEpisodes(path, camera)
+  if storage.exists(os.path.join(path, robots.LEROBOT_INFO)):
+    return robots.LeRobotEpisodes(path, camera)
   return EpisodeFolder(path)
 
 

@@ -95,7 +95,7 @@ def _make_loader(config: ConfigDict) -> trajectories.TrajectoryLoader:
       )
   return trajectories.TrajectoryLoader(
     tuple(
-      trajectories.open_trajectories(source.path)
+      trajectories.open_trajectories(source.path, source.camera)
       for source in config.data.sources.values()
     ),
     ClipOptions(**config.clip),
@@ -120,9 +120,10 @@ def _build_program(
   if config.extrinsics and episode.extrinsics is None:
     raise UserError('the episodes have no extrinsics: config.extrinsics=False')
   size = episode.states.shape[1]
+  recorded = config.state_kind == 'hidden'
   predictor = zoo.build_action_predictor(
     encoder,
-    action_dim=size,
+    action_dim=episode.actions.shape[1] if recorded else size,
     state_dim=size,
     extrinsics_dim=episode.extrinsics.shape[1] if config.extrinsics else 0,
     remat=config.remat,
@@ -150,7 +151,8 @@ def _make_evaluate(
   path = config.held_out.path
   if not path:
     return None
-  source = trajectories.open_trajectories(path)
+  camera = next(iter(config.data.sources.values())).camera
+  source = trajectories.open_trajectories(path, camera)
   trajectories.check_source(source, config.state_kind)
   batches = pipeline.make_batches(
     dataclasses.replace(run.loader, sources=(source,)),

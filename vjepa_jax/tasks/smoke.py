@@ -78,7 +78,8 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 def _shrink_action(config, episodes):
   config.backbone, config.state_kind = '', 'plain'
   config.predictor.update(width=48, depth=2, num_heads=2)
-  config.data.sources = dict(discs=dict(path=episodes, weight=1.0))
+  discs = dict(path=episodes, weight=1.0, camera='')
+  config.data.sources = dict(discs=discs)
   config.clip.update(frames=4, resolution=32)
   if config.learning_rate.decay_steps:
     config.learning_rate.decay_steps = 1
