@@ -102,6 +102,16 @@ def test_two_processes_do_what_one_does_bit_for_bit(run, toy_videos):
   assert last['data_wait_host'] in (0, 1) and last['replaced_videos'] == 0
 
 
+@pytest.mark.slow
+def test_two_processes_share_images_too(launcher, toy_videos, tmp_path):
+  images = tiny.IMAGES | {'image.sources.images.path': toy_videos}
+  flags = [*FLAGS, *(f'--config.{k}={value}' for k, value in images.items())]
+  finish(launcher.start(tmp_path / 'one', *flags, devices=2))
+  finish_all(launcher.start_two(tmp_path / 'two', *flags))
+  assert len(read_losses(tmp_path / 'one')) == STEPS
+  assert read_losses(tmp_path / 'two') == read_losses(tmp_path / 'one')
+
+
 @pytest.mark.parametrize('before,after', [((1, 2), (2, 1)), ((2, 1), (1, 2))])
 def test_another_number_of_processes_resumes(
   run, launcher, tmp_path, toy_videos, before, after

@@ -28,14 +28,9 @@ RECIPES = [
     for size in ('l16', 'h16', 'g16')
     for stage in ('pretrain', 'cooldown_256', 'cooldown_384')
   ),
-  *(
-    f'vjepa21:l16,stage={stage}'
-    for stage in ('pretrain', 'cooldown', 'distill_1', 'distill_2')
-  ),
-  *(
-    f'vjepa21:G16,stage={stage},numbers=release,data=mixture'
-    for stage in ('pretrain', 'cooldown')
-  ),
+  'vjepa21:l16,stage=pretrain',
+  'vjepa21:l16,stage=cooldown',
+  'vjepa21:G16,stage=cooldown,numbers=release,data=mixture',
   'small:random',
   'small:future',
   'physics:',
