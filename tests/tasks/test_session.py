@@ -59,6 +59,7 @@ def test_a_resumed_run_says_what_changed(run, caplog):
   config, workdir = run
   config = config.copy_and_resolve_references()
   config.log_every_steps, config.checkpoint.keep = 7, 5
+  before = read_metrics(workdir)
   with caplog.at_level(logging.INFO, logger='absl'):
     pretrain(config, workdir)
   said = [r.getMessage() for r in caplog.records if 'was' in r.getMessage()]
@@ -67,6 +68,8 @@ def test_a_resumed_run_says_what_changed(run, caplog):
     'config.log_every_steps is 7 from step 1 on, was 1',
   ]
   assert _read(workdir)['checkpoint']['keep'] == 5
+  # A finished run has nothing left to do, and does nothing.
+  assert read_metrics(workdir) == before
 
 
 def test_other_data_must_be_accepted(run, toy_videos, tmp_path, caplog):

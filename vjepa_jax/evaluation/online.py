@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable
 import dataclasses
+import os
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -10,6 +12,7 @@ import numpy as np
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.data.readers import Journal, open_journal
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching, classification, probing
 from vjepa_jax.models.encoder import Encoder
@@ -33,6 +36,7 @@ def make_online_probe(
   attentive_labels: int | None,
   attentive_steps: int,
   num_threads: int = 2,
+  workdir: epath.PathLike,
 ) -> Callable[[TrainState], dict[str, float]]:
   """Makes the function from a state to what probes of its target score.
 
@@ -51,6 +55,7 @@ def make_online_probe(
       for none: it needs all tokens, and with them more memory.
     attentive_steps: Updates of the attentive probe.
     num_threads: Decoding threads of a host.
+    workdir: Of the run, which excludes videos that kill their reader.
   """
   few = attentive_labels or 0
 
@@ -71,8 +76,15 @@ def make_online_probe(
   own = batching.get_own_rows(mesh, batch_size)
   options = dataclasses.replace(options, num_clips=1)
   train_clips, test_clips = (
-    _load(_choose(source, max_clips), options, batch_size, own, num_threads)
-    for source in (train, test)
+    _load(
+      _choose(source, max_clips),
+      options,
+      batch_size,
+      own,
+      num_threads,
+      open_journal(os.fspath(workdir), jax.process_index(), f'{name}-'),
+    )
+    for name, source in (('train', train), ('test', test))
   )
 
   def evaluate(state: TrainState) -> dict[str, float]:
@@ -110,10 +122,11 @@ def _load(
   batch_size: int,
   own: np.ndarray,
   num_threads: int,
+  journal: Journal,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Decodes a host's rows of all batches of clips and labels."""
   batches = classification.load_batches(
-    source, options, _MOST_CLASSES, batch_size, own, num_threads
+    source, options, _MOST_CLASSES, batch_size, own, num_threads, journal
   )
   total = -(-len(source) // batch_size)
   return list(make_bar(batches, total=total, desc='decoding', leave=False))
