@@ -85,8 +85,8 @@ RECIPES = {name: (name, {}) for name in _PLAIN} | {
 }
 
 
-def make_config(name, folder):
-  """Builds the config of a recipe at toy size, of data in a folder."""
+def make_config(name, folder, workdir):
+  """Builds the config of a recipe at toy size; others' files are in a folder."""
   argument, overrides = RECIPES[name]
   module, _, options = argument.partition(':')
   config = importlib.import_module(f'configs.{module}').get_config(
@@ -98,7 +98,7 @@ def make_config(name, folder):
   if module in ('probe', 'decoder'):
     shrink(config, module, folder)
   else:
-    config = smoke.shrink(config, folder)
+    config = smoke.shrink(config, workdir)
     # No part of the training: one recipe shows that they run.
     if config.task == 'pretrain' and name != 'vjepa1:l16':
       config.diagnose_every_steps = 0
@@ -199,10 +199,10 @@ def main_program(argv):
     write_toy_videos(folder / 'toy', 12)
     backbone = folder / 'backbone'
     if any(n.startswith(('probe', 'decoder')) or 'teacher' in n for n in names):
-      run(make_config('small:random', folder), backbone)
+      run(make_config('small:random', folder, backbone), backbone)
     for i, name in enumerate(names):
       print(f'{i + 1}/{len(names)} {name}', flush=True)
-      config = make_config(name, folder)
+      config = make_config(name, folder, folder / str(i))
       results['recipes'][name] = run(config, folder / str(i))
       path.write_text(json.dumps(results, indent=1) + '\n')
 
