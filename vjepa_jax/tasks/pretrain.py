@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import Clips, load_clips
+from vjepa_jax.data.readers import open_journal
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.interop.load import describe
@@ -161,7 +162,10 @@ def make_evaluate(
     attentive_labels=probe.attentive_labels,
     attentive_steps=probe.attentive_steps,
     num_threads=config.data.num_threads,
-    workdir=run.workdir,
+    journals=tuple(
+      open_journal(str(run.workdir), jax.process_index(), f'{part}-')
+      for part in ('train', 'test')
+    ),
   )
 
 
