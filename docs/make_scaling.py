@@ -134,7 +134,7 @@ def format_recipes():
     moved = sum(c['mib'] for c in (plan['collectives'] or {}).values())
     rows.append(
       [
-        f'`{config}`',
+        f'`{config}`' + ('' if 'jax' in plan else ' *'),
         f'{plan["slices"]} x {topology}'
         if plan['slices'] > 1
         else f'{topology}',

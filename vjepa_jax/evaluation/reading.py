@@ -45,5 +45,7 @@ def open_reader(
   on without it, and reads in one line which it was.
   """
   reader = readers.exclude_killers(Reader(source, options, journal))
-  yield reader
-  reader.journal.take()
+  try:
+    yield reader
+  finally:
+    reader.journal.take()

@@ -64,6 +64,7 @@ def make_plan(
   traced = jax.jit(step).trace(program.abstract, batch)
   minimum = sum(flops.count_flops(traced.jaxpr))
   return {
+    'jax': jax.__version__,
     'topology': name,
     'slices': num_slices,
     'devices': len(devices),
