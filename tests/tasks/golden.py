@@ -86,7 +86,7 @@ RECIPES = {name: (name, {}) for name in _PLAIN} | {
 
 
 def make_config(name, folder, workdir):
-  """Builds the config of a recipe at toy size; others' files are in a folder."""
+  """Builds the config of a recipe at toy size, beside what is in a folder."""
   argument, overrides = RECIPES[name]
   module, _, options = argument.partition(':')
   config = importlib.import_module(f'configs.{module}').get_config(
