@@ -9,14 +9,11 @@ import pytest
 
 from configs import vjepa1, vjepa2
 from vjepa_jax.compilation import topology
-from vjepa_jax.compilation.plan import (
-  choose_plan,
-  format_plan,
-  measure_restore,
-)
+from vjepa_jax.compilation.plan import choose_plan, format_plan
 from vjepa_jax.errors import UserError
 from vjepa_jax.parallel import sharding
 from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.parallel.replicas import measure_readers
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tools import plan
 
@@ -102,7 +99,8 @@ def test_one_slice_reads_a_checkpoint_each_host_its_part(
   monkeypatch.setattr(sharding, 'MIN_SHARDED_BYTES', 0)
   mesh = make_mesh(fsdp, topology.get_devices('v5e:2x4', num_slices=2))
   program = build_program(_toy(vjepa1.get_config('l16')), mesh, 90_000, 300)
-  assert measure_restore(program, mesh) == {
+  states = program.abstract, program.shardings
+  assert measure_readers(*states, mesh) == {
     'hosts': hosts,
     'slices': 1,
     'gib_a_host': pytest.approx(_count(program) / hosts / 2**30, rel=0.01),

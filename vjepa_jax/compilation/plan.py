@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from vjepa_jax.compilation import flops, hlo
 from vjepa_jax.compilation.topology import Chip
-from vjepa_jax.parallel import replicas
 
 _GIB = 2**30
 # Share of its peak that an attention kernel reaches: what the TPU compiler's
@@ -54,7 +53,6 @@ def plan_step(
   plan = dict.fromkeys(_UNKNOWN) | {
     'hbm_limit_gib': chip.hbm,
     'state_gib': _measure_state(program),
-    'restore': measure_restore(program, mesh),
     'flops_per_clip': (dots + kernels) / clips,
     'kernel_flops_per_clip': kernels / clips,
     'minimum_flops_per_clip': minimum / clips,
@@ -83,33 +81,6 @@ def _measure_state(program) -> dict[str, float]:
         for leaf, sharding in zip(leaves, shardings, strict=True)
       )
   return sizes
-
-
-def measure_restore(program: Any, mesh: Mesh) -> dict[str, float]:
-  """Measures who reads a checkpoint: one replica, see `parallel.replicas`.
-
-  Returns:
-    The number of hosts, the slices that they are in, and what each reads, GiB.
-  """
-  groups = replicas.split_replicas(mesh)
-  devices = mesh.devices if groups is None else groups.devices[0]
-  readers = list(devices.flat)
-  hosts = {device.process_index for device in readers}
-  own = [d for d in readers if d.process_index == readers[0].process_index]
-  num_bytes = 0
-  for field in ('params', 'opt_state', 'target'):
-    leaves = jax.tree.leaves(getattr(program.abstract, field))
-    shardings = jax.tree.leaves(getattr(program.shardings, field))
-    for leaf, place in zip(leaves, shardings, strict=True):
-      parts = place.devices_indices_map(leaf.shape)
-      count = len({str(parts[device]) for device in own})
-      size = math.prod(place.shard_shape(leaf.shape))
-      num_bytes += count * size * leaf.dtype.itemsize
-  return {
-    'hosts': len(hosts),
-    'slices': len({getattr(d, 'slice_index', 0) for d in readers}),
-    'gib_a_host': num_bytes / _GIB,
-  }
 
 
 def _read_needed_gib(error: Exception) -> float:
