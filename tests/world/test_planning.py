@@ -11,7 +11,14 @@ import pytest
 from vjepa_jax.data import trajectories
 from vjepa_jax.models import zoo
 from vjepa_jax.sets import discs
-from vjepa_jax.world import acting, imagination, ladder, planning
+from vjepa_jax.world import (
+  acting,
+  action_scores,
+  imagination,
+  ladder,
+  planning,
+)
+from vjepa_jax.world.cloning import train_cloning
 from vjepa_jax.world.imagination import ActionModel
 
 _TWO = planning.Search(
@@ -117,7 +124,8 @@ def test_energies_of_the_last_frame_and_of_all():
   x = np.abs(np.asarray(features[0]) - 1)
   for of, frames in (('last', [1]), ('sum', [0, 1])):
     for exponent in (1, 2):
-      energy = planning.make_energy(goal, exponent, of)(features)
+      options = planning.Search(energy=of, loss_exp=exponent)
+      energy = planning.make_energy(options, goal)(features)
       expected = sum((x[i] ** exponent / exponent).mean() for i in frames)
       assert energy.item() == pytest.approx(expected)
 
@@ -127,6 +135,7 @@ def test_energies_of_the_last_frame_and_of_all():
   [
     ({'method': 'adam'}, "neither 'cem' nor 'mppi'"),
     ({'elites': 900}, 'elites=900 must be some of samples=800'),
+    ({'energy': 'first'}, "neither 'last' nor 'sum'"),
     ({'horizon': 0}, 'must be positive'),
   ],
 )
@@ -199,16 +208,14 @@ def test_what_is_imagined_depends_on_earlier_actions_alone(model):
   assert np.abs(alone[:, 1] - found[:, 1]).max() > 1e-3
 
 
-def _act(name, plan, see, shape, count):
+def _act(rung, name, options, count, steps, models=()):
   tasks = discs.draw_tasks(name, count, seed=0)
-  planner = acting.Planner(plan, see, shape, seed=0)
-  steps = discs.BUDGET[name]
-  return acting.run_episode(discs.Worlds(), tasks, planner, steps)
+  policy = ladder.make_policy(rung, name, options, dict(models))
+  return acting.run_episode(discs.Worlds(), tasks, policy, steps)
 
 
 def test_true_dynamics_and_states_reach_the_goal():
-  plan = ladder.make_true_search(_TWO, ladder.look_at_state('reach'))
-  episode = _act('reach', plan, ladder.see_scenes, (1, 2), 50)
+  episode = _act('true_state', 'reach', _TWO, 50, discs.BUDGET['reach'])
   success = episode.distances.min(axis=0) < discs.TOLERANCE
   assert success.mean() > 0.95
   share, low, high = acting.score(success)
@@ -218,9 +225,10 @@ def test_true_dynamics_and_states_reach_the_goal():
 
 
 def test_a_model_plans_in_worlds_side_by_side(model):
-  options = dataclasses.replace(_TWO, samples=8, elites=2, iterations=2)
-  plan = acting.make_model_search(model, options, window=2)
-  episode = _act('push', plan, ladder.see_frames, (1, 2), 3)
+  options = dataclasses.replace(
+    _TWO, samples=8, elites=2, iterations=2, window=2
+  )
+  episode = _act('model_ours', 'push', options, 2, 3, [('ours', model)])
   moved = np.abs(np.diff(np.float32(episode.frames), axis=0)).max(
     axis=(2, 3, 4)
   )
@@ -240,3 +248,67 @@ def test_a_model_plans_in_worlds_side_by_side(model):
   found = plan(keys, worlds.observe(), goal, jnp.zeros((2, 1, 1)))
   assert found.actions.shape == (2, 1, 1)
   assert (found.actions != 0).all()
+
+
+def test_cloning_goes_where_play_went_and_stops_at_the_wall():
+  rng = np.random.default_rng(0)
+  _, states, actions = discs.play('reach', 200, rng)
+  clone = train_cloning(states[:, :, None], actions, seed=0, steps=400)
+  success = {}
+  for name in ('reach', 'door'):
+    tasks = discs.draw_tasks(name, 50, seed=0)
+    episode = acting.run_episode(
+      discs.Worlds(),
+      tasks,
+      lambda _, seen, goal: clone(seen.states[:, None], goal.states[:, None]),
+      discs.BUDGET[name],
+    )
+    near = episode.distances.min(axis=0) < discs.TOLERANCE
+    success[name] = near.mean()
+  assert success['reach'] > 0.7
+  assert success['door'] < 0.3
+
+
+def test_energies_of_a_grid_of_actions(model):
+  frames, states, actions = discs.play('reach', 2, np.random.default_rng(0))
+  actions[0, 0] = [0.1, -0.05]
+  found = action_scores.measure_landscape(
+    model, frames[:, :2], states[:, 0], actions[:, 0], 0.1, points=5
+  )
+  assert found['energy'].shape == (2, 5, 5)
+  # No action is in the middle of the grid, and the first truth is on it.
+  np.testing.assert_allclose(found['energy'][:, 2, 2], found['zero'], rtol=1e-4)
+  truth = found['energy'][0, 4, 1]
+  assert truth == pytest.approx(found['truth'][0], rel=1e-4)
+  for i in range(2):
+    less = (found['energy'][i] < found['truth'][i]).mean()
+    assert abs(found['rank'][i] - less) < 0.05
+    least = np.argwhere(found['energy'][i] == found['least'][i])[0]
+    np.testing.assert_allclose(found['grid'][least], found['found'][i])
+
+
+def test_what_is_imagined_is_compared_with_what_came(model):
+  frames, states, actions = discs.play('reach', 2, np.random.default_rng(0))
+  frames[:, 3] = frames[:, 0]
+  found = action_scores.measure_rollouts(
+    model, frames[:, :4], states[:, :4], actions[:, :4]
+  )
+  assert len(found['imagined']) == len(found['copied']) == 3
+  # Back at the start a world that stands still is right.
+  assert found['copied'][2] == pytest.approx(0, abs=1e-6)
+  assert min(found['copied'][:2]) > 1e-3 < min(found['imagined'])
+
+
+def test_a_turned_camera_is_found_and_a_linear_decoder_sees():
+  rng = np.random.default_rng(0)
+  truth = rng.normal(size=(30, 3))
+  rotation = trajectories.make_rotation(np.array([0.3, -0.2, 1.0]))
+  found = truth @ rotation.T + rng.normal(0, 0.01, truth.shape)
+  np.testing.assert_allclose(
+    action_scores.calibrate(found, truth), rotation, atol=0.02
+  )
+  frames, *_ = discs.play('push', 40, rng)
+  frames = frames.reshape(-1, *frames.shape[2:])
+  flat = np.float32(frames).reshape(len(frames), 16, -1) / 255
+  decode = action_scores.fit_decoder(flat, frames, damping=1e-3)
+  assert np.abs(decode(flat[:5]) - frames[:5]).mean() < 5

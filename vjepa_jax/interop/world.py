@@ -1,4 +1,4 @@
-"""Loads encoder, predictor and target encoder of one checkpoint."""
+"""Loads world models: all that predicts in one checkpoint."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from vjepa_jax.interop.load import (
 from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.models.attention import choose_attention
 from vjepa_jax.training import checkpoint
+from vjepa_jax.world.imagination import ActionModel
 from vjepa_jax.world.model import WorldModel
 
 
@@ -127,4 +128,33 @@ def _load_teacher(source: str | os.PathLike) -> tuple[Any, Any]:
   encoder = read_encoder(used['path'])
   return encoder, checkpoint.load_item(
     used['path'], make_abstract(encoder), step=used['step']
+  )
+
+
+def load_action_model(source: str | os.PathLike) -> ActionModel:
+  """Loads a predictor with actions, and the encoder that it goes with.
+
+  Args:
+    source: A workdir of configs/action.py, or the released file of V-JEPA 2-AC.
+
+  Raises:
+    WeightsError: The source cannot be used, or predicts without actions.
+  """
+  weights = read_weights(source)
+  if not isinstance(weights.predictor, ActionPredictor):
+    raise WeightsError(
+      f'{source} holds no predictor with actions: train one by python main.py '
+      '--config=configs/action.py'
+    )
+  attention = choose_attention(jax.devices()[0].platform, jnp.float32)
+  models = weights.encoder, weights.predictor
+  params = {
+    'encoder': weights.encoder_params,
+    'predictor': weights.predictor_params,
+  }
+  return ActionModel(
+    *(m.clone(dtype=jnp.float32, attention=attention) for m in models),
+    jax.device_put(params),
+    state_kind=read_config(source).get('state_kind', 'pose'),
+    one_step=weights.one_step,
   )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.world import planning
 from vjepa_jax.world.imagination import ActionModel, imagine
 
@@ -45,9 +46,10 @@ class Episode(NamedTuple):
   """What came of a policy, over its steps and the observation before them."""
 
   frames: np.ndarray  # uint8 [steps + 1, n, h, w, 3]
+  states: np.ndarray  # float32 [steps + 1, n, S]
   goal: np.ndarray  # uint8 [n, h, w, 3]
   distances: np.ndarray  # [steps + 1, n], of environments that measure it
-  seconds: float  # an action, after the first one, which compiles
+  seconds: float  # an action, the median: the first one compiles
 
 
 def run_episode(
@@ -56,19 +58,17 @@ def run_episode(
   """Lets a policy act for some steps."""
   goal = environment.reset(task)
   measure = getattr(environment, 'distance', lambda: np.full(1, np.nan))
-  frames, distances, times = [], [measure()], []
+  seen, distances, times = [environment.observe()], [measure()], []
   for _ in range(steps):
-    observation = environment.observe()
-    frames.append(observation.frames)
     start = time.perf_counter()
-    actions = policy(environment, observation, goal)
+    actions = policy(environment, seen[-1], goal)
     times.append((time.perf_counter() - start) / len(actions))
     environment.act(actions)
+    seen.append(environment.observe())
     distances.append(measure())
-  frames.append(environment.observe().frames)
-  return Episode(
-    np.stack(frames), goal.frames, np.stack(distances), np.median(times)
-  )
+  frames, states = (np.stack(x) for x in zip(*seen, strict=True))
+  seconds = float(np.median(times))
+  return Episode(frames, states, goal.frames, np.stack(distances), seconds)
 
 
 def score(successes: np.ndarray) -> list[float]:
@@ -100,6 +100,7 @@ class Planner:
     self._plan, self._see, self._shape = plan, see, shape
     self._warm_start = warm_start
     self._key, self._mean = jax.random.key(seed), None
+    self.plans: list[np.ndarray] = []  # [n, H, A], of each step
 
   def __call__(self, environment, observation, goal):
     """See `Policy`."""
@@ -107,23 +108,20 @@ class Planner:
     if self._mean is None or not self._warm_start:
       self._mean = jnp.zeros((count, *self._shape))
     self._key, key = jax.random.split(self._key)
-    self.plan = self._plan(
+    plan = self._plan(
       jax.random.split(key, count),
       *self._see(environment, observation, goal),
       self._mean,
     )
-    self._mean = planning.shift(self.plan.mean)
-    return np.asarray(self.plan.actions[:, 0])
+    self._mean = planning.shift(plan.mean)
+    self.plans.append(np.asarray(plan.actions))
+    return np.asarray(plan.actions[:, 0])
 
 
 def make_model_search(
   model: ActionModel,
   options: planning.Search,
-  *,
   axes: tuple[int, ...] | None = None,
-  loss_exp: float = 1,
-  of: str = 'last',
-  window: int | None = None,
 ) -> Callable[..., planning.Plan]:
   """Makes the search by what a model imagines, over worlds in turn.
 
@@ -132,12 +130,18 @@ def make_model_search(
     options: Of the search.
     axes: Which numbers of an action are searched for, the others are 0; None
       for all. The paper searches 0, 1, 2 and 6: rotations stay.
-    loss_exp, of: See `planning.make_energy`.
-    window: See `imagine`.
 
   Returns:
     From keys `[n]`, observations, goals (observations) and means to plans.
+
+  Raises:
+    UserError: The model is of use one step ahead alone.
   """
+  if model.one_step and options.horizon > 1:
+    raise UserError(
+      'rollouts of the released V-JEPA 2-AC were trained with a faulty loss: '
+      'plan with --horizon=1, or give --allow_rollouts'
+    )
   axes = axes or tuple(range(model.predictor.action_dim))
 
   @jax.jit
@@ -152,9 +156,9 @@ def make_model_search(
       def imagine_plans(plans):
         shape = *plans.shape[:2], model.predictor.action_dim
         plans = jnp.zeros(shape).at[..., jnp.array(axes)].set(plans)
-        return imagine(model, params, frame, state, plans, window)
+        return imagine(model, params, frame, state, plans, options.window)
 
-      energy = planning.make_energy(goal, loss_exp, of)
+      energy = planning.make_energy(options, goal)
       return planning.search(options, key, imagine_plans, energy, mean)
 
     return jax.lax.map(plan_one, (keys, frames, seen.states, goals, means))

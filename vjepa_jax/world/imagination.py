@@ -20,7 +20,8 @@ class ActionModel(NamedTuple):
   predictor: ActionPredictor
   params: dict[str, Any]  # 'encoder' and 'predictor', float32
   state_kind: str = 'plain'  # see `integrate`
-  resolution: int | None = None  # of its frames, if known
+  # Of use one step ahead alone: its rollouts were trained with a faulty loss.
+  one_step: bool = False
 
   def encode(self, params: dict[str, Any], frames: jax.Array) -> jax.Array:
     """Encodes frames uint8 `[n, h, w, 3]` to features `[n, H, W, D]`.

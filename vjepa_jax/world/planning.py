@@ -40,6 +40,9 @@ class Search:
   mean_momentum: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
   deviation_momentum: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
   least_deviation: float = 0.0
+  loss_exp: float = 1  # of the energy: absolute differences, or 2 for squares
+  energy: str = 'last'  # of the last imagined frame, or the 'sum' over all
+  window: int | None = None  # frames that a prediction is made of; None for all
   gripper: int | None = None  # which axis it is, if any
   close_gripper: int | None = None  # it closes at this step and stays closed
 
@@ -47,6 +50,8 @@ class Search:
     """Raises UserError if a number is none."""
     if self.method not in ('cem', 'mppi'):
       raise UserError(f"method {self.method!r} is neither 'cem' nor 'mppi'")
+    if self.energy not in ('last', 'sum'):
+      raise UserError(f"energy {self.energy!r} is neither 'last' nor 'sum'")
     if not 0 < self.elites <= self.samples:
       raise UserError(
         f'elites={self.elites} must be some of samples={self.samples}'
@@ -63,23 +68,16 @@ class Plan(NamedTuple):
   mean: jax.Array  # [H, A], as `actions` without the rules of grippers
 
 
-def make_energy(goal: jax.Array, loss_exp: float = 1, of: str = 'last'):
-  """Makes the energy of imagined frames: how far they are from a goal.
+def make_energy(options: Search, goal: jax.Array) -> Energy:
+  """Makes the energy of imagined frames: how far they are from a goal `[N, D]`.
 
-  Args:
-    goal: Features `[N, D]`.
-    loss_exp: 1 for the mean absolute difference, 2 for half the mean square.
-    of: The 'last' frame of a plan, or the 'sum' over all.
-
-  Raises:
-    UserError: `of` is neither.
+  There is no cost of actions and none of states, as published.
   """
-  if of not in ('last', 'sum'):
-    raise UserError(f"energy of {of!r} is neither of the 'last' nor the 'sum'")
 
   def energy(features):
-    counted = features[..., -1:, :, :] if of == 'last' else features
-    error = measure_error(counted, goal, loss_exp).mean(axis=(-1, -2))
+    last = options.energy == 'last'
+    counted = features[..., -1:, :, :] if last else features
+    error = measure_error(counted, goal, options.loss_exp).mean(axis=(-1, -2))
     return error.sum(axis=-1)
 
   return energy
