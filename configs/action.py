@@ -2,9 +2,7 @@
 
   python main.py --config=configs/action.py:droid_paper --workdir=runs/ac \
       --config.backbone=vitg.pt --config.data.sources.episodes.path=data/droid
-  python main.py --config=configs/action.py:discs --workdir=runs/discs_ac \
-      --config.backbone=runs/discs \
-      --config.data.sources.episodes.path=data/discs/train
+  python main.py --config=configs/action.py:discs --workdir=runs/discs
 
 Options: recipe=droid_paper|droid_release|discs|fetch, backbone=PATH.
 The backbone is a workdir, a Hugging Face folder or an official file; without
@@ -15,14 +13,18 @@ clips:
   - `droid_release`: 8 frames, every 15th of the film, as the released weights
     were trained: films of DROID say 60 frames a second, of which there were 15.
 The loss is that of the corrected code; the released weights came of a faulty
-one. `discs` and `fetch` are for one machine. Departures:
+one. `discs` and `fetch` are for one machine. `discs` is a whole chain on the
+set of that name: V-JEPA on its films, as configs/small.py, the predictor, and
+the ladder of docs/planning.md. Departures:
   - weights initialised at 1 / sqrt(inputs), exact rotations, cosine;
+  - `discs`: actions as they were asked for, no states, as walls make the two
+    differ (docs/planning.md);
   - `fetch`: features of 128 pixels.
 """
 
 from ml_collections import config_dict
 
-from configs import base
+from configs import base, small
 
 _SHARED = (
   'seed',
@@ -139,18 +141,32 @@ def _set_one_machine(config):
 
 def _set_discs(config):
   _set_one_machine(config)
-  config.state_kind = 'plain'
-  # Of an untrained encoder, as configs/small.py.
-  config.encoder.update(
-    size='mini',
-    tubelet=(2, 4, 4),
-    pixel_norm='clip',
-    init_std=0.0,
-    scale_init_by_depth=True,
+  config.task = 'discs'
+  # episodes and seeds: tasks of each kind that are planned for.
+  config.chain = dict(
+    folder='data/discs', num_train=3000, episodes=100, seeds=1
   )
-  config.predictor.update(width=128, depth=4, num_heads=4)
-  config.clip.update(frames=4, resolution=32, fps=4.0)
+  config.pretraining = _get_pretraining()
+  config.state_kind = 'hidden'
+  config.predictor.update(width=96, depth=3, num_heads=2)
+  config.clip.update(frames=4, fps=4.0)
   config.total_steps = 3000
+
+
+def _get_pretraining():
+  """Returns the recipe of the encoder: configs/small.py but for this."""
+  config = small.get_config()
+  config.task = 'pretrain'
+  del config.motion
+  # Tokens of half a frame's side: where things are in them is what is learned,
+  # and the energy falls from far off. Whole films, as those that are acted in.
+  config.encoder.update(tubelet=(2, 16, 16), pixel_norm='imagenet')
+  config.data.batch_size = 32
+  config.clip.update(frames=16, crop_scale=(1.0, 1.0), flip=0.0)
+  config.masks.random.update(context_tokens=16, target_tokens=16)
+  config.total_steps = 1000
+  config.probe.update(every_steps=0)
+  return config
 
 
 def _set_fetch(config):

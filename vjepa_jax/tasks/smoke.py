@@ -35,7 +35,9 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
   Raises:
     UserError: The recipe is another task's.
   """
-  if config.task not in ('pretrain', 'quickstart', 'finetune', 'action'):
+  is_action = config.task in ('action', 'discs')
+  pretrains = config.task in ('pretrain', 'quickstart')
+  if not (pretrains or is_action or config.task == 'finetune'):
     raise UserError(
       'config.smoke is for recipes of pretraining, fine-tuning and actions; '
       f'{config.task} needs a backbone, whose size it has: try it with a few '
@@ -43,7 +45,6 @@ def shrink(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     )
   config = ConfigDict(config.to_dict())
   config.smoke = False
-  is_action = config.task == 'action'
   with storage.writing_folder(workdir / _VIDEOS) as folder:
     if is_action:
       write_discs_set(folder, num_train=24)

@@ -27,6 +27,7 @@ _TASKS = {
   'probe': 'probe',
   'decoder': 'train_decoder',
   'action': 'train_action',
+  'discs': 'discs',
 }
 
 
