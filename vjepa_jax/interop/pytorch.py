@@ -54,7 +54,7 @@ def read_checkpoint(
     with_predictor: Read the predictor too.
 
   Raises:
-    WeightsError: The file cannot be read, or its model is not supported.
+    WeightsError: It cannot be read, or its model is not supported.
   """
   content = _read_file(path)
   try:
@@ -64,18 +64,14 @@ def read_checkpoint(
     if name is not None:
       state = _strip(content[name] if name else content)
       predictor_state = _strip(content.get('predictor') or {})
-      tensors = Tensors(state, name or 'encoder')
-      used.append(tensors)
+      used.append(tensors := Tensors(state, name or 'encoder'))
       encoder_table, predictor_table, told = _choose_tables(
         tensors, predictor_state
       )
-      if positions is None and told:
-        positions = 'rope_rescaled'
-      elif positions is None:
-        positions = _guess_positions(path, state, predictor_state)
-      # The second matters for parameters made anew: V-JEPA 1 had it not.
-      fields = {'positions': positions}
-      fields['scale_init_by_depth'] = positions != 'sincos'
+      positions = positions or _tell_positions(path, state, predictor_state)
+      # V-JEPA 1 had it not, which matters for parameters made anew.
+      scaled = positions != 'sincos'
+      fields = {'positions': positions, 'scale_init_by_depth': scaled}
       num_heads = num_heads or _find_heads(tensors)
       encoder, models['encoder_params'] = layout.read(
         encoder_table, tensors, fields=fields | told, num_heads=num_heads
@@ -317,9 +313,12 @@ def _find_heads(tensors: Tensors) -> int:
   )
 
 
-def _guess_positions(
+def _tell_positions(
   path: str | os.PathLike, state: State, predictor: State
 ) -> str:
+  """Tells the encoder's positions, or guesses and logs them."""
+  if 'norms_block.0.weight' in state:
+    return 'rope_rescaled'
   num_tokens = sum(key.startswith('mask_tokens.') for key in predictor)
   width = len(state.get('norm.weight', ()))
   positions = 'rope_tiled'
