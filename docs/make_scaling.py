@@ -35,8 +35,47 @@ _RECIPES = {
   'l16_v6e-256': ('vjepa1.py:l16', 'v6e:16x16', []),
   'h16_v6e-256': ('vjepa1.py:h16', 'v6e:16x16', ['fsdp=8']),
   'g16_v6e-256': ('vjepa2.py:g16', 'v6e:16x16', ['fsdp=8']),
+  'g16_v5e-16x256': (
+    'vjepa2.py:g16',
+    'v5e:16x16',
+    ['slices=16', 'fsdp=16', 'data.batch_size=12288'],
+  ),
+  'v2l16_v5e-256': ('vjepa2.py:l16', 'v5e:16x16', []),
+  **{
+    f'v21{variant}_{kind}-{chips}': (
+      f'vjepa21.py:variant={variant},numbers=release',
+      topology,
+      [f'fsdp={fsdp}'] if variant != 'l16' else [],
+    )
+    for variant in ('l16', 'g16', 'G16')
+    for kind, topology, chips, fsdp in (
+      ('v5e', 'v5e:16x16', 256, 16),
+      ('v5p', 'v5p:4x4x8', 128, 8),
+      ('v6e', 'v6e:16x16', 256, 8),
+    )
+  },
+  'v21G16_v5p-128_384': (
+    'vjepa21.py:variant=G16,stage=cooldown',
+    'v5p:4x4x8',
+    ['fsdp=8'],
+  ),
   'l16_h100-8': ('vjepa1.py:l16', 'h100:1x1x8', ['data.batch_size=192']),
 }
+# What V-JEPA 2.1 costs beside V-JEPA 2, on the same videos.
+_COST = {
+  'v2l16_v5e-256': ('vjepa2.py:l16', 'v5e:16x16', []),
+  'v21l16_v5e-256_videos': (
+    'vjepa21.py:variant=l16,numbers=release',
+    'v5e:16x16',
+    ['image.batch_size=0'],
+  ),
+  'v21l16_v5e-256': (
+    'vjepa21.py:variant=l16,numbers=release',
+    'v5e:16x16',
+    [],
+  ),
+}
+_POD = 'g16_v5e-16x256'
 _TUNING = {
   'l16_v5e-256_xla': ('vjepa1.py:l16', 'v5e:16x16', ['attention=xla']),
   'l16_v5e-256_none': ('vjepa1.py:l16', 'v5e:16x16', ['remat=none']),
@@ -95,7 +134,7 @@ def format_recipes():
     moved = sum(c['mib'] for c in (plan['collectives'] or {}).values())
     rows.append(
       [
-        f'`{config}`',
+        f'`{config}`' + ('' if 'jax' in plan else ' *'),
         f'{plan["slices"]} x {topology}'
         if plan['slices'] > 1
         else f'{topology}',
@@ -152,6 +191,40 @@ def format_hardware():
   return format_table(header, rows)
 
 
+def format_cost():
+  """Formats the table of V-JEPA 2.1 beside V-JEPA 2."""
+  rows, first = [], None
+  for name, plan in read_plans(_COST).items():
+    config, _, options = _COST[name]
+    first = first or plan
+    rows.append(
+      [
+        f'`{config}` ' + ' '.join(f'`--config.{o}`' for o in options),
+        f'{plan["hbm_gib"]:.1f}',
+      ]
+    )
+    for key, scale in (
+      ('minimum_flops_per_clip', 1e9),
+      ('flops_per_clip', 1e9),
+    ):
+      rows[-1].append(f'{plan[key] / scale:.0f} ({plan[key] / first[key]:.2f})')
+    seconds, base = (p['estimated_seconds']['total'] for p in (plan, first))
+    rows[-1].append(f'{seconds:.2f} ({seconds / base:.2f})')
+  header = ['recipe', 'GiB', 'least GFLOP a clip', 'ours', 'step, s']
+  return format_table(header, rows)
+
+
+def format_pod():
+  """Formats the collectives of a step on the largest machine."""
+  (plan,) = read_plans([_POD]).values()
+  rows = [
+    [kind, f'{found["count"]}', f'{found["mib"]:.0f}']
+    for kind, found in plan['collectives'].items()
+    if found['mib'] >= 0.5
+  ]
+  return format_table(['collective', 'a step', 'MiB a chip'], rows)
+
+
 def format_history():
   """Formats the table of what changed one recipe, commit by commit."""
   rows = [
@@ -194,11 +267,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--run', action='store_true')
   if parser.parse_args().run:
-    for name, arguments in (_RECIPES | _TUNING).items():
+    for name, arguments in (_RECIPES | _COST | _TUNING).items():
       if not (_PLANS / f'{name}.json').exists():
         run_plan(name, *arguments)
   for page, marker, table in (
     (_HERE / 'scaling.md', 'recipes', format_recipes()),
+    (_HERE / 'scaling.md', 'cost', format_cost()),
+    (_HERE / 'scaling.md', 'pod', format_pod()),
     (_HERE / 'scaling.md', 'history', format_history()),
     (_HERE / 'scaling.md', 'tuning', format_tuning()),
     (_HERE.parent / 'README.md', 'hardware', format_hardware()),

@@ -420,6 +420,7 @@ def test_decodes_no_more_than_a_clip_needs(videos, monkeypatch):
     ('long.mpg', 'mpeg2video', 40),
     ('long.avi', 'mpeg4', 40),
     ('packed.avi', 'mpeg4', 50),
+    ('long_h264.avi', 'libx264', 40),
   ],
 )
 def test_a_late_clip_of_any_container_needs_few_packets(

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from vjepa_jax.parallel import sharding
 from vjepa_jax.sets.toy import write_toy_videos
+from vjepa_jax.tasks import smoke
 
 STEPS = 4
 
@@ -84,32 +85,36 @@ RECIPES = {name: (name, {}) for name in _PLAIN} | {
 }
 
 
-def make_config(name, toy, backbone):
-  """Builds the config of a recipe at toy size."""
+def make_config(name, folder, workdir):
+  """Builds the config of a recipe at toy size, beside what is in a folder."""
   argument, overrides = RECIPES[name]
   module, _, options = argument.partition(':')
   config = importlib.import_module(f'configs.{module}').get_config(
     options or None
   )
   for key, value in overrides.items():
-    value = str(backbone) if value == 'BACKBONE' else value
+    value = str(folder / 'backbone') if value == 'BACKBONE' else value
     config.update_from_flattened_dict({key: value})
   if module in ('probe', 'decoder'):
-    shrink(config, module, toy, backbone)
+    shrink(config, module, folder)
   else:
-    config.smoke = True
-    if 'probe' in config and 'attentive_labels' in config.probe:
-      config.probe.attentive_labels = 0  # slow, and no part of the training
-    if config.task == 'quickstart':
-      config.task = 'pretrain'
+    config = smoke.shrink(config, workdir)
+    # No part of the training: one recipe shows that they run.
+    if config.task == 'pretrain' and name != 'vjepa1:l16':
+      config.diagnose_every_steps = 0
+      config.probe.update(train='', test='')
+    elif config.task == 'pretrain':
+      config.probe.attentive_labels = 0
+    config.compute_dtype = overrides.get('compute_dtype', 'float32')
   if jax.device_count() == 8:
     config.fsdp = 2
   return config
 
 
-def shrink(config, module, toy, backbone):
+def shrink(config, module, folder):
   """Shrinks recipes on top of a backbone, which know no smoke."""
-  config.backbone = str(backbone)
+  config.backbone = str(folder / 'backbone')
+  toy = str(folder / 'toy' / 'manifest.csv')
   config.compute_dtype = 'float32'
   config.total_steps = STEPS
   config.data.update(batch_size=8, num_workers=0)
@@ -191,13 +196,13 @@ def main_program(argv):
     results = json.loads(path.read_text())
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
-    toy = str(write_toy_videos(folder / 'toy', 12))
+    write_toy_videos(folder / 'toy', 12)
     backbone = folder / 'backbone'
     if any(n.startswith(('probe', 'decoder')) or 'teacher' in n for n in names):
-      run(make_config('small:random', toy, None), backbone)
+      run(make_config('small:random', folder, backbone), backbone)
     for i, name in enumerate(names):
       print(f'{i + 1}/{len(names)} {name}', flush=True)
-      config = make_config(name, toy, backbone)
+      config = make_config(name, folder, folder / str(i))
       results['recipes'][name] = run(config, folder / str(i))
       path.write_text(json.dumps(results, indent=1) + '\n')
 

@@ -1,26 +1,38 @@
 """main.py as a user runs it on one host: interrupted, resumed, mistaken."""
 
 import signal
+import sys
 
-from processes import finish, read_losses, wait_for_step
+from processes import TINY, finish, read_losses, wait_for_step
 import pytest
 from tiny import IMAGES
 
+from vjepa_jax.tools import command, train
 
-def test_killed_run_resumes_with_the_same_numbers(launcher, tmp_path):
-  finish(launcher.start(tmp_path / 'whole'))
-  killed = launcher.start(tmp_path / 'killed')
-  wait_for_step(tmp_path / 'killed', 4)
+
+@pytest.fixture(scope='module')
+def whole(launcher, tmp_path_factory):
+  """Workdir of a run that was left alone, and what it printed."""
+  workdir = tmp_path_factory.mktemp('whole')
+  output = finish(launcher.start(workdir, '--profile_steps=10:12'))  # the last
+  return workdir, output
+
+
+def test_killed_run_resumes_with_the_same_numbers(launcher, whole, tmp_path):
+  killed = launcher.start(tmp_path)
+  wait_for_step(tmp_path, 4)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
-  output = finish(launcher.start(tmp_path / 'killed'))
-  assert 'resumed from step' in output
-  expected = read_losses(tmp_path / 'whole')
+  assert 'resumed from step' in finish(launcher.start(tmp_path))
+  expected = read_losses(whole[0])
   assert list(expected) == list(range(1, 13))
-  assert read_losses(tmp_path / 'killed') == expected
-  # A finished run has nothing left to do, and says so by doing nothing.
-  finish(launcher.start(tmp_path / 'killed'))
-  assert read_losses(tmp_path / 'killed') == expected
+  assert read_losses(tmp_path) == expected
+
+
+def test_profile_is_a_trace_of_the_steps(whole):
+  workdir, output = whole
+  assert 'trace of steps 10 to 12' in output
+  assert list((workdir / 'profile').rglob('*.xplane.pb'))
 
 
 @pytest.mark.slow
@@ -63,12 +75,6 @@ def test_preempted_run_saves_and_leaves(launcher, tmp_path):
   assert max(read_losses(tmp_path)) == saved
 
 
-def test_profile_is_a_trace_of_the_steps(launcher, tmp_path):
-  output = finish(launcher.start(tmp_path, '--profile_steps=10:12'))  # the last
-  assert 'trace of steps 10 to 12' in output
-  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
-
-
 @pytest.mark.parametrize(
   'flags,message',
   [
@@ -81,23 +87,43 @@ def test_profile_is_a_trace_of_the_steps(launcher, tmp_path):
     ),
     (
       ['--config.encoder.sise=tiny'],
-      'there is no config.encoder.sise; config.encoder has init_std, pixel_n',
+      'there is no config.encoder.sise; config.encoder has init_std, levels',
     ),
     (['--config.batchsize=9'], 'there is no config.batchsize; config has atte'),
-    (['--config=configs/vjep1.py'], 'no such file; recipes of the package are'),
     (['--workdir=main.py/below'], 'main.py is a file, not a directory'),
     (['--config.attention=cudnn'], "there is 'auto', which is 'xla' here"),
     (['--config.task=dance'], "config.task 'dance' does not exist"),
     (['--config=configs/vjepa1.py:x99'], "variant 'x99' is not one of ['l16'"),
     (
-      ['--config.data.batch_size=9', '--config.clip.num_clips=2'],
-      'batch size 9 is not divisible by',
+      ['--config.data.batch_size=8', '--config.clip.num_clips=3'],
+      'batch size 8 is not divisible by 1 hosts x 3',
     ),
-    (['--config.data.sources.toy.path=/no/such/folder'], '/no/such/folder'),
   ],
 )
-def test_a_mistake_is_one_clear_line(launcher, tmp_path, flags, message):
-  output = finish(launcher.start(tmp_path, *flags), code=2)
+def test_a_mistake_is_one_clear_line(
+  toy_videos, tmp_path, monkeypatch, capsys, flags, message
+):
+  config = f'--config={TINY}:{toy_videos}', f'--workdir={tmp_path}'
+  monkeypatch.setattr(sys, 'argv', ['main.py', *config, *flags])
+
+  def parse_and_run():
+    options, words = command.parse(train.main, train.define_flags, sys.argv[1:])
+    return train.main(options, *words)
+
+  assert command.guard(parse_and_run) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ') and message in line
+
+
+@pytest.mark.parametrize(
+  'flag,message',
+  [
+    ('--config=configs/vjep1.py', 'no such file; recipes of the package are'),
+    ('--config.data.sources.toy.path=/no/such/folder', '/no/such/folder'),
+  ],
+)
+def test_nothing_else_is_shown_of_a_mistake(launcher, tmp_path, flag, message):
+  output = finish(launcher.start(tmp_path, flag), code=2)
   assert 'Traceback' not in output and 'Usage' not in output
   line = output.strip().splitlines()[-1]
   assert line.startswith('error: ') and message in line

@@ -3,10 +3,13 @@
 import ast
 import importlib
 import itertools
+import math
 
 import pytest
 
+from configs import vjepa21
 from vjepa_jax.models import zoo
+from vjepa_jax.tasks.program import get_grid, list_streams
 
 # Recipes, '|' and where the numbers stand; then fields by group.
 TABLE = """
@@ -255,6 +258,32 @@ def test_a_recipe_has_the_published_numbers(recipe):
       value = value[part]
     value = tuple(value) if isinstance(value, list) else value
     assert value == expected, f'{field}: {source}'
+
+
+# Shares of the tokens that are context, and that the predictor sees: means over
+# draws of the published masks, cut to the shortest of a GPU's batch.
+SHARES = {
+  'l16': dict(short=(0.225, 0.69), long=(0.055, 0.755), image=(0.16, 0.66)),
+  'l16,stage=cooldown': dict(
+    short=(0.27, 0.77), long=(0.085, 0.8), image=(0.195, 0.69)
+  ),
+  'l16,stage=cooldown,numbers=release': dict(
+    short=(0.23, 0.71), long=(0.06, 0.76), image=(0.16, 0.66)
+  ),
+}
+
+
+@pytest.mark.parametrize('arg', SHARES)
+def test_masks_show_and_use_the_published_shares_of_tokens(arg):
+  config = vjepa21.get_config(arg)
+  for stream, shape in list_streams(config).items():
+    num_tokens = math.prod(get_grid(config, stream))
+    for name in shape.mask_names:
+      mask = config.masks[name]
+      context, used = SHARES[arg][name]
+      counts = mask.context_tokens, mask.context_tokens + mask.target_tokens
+      assert counts[0] / num_tokens == pytest.approx(context, abs=0.03)
+      assert counts[1] / num_tokens == pytest.approx(used, abs=0.02)
 
 
 def test_named_sizes_are_the_published_ones():

@@ -1,5 +1,6 @@
 """What a run leaves of its config, and which recipes can be shrunk."""
 
+import errno
 import json
 import logging
 import types
@@ -17,6 +18,7 @@ from vjepa_jax.tasks.decoder import train_decoder
 from vjepa_jax.tasks.pretrain import pretrain
 from vjepa_jax.tasks.probe import probe as train_probe
 from vjepa_jax.tasks.quickstart import quickstart
+from vjepa_jax.tools import command
 from vjepa_jax.training.telemetry import read_metrics
 
 
@@ -55,10 +57,35 @@ def test_a_refused_command_leaves_the_config(run, changes, message):
   assert _read(workdir) == before
 
 
+def test_what_fails_before_the_loop_is_one_line_and_leaves_nothing_open(
+  run, monkeypatch, capsys
+):
+  config, workdir = run
+  closed = []
+  for kind in (session.Checkpoints, session.Feed):
+
+    def close(self, kind=kind, before=kind.close):
+      closed.append(kind)
+      before(self)
+
+    monkeypatch.setattr(kind, 'close', close)
+  path = workdir / 'metrics.jsonl'
+
+  def fail(*_, **__):
+    raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+  monkeypatch.setattr(session, 'Telemetry', fail)
+  assert command.guard(lambda: pretrain(config, workdir)) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ') and str(path) in line
+  assert closed == [session.Feed, session.Checkpoints]
+
+
 def test_a_resumed_run_says_what_changed(run, caplog):
   config, workdir = run
   config = config.copy_and_resolve_references()
   config.log_every_steps, config.checkpoint.keep = 7, 5
+  before = read_metrics(workdir)
   with caplog.at_level(logging.INFO, logger='absl'):
     pretrain(config, workdir)
   said = [r.getMessage() for r in caplog.records if 'was' in r.getMessage()]
@@ -67,6 +94,8 @@ def test_a_resumed_run_says_what_changed(run, caplog):
     'config.log_every_steps is 7 from step 1 on, was 1',
   ]
   assert _read(workdir)['checkpoint']['keep'] == 5
+  # A finished run has nothing left to do, and does nothing.
+  assert read_metrics(workdir) == before
 
 
 def test_other_data_must_be_accepted(run, toy_videos, tmp_path, caplog):
@@ -152,6 +181,6 @@ def test_a_shrunk_quickstart_is_its_pretraining(tmp_path):
 def test_what_needs_a_backbone_cannot_be_shrunk(recipe, task, tmp_path):
   config = recipe.get_config()
   config.smoke = True
-  with pytest.raises(ValueError, match='for recipes of pretraining and fine-'):
+  with pytest.raises(ValueError, match='for recipes of pretraining, fine-'):
     task(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

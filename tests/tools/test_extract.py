@@ -149,10 +149,10 @@ def test_an_interrupted_run_ends_with_the_same_files(
 ):
   read = extraction._read
 
-  def stop(source, options, index):
+  def stop(reader, index):
     if index == 9:
       raise KeyboardInterrupt
-    return read(source, options, index)
+    return read(reader, index)
 
   monkeypatch.setattr(extraction, '_read', stop)
   with pytest.raises(KeyboardInterrupt):
@@ -170,6 +170,14 @@ def test_an_interrupted_run_ends_with_the_same_files(
   # Nothing is left to do, and nothing is decoded.
   monkeypatch.setattr(extraction, '_read', lambda *_: pytest.fail('decodes'))
   assert _extract(manifest, tmp_path, model) == (11, 2)
+
+
+def test_what_killed_an_earlier_run_is_left_out(manifest, model, tmp_path):
+  (tmp_path / 'exclude.txt').write_text('missing.mp4\n')
+  assert _extract(manifest, tmp_path, model) == (11, 2)
+  lines = (tmp_path / 'quarantine.jsonl').read_text().splitlines()
+  assert json.loads(lines[0])['reason'] == 'excluded, it killed its reader'
+  assert not list(tmp_path.glob('reading*'))
 
 
 def test_two_hosts_write_what_one_writes(manifest, model, whole, tmp_path):

@@ -11,7 +11,9 @@ from configs import vjepa1, vjepa2
 from vjepa_jax.compilation import topology
 from vjepa_jax.compilation.plan import choose_plan, format_plan
 from vjepa_jax.errors import UserError
+from vjepa_jax.parallel import sharding
 from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.parallel.replicas import measure_readers
 from vjepa_jax.tasks.program import build_program, make_abstract_batch
 from vjepa_jax.tools import plan
 
@@ -86,6 +88,28 @@ def test_slices_are_joined_along_data():
     assert len({d.slice_index for d in row}) == 1
   with pytest.raises(ValueError, match='in each of 2 slices do not split'):
     make_mesh(8, devices)
+
+
+@tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize('fsdp,hosts', [(4, 1), (8, 2)])
+def test_one_slice_reads_a_checkpoint_each_host_its_part(
+  monkeypatch, fsdp, hosts
+):
+  monkeypatch.setattr(sharding, 'MIN_SHARDED_BYTES', 0)
+  mesh = make_mesh(fsdp, topology.get_devices('v5e:2x4', num_slices=2))
+  program = build_program(_toy(vjepa1.get_config('l16')), mesh, 90_000, 300)
+  states = program.abstract, program.shardings
+  assert measure_readers(*states, mesh) == {
+    'hosts': hosts,
+    'slices': 1,
+    'gib_a_host': pytest.approx(_count(program) / hosts / 2**30, rel=0.01),
+  }
+
+
+def _count(program):
+  state = program.abstract.replace(step=None, frozen=None)
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 @tpu_aot

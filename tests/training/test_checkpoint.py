@@ -9,6 +9,7 @@ import aiohttp
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vjepa_jax.data import storage
@@ -129,3 +130,18 @@ def test_another_model_or_storage_that_fails_is_no_damage(workdir, monkeypatch):
       _restore(workdir)
   assert (workdir / 'checkpoints' / '6').exists()
   chex.assert_trees_all_equal(_restore(workdir)[0], _make_state(6))
+
+
+def test_saving_small_copies_compiles_nothing(tmp_path):
+  place = sharding.replicate(make_mesh())
+  # Shapes that no other test has: programs are kept.
+  params = {'kernel': np.ones((56, 72), np.float32)}
+  state = jax.device_put(TrainState(np.int32(2), params, params, None), place)
+  compiled = []
+  listen = lambda name, _, **__: compiled.append(name)  # noqa: E731
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  checkpoints = checkpoint.Checkpoints(tmp_path, every_steps=2, keep=3)
+  checkpoints.save(2, state, {'samples': 1})
+  checkpoints.close()
+  jax.monitoring.unregister_event_duration_listener(listen)
+  assert not [name for name in compiled if 'compile' in name]

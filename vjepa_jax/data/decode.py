@@ -21,6 +21,7 @@ import av
 import numpy as np
 
 from vjepa_jax.data import images, mp4, pixels, storage
+from vjepa_jax.data.cache import open_cache
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.frame_index import index_frames
 from vjepa_jax.data.pixels import Box
@@ -97,8 +98,7 @@ def _find_file(path: str, limits: Limits) -> str | bytes:
   """Returns the path of a local video, or the bytes of a file."""
   try:
     if storage.is_remote(path):
-      _check_size(storage.measure(path), limits)
-      return storage.read(path)
+      return _fetch(path, limits)
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
       raise IsADirectoryError
@@ -120,6 +120,18 @@ def _find_file(path: str, limits: Limits) -> str | bytes:
     raise  # the latter is no fault of the video
   except (OSError, ValueError) as e:
     raise DecodeError(describe_error(e)) from e
+
+
+def _fetch(path: str, limits: Limits) -> bytes:
+  """Reads a remote file, from the local cache if it is there."""
+  cache = open_cache()
+  content = cache and cache.get(path)
+  if content is None:
+    _check_size(storage.measure(path), limits)
+    content = storage.read(path)
+    if cache:
+      cache.put(path, content)
+  return content
 
 
 def _check_size(size: int, limits: Limits) -> None:

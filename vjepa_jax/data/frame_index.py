@@ -8,13 +8,15 @@ import dataclasses
 import av
 import numpy as np
 
-from vjepa_jax.data import mp4, mpeg4
+from vjepa_jax.data import h264, mp4, mpeg4
 from vjepa_jax.data.container import Container
 from vjepa_jax.data.video import DecodeError
 
 # How much shorter than the header's duration a Matroska file may be.
 _DURATION_SLACK_SECONDS = 1.0
 _DURATION_SLACK_FRACTION = 0.05
+# Who finds out when the pictures of an AVI file are shown, by codec.
+_ORDERS = {'h264': h264.Order, 'mpeg4': mpeg4.Order}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,9 @@ def _scan_packets(container: Container) -> FrameIndex:
   # AVI has no presentation times, and libav's guesses depend on where
   # decoding started.
   is_guessed = container.format == 'avi' and bool(container.codec.has_b_frames)
-  is_mpeg4 = is_guessed and container.codec.name == 'mpeg4'
-  pictures, key_dts = [], []
+  order, key_dts = None, []
+  if is_guessed and container.codec.name in _ORDERS:
+    order = _ORDERS[container.codec.name]()
   pts, keys, num_packets, end, first = [], [], 0, 0.0, None
   for packet in container.demux(all_streams=is_matroska):
     if is_matroska and packet.pts is not None:
@@ -93,10 +96,9 @@ def _scan_packets(container: Container) -> FrameIndex:
       continue
     if is_vp8 and not bytes(packet)[0] & 0x10:
       continue  # A hidden reference (RFC 6386, section 9.1).
-    if is_mpeg4:
-      kinds = mpeg4.read_kinds(bytes(packet))
-      pictures.append((packet.dts, packet.size, kinds))
-      if packet.is_keyframe:
+    if order:
+      can_start = order.add(packet.dts, bytes(packet))
+      if can_start and packet.is_keyframe:
         key_dts.append(packet.dts)
     if packet.pts is None:
       is_guessed = True
@@ -105,7 +107,7 @@ def _scan_packets(container: Container) -> FrameIndex:
     if packet.is_keyframe:
       keys.append(packet.pts)
   _check_complete(container, num_packets, end)
-  display_times = mpeg4.order_pictures(pictures) if is_mpeg4 else None
+  display_times = order and order.compute_times()
   if display_times:
     container.display_times = display_times
     pts = list(display_times.values())
@@ -122,7 +124,7 @@ def _scan_packets(container: Container) -> FrameIndex:
     by_ordinal=by_ordinal,
     coded_size=(first.height, first.width),
     quarter_turns=round(first.rotation / 90) % 4,
-    is_packed=any(len(kinds) > 1 for _, _, kinds in pictures),
+    is_packed=bool(order) and order.is_packed,
   )
 
 

@@ -170,14 +170,15 @@ class Journal:
     return dataclasses.replace(self, excluded=excluded)
 
 
-def open_journal(workdir: str, index: int) -> Journal:
+def open_journal(workdir: str, index: int, reader: str = '') -> Journal:
   """Opens the journal of a host.
 
   Args:
     workdir: Of the run; remote or local.
     index: Of the host, which adds to a file of its own and obeys all.
+    reader: Name of who reads, where others of this host read something else.
   """
-  folder = os.path.join(workdir, f'reading-{index}')
+  folder = os.path.join(workdir, f'reading-{reader}{index}')
   if storage.is_remote(workdir):
     run = hashlib.sha256(folder.encode()).hexdigest()[:16]
     folder = os.path.join(tempfile.gettempdir(), f'vjepa_jax-reading-{run}')
@@ -230,6 +231,15 @@ def find_killers(
       del notes[0]
       ends = []
   return reasons
+
+
+def exclude_killers(loader: Any) -> Any:
+  """Returns the loader without what killed readers of its journal."""
+  journal = loader.journal
+  reasons = find_killers(loader, journal.take())
+  return (
+    _replace_journal(loader, journal.exclude(reasons)) if reasons else loader
+  )
 
 
 def is_to_blame(ends: Sequence[int]) -> bool:
@@ -323,11 +333,8 @@ class _LastingIterator(grain.DatasetIterator):
 
   def _exclude_killers(self) -> bool:
     """Excludes what killed its reader; returns whether there was something."""
-    journal = self._loader.journal
-    reasons = find_killers(self._loader, journal.take())
-    if reasons:
-      self._loader = _replace_journal(self._loader, journal.exclude(reasons))
-    return bool(reasons)
+    before, self._loader = self._loader, exclude_killers(self._loader)
+    return self._loader is not before
 
   def close(self) -> None:
     if self._closed:

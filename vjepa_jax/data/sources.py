@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from vjepa_jax.data import images, manifests, storage
+from vjepa_jax.data.cache import open_cache
 from vjepa_jax.data.records import NO_LABEL, Record, VideoFeatures, unpack
 from vjepa_jax.data.remote_shards import RemoteShards
 from vjepa_jax.data.shards import Shards, check_complete
@@ -75,6 +76,7 @@ def open_source(path: str, **options) -> Source:
     UserError: if a manifest or the path is malformed.
   """
   path = os.fspath(path)
+  open_cache()  # A mistake in its settings is one of all videos.
   if path.startswith('tfds:'):
     name, _, split = path.removeprefix('tfds:').rpartition('/')
     if not name:

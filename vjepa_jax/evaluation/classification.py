@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 import numpy as np
 
 from vjepa_jax.data import decode, shards, sources
-from vjepa_jax.data.clip import ClipOptions, read_clips
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.features import join_segments
+from vjepa_jax.data.readers import Journal
 from vjepa_jax.data.records import check_label
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching
+from vjepa_jax.evaluation.reading import Reader, open_reader
 from vjepa_jax.progress import make_bar
 
 
@@ -94,28 +96,33 @@ def load_batches(
   batch_size: int,
   own: Sequence[int],
   num_threads: int,
+  journal: Journal | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields the rows `own` of all batches of labelled videos or features.
 
-  These are clips uint8 `[rows, clips, T, H, W, 3]`, see `read_clips`, or
+  These are clips uint8 `[rows, clips, T, H, W, 3]`, see `read_timed_clips`, or
   features `[rows, 1, tokens, D]`; and labels int32 `[rows]`, -1 of what cannot
-  be read or is past the end.
+  be read or is past the end. The journal has what killed this process before.
   """
-  read = _make_read(source, options, num_classes)
   starts = range(0, len(source), batch_size)
   indices = (start + int(row) for start in starts for row in own)
-  with futures.ThreadPoolExecutor(num_threads) as pool:
+  with (
+    open_reader(source, options, journal or Journal()) as reader,
+    futures.ThreadPoolExecutor(num_threads) as pool,
+  ):
+    read = _make_read(reader, num_classes)
     videos = shards.map_ahead(pool, read, indices, len(own) + num_threads)
     for _ in starts:
       clips, labels = zip(*itertools.islice(videos, len(own)), strict=True)
       yield np.stack(clips), np.array(labels, np.int32)
 
 
-def _make_read(source, options: ClipOptions | None, num_classes: int):
+def _make_read(reader: Reader, num_classes: int):
   """Makes the function from an index to (clips or features, label).
 
   The label is -1 of a video that cannot be read or is not there.
   """
+  source, options = reader.source, reader.options
   if options is None:
     empty = np.zeros_like(join_segments(sources.find_usable(source).features))
   else:
@@ -131,7 +138,7 @@ def _make_read(source, options: ClipOptions | None, num_classes: int):
       check_label(record, num_classes)
       if options is None:
         return join_segments(record.features), record.label
-      return read_clips(record, options), record.label
+      return reader.cut(record, index)[0], record.label
     except decode.DecodeError as error:
       logging.warning('left out %s: %s', error.name or record.name, error)
       return empty, -1

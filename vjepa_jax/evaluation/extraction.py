@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.data import decode, shards, sources, storage
-from vjepa_jax.data.clip import ClipOptions, read_timed_clips
+from vjepa_jax.data import decode, readers, shards, sources, storage
+from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.records import VideoFeatures, pack
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching
+from vjepa_jax.evaluation.reading import Reader, open_reader
 from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
@@ -92,23 +93,16 @@ def start(
   ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
   bad_files = os.path.join(output, 'quarantine.jsonl')
   num_threads = num_threads or len(os.sched_getaffinity(0))
-  ahead = max(2 * num_threads, 2 * batch_size // options.num_clips)
-
-  def convert(missing):
-    # Decoding goes on across the borders of shards; batches do not, so that
-    # the bytes of a shard do not depend on what was written before it.
-    read = functools.partial(_read, source, options)
-    indices = itertools.chain.from_iterable(missing)
-    with futures.ThreadPoolExecutor(num_threads) as threads:
-      decoded = shards.map_ahead(threads, read, indices, ahead)
-      for part in missing:
-        videos = itertools.islice(decoded, len(part))
-        yield _encode_shard(videos, encode, batch_size)
 
   def write(index, count):
     _check_counts(len(source), num_shards, index, count)
     own = range(index, num_shards, count)
-    bad = shards.write_shards(paths, ranges, own, convert, bad_files)
+    journal = readers.open_journal(output, index)
+    with open_reader(source, options, journal) as reader:
+      convert = functools.partial(
+        _convert, reader, encode, batch_size, num_threads
+      )
+      bad = shards.write_shards(paths, ranges, own, convert, bad_files)
     num_videos = sum(len(ranges[i]) for i in own)
     if len(bad) == num_videos:
       raise UserError(
@@ -134,8 +128,30 @@ def _check_counts(num_videos, num_shards, host_index, num_hosts):
     )
 
 
+def _convert(
+  reader: Reader,
+  encode: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+  batch_size: int,
+  num_threads: int,
+  missing: list[range],
+) -> Iterator[Iterator[bytes | shards.BadFile]]:
+  """Yields for each of the missing shards its records.
+
+  Decoding goes on across the borders of shards; batches do not, so that the
+  bytes of a shard do not depend on what was written before it.
+  """
+  read = functools.partial(_read, reader)
+  indices = itertools.chain.from_iterable(missing)
+  ahead = max(2 * num_threads, 2 * batch_size // reader.options.num_clips)
+  with futures.ThreadPoolExecutor(num_threads) as threads:
+    decoded = shards.map_ahead(threads, read, indices, ahead)
+    for part in missing:
+      videos = itertools.islice(decoded, len(part))
+      yield _encode_shard(videos, encode, batch_size)
+
+
 def _read(
-  source: sources.Source, options: ClipOptions, index: int
+  reader: Reader, index: int
 ) -> tuple[VideoFeatures, np.ndarray] | shards.BadFile:
   """Decodes the clips of one video, or says why it cannot.
 
@@ -144,8 +160,8 @@ def _read(
     uint8 `[segments, frames, size, size, 3]`.
   """
   try:
-    record = source[index]
-    clips, times = read_timed_clips(record, options)
+    record = reader.source[index]
+    clips, times = reader.cut(record, index)
   except decode.DecodeError as error:
     return shards.BadFile(error.name or record.name, str(error))
   empty, ends = np.zeros(0), times[:, [0, -1]]

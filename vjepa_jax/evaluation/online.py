@@ -10,6 +10,7 @@ import numpy as np
 
 from vjepa_jax.data import sources
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.data.readers import Journal
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import batching, classification, probing
 from vjepa_jax.models.encoder import Encoder
@@ -33,6 +34,7 @@ def make_online_probe(
   attentive_labels: int | None,
   attentive_steps: int,
   num_threads: int = 2,
+  journals: tuple[Journal, Journal],
 ) -> Callable[[TrainState], dict[str, float]]:
   """Makes the function from a state to what probes of its target score.
 
@@ -51,6 +53,7 @@ def make_online_probe(
       for none: it needs all tokens, and with them more memory.
     attentive_steps: Updates of the attentive probe.
     num_threads: Decoding threads of a host.
+    journals: Of this host's readers of `train` and `test`.
   """
   few = attentive_labels or 0
 
@@ -71,8 +74,8 @@ def make_online_probe(
   own = batching.get_own_rows(mesh, batch_size)
   options = dataclasses.replace(options, num_clips=1)
   train_clips, test_clips = (
-    _load(_choose(source, max_clips), options, batch_size, own, num_threads)
-    for source in (train, test)
+    _load(source, max_clips, options, batch_size, own, num_threads, journal)
+    for source, journal in zip((train, test), journals, strict=True)
   )
 
   def evaluate(state: TrainState) -> dict[str, float]:
@@ -98,22 +101,23 @@ def make_online_probe(
   return evaluate
 
 
-def _choose(source: sources.Source, max_clips: int) -> sources.Source:
-  """Chooses videos of a source at random, always the same."""
-  order = np.random.default_rng(0).permutation(len(source))
-  return sources.Subset(source, np.sort(order[:max_clips]))
-
-
 def _load(
   source: sources.Source,
+  max_clips: int,
   options: ClipOptions,
   batch_size: int,
   own: np.ndarray,
   num_threads: int,
+  journal: Journal,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Decodes a host's rows of all batches of clips and labels."""
+  """Decodes a host's rows of all batches of clips and labels.
+
+  At most `max_clips`, chosen at random, always the same.
+  """
+  order = np.random.default_rng(0).permutation(len(source))
+  source = sources.Subset(source, np.sort(order[:max_clips]))
   batches = classification.load_batches(
-    source, options, _MOST_CLASSES, batch_size, own, num_threads
+    source, options, _MOST_CLASSES, batch_size, own, num_threads, journal
   )
   total = -(-len(source) // batch_size)
   return list(make_bar(batches, total=total, desc='decoding', leave=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import jax
@@ -53,6 +54,36 @@ def place_on_first(wanted: Any, replicas: Mesh) -> Any | None:
   return jax.tree.map(
     lambda x: x.update(sharding=NamedSharding(first, x.sharding.spec)), wanted
   )
+
+
+def measure_readers(tree: Any, shardings: Any, mesh: Mesh) -> dict[str, float]:
+  """Measures how a state is read: by one replica, which sends it to the others.
+
+  Args:
+    tree: The state, or its shapes.
+    shardings: Of its leaves.
+    mesh: Their mesh, of devices that need not be attached.
+
+  Returns:
+    The number of hosts, the slices that they are in, and what each reads, GiB.
+  """
+  replicas = split_replicas(mesh)
+  devices = mesh.devices if replicas is None else replicas.devices[0]
+  readers = list(devices.flat)
+  own = [d for d in readers if d.process_index == readers[0].process_index]
+
+  def measure(leaf, place):
+    parts = place.devices_indices_map(leaf.shape)
+    count = len({str(parts[device]) for device in own})
+    size = math.prod(place.shard_shape(leaf.shape))
+    return count * size * leaf.dtype.itemsize
+
+  sizes = jax.tree.leaves(jax.tree.map(measure, tree, shardings))
+  return {
+    'hosts': len({device.process_index for device in readers}),
+    'slices': len({getattr(device, 'slice_index', 0) for device in readers}),
+    'gib_a_host': sum(sizes) / 2**30,
+  }
 
 
 def broadcast(tree: Any | None, wanted: Any, replicas: Mesh) -> Any:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vjepa_jax.data import pipeline, sources
 from vjepa_jax.data.clip import Clips, load_clips
+from vjepa_jax.data.readers import open_journal
 from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation.online import make_online_probe
 from vjepa_jax.interop.load import describe
@@ -59,7 +60,7 @@ def pretrain(
     make_diagnose(encoder, config.microbatches),
     out_shardings=sharding.replicate(run.mesh),
   )
-  evaluate = make_evaluate(config, encoder, run.mesh)
+  evaluate = make_evaluate(config, encoder, run)
   modules = program.abstract.params
   model = {name: describe(getattr(objective, name)) for name in modules}
   state = run.open(program, model)
@@ -144,7 +145,7 @@ def _check_sources(sources: ConfigDict, field: str) -> None:
 
 
 def make_evaluate(
-  config: ConfigDict, encoder: Encoder, mesh: Mesh
+  config: ConfigDict, encoder: Encoder, run: Session
 ) -> Callable[[TrainState], dict[str, float]] | None:
   """Makes the online probe of the target; None if it is off."""
   probe = config.probe
@@ -152,7 +153,7 @@ def make_evaluate(
     return None
   return make_online_probe(
     encoder,
-    mesh,
+    run.mesh,
     sources.open_source(probe.train),
     sources.open_source(probe.test),
     pipeline.ClipOptions(**config.clip),
@@ -161,6 +162,10 @@ def make_evaluate(
     attentive_labels=probe.attentive_labels,
     attentive_steps=probe.attentive_steps,
     num_threads=config.data.num_threads,
+    journals=tuple(
+      open_journal(str(run.workdir), jax.process_index(), f'{part}-')
+      for part in ('train', 'test')
+    ),
   )
 
 

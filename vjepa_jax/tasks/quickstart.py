@@ -1,5 +1,7 @@
 """The quickstart: data, baselines, pretraining, probes, a table, a picture."""
 
+from collections.abc import Callable
+import dataclasses
 import json
 import time
 from typing import Any
@@ -10,7 +12,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vjepa_jax.data import sources
+from vjepa_jax.data.clip import Clips
 from vjepa_jax.evaluation import baselines, batching, dense
+from vjepa_jax.models.encoder import Encoder
 from vjepa_jax.parallel import mesh as mesh_lib
 from vjepa_jax.parallel import sharding
 from vjepa_jax.plots import training as pictures
@@ -53,56 +57,33 @@ def quickstart(
     config.probe.batch_size,
     'config.probe.batch_size',
   )
-  few = config.motion.few_clips
-  options = dict(
-    num_heads=encoder.num_heads, steps=config.probe.attentive_steps
-  )
-
-  halves = [dense.join_halves(x, encoder, config.seed) for x in (train, test)]
-
-  def score(params):
-    features, places = (
-      [extract(params, clips.videos) for clips in pair]
-      for pair in ((train, test), halves)
-    )
-    labels = train.labels, test.labels
-    found = baselines.score_features(labels, few, features, **options)
-    return found | dense.score_places(*halves, places)
-
-  # What the same probes reach on pixels and on an untrained encoder, first.
+  probes = _Probes(config, encoder, extract, train, test)
+  # What they reach on pixels and on an untrained encoder, first.
   path = workdir / 'baselines.json'
   if path.exists():
     scores = json.loads(path.read_text())
   else:
     logging.info('baselines: raw pixels, and the encoder before training')
-    pixels, position = dense.score_baselines(*halves, encoder)
-    scores = {
-      'pixels': pixels
-      | baselines.score_pixels(train, test, encoder, few, **options),
-      'differences': baselines.score_differences(train, test, few),
-      'position': position,
-      'random_init': score(untrained),
-    }
+    scores = probes.score_baselines(untrained)
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(scores, indent=2))
-  print(baselines.format_table(scores, len(train.labels), few))
-  print(baselines.format_places(scores))
+  print(probes.format(scores))
 
   train_start = time.perf_counter()
   state = pretraining.pretrain(config, workdir, profile_steps)
   if state is None:
     return None
   seconds['train'] = time.perf_counter() - train_start
-  scores['pretrained'] = score(state.target)
+  scores['pretrained'] = probes.score(state.target)
   seconds['total'] = time.perf_counter() - start - download_seconds
   metrics = read_metrics(workdir)
   results = _summarize(scores, metrics) | {'seconds': seconds}
   text = (
-    f'{baselines.format_table(scores, len(train.labels), few)}\n'
-    f'{baselines.format_places(scores)}\n'
+    f'{probes.format(scores)}\n'
     f'target std {results["target_std"]:.3f}, effective rank '
     f'{results["effective_rank"]:.1f} of {encoder.width}\n'
-    f'{len(train.labels)} ({few}) labelled, {len(test.labels)} held-out clips, '
+    f'{len(train.labels)} ({config.motion.few_clips}) labelled, '
+    f'{len(test.labels)} held-out clips, '
     f'{seconds["total"]:.0f} s without downloads'
   )
   report(workdir, results, text)
@@ -113,6 +94,58 @@ def quickstart(
   }
   _draw(config, workdir / 'report.png', shown, features, metrics)
   return results
+
+
+@dataclasses.dataclass
+class _Probes:
+  """Probes of the labelled clips, and what is to be said of them."""
+
+  config: ConfigDict
+  encoder: Encoder
+  extract: Callable[[Any, np.ndarray], np.ndarray]
+  train: Clips
+  test: Clips
+
+  def __post_init__(self):
+    self._few = self.config.motion.few_clips
+    self._halves = [
+      dense.join_halves(clips, self.encoder, self.config.seed)
+      for clips in (self.train, self.test)
+    ]
+    self._options = dict(
+      num_heads=self.encoder.num_heads, steps=self.config.probe.attentive_steps
+    )
+
+  def score(self, params: Any) -> baselines.Scores:
+    """Scores the features of an encoder."""
+    features, places = (
+      [self.extract(params, clips.videos) for clips in pair]
+      for pair in ((self.train, self.test), self._halves)
+    )
+    labels = self.train.labels, self.test.labels
+    found = baselines.score_features(
+      labels, self._few, features, **self._options
+    )
+    return found | dense.score_places(*self._halves, places)
+
+  def score_baselines(self, untrained: Any) -> dict[str, baselines.Scores]:
+    """Scores what needs no training, an untrained encoder among it."""
+    clips = self.train, self.test
+    pixels, position = dense.score_baselines(*self._halves, self.encoder)
+    return {
+      'pixels': pixels
+      | baselines.score_pixels(
+        *clips, self.encoder, self._few, **self._options
+      ),
+      'differences': baselines.score_differences(*clips, self._few),
+      'position': position,
+      'random_init': self.score(untrained),
+    }
+
+  def format(self, scores: dict[str, baselines.Scores]) -> str:
+    """Formats both tables."""
+    table = baselines.format_table(scores, len(self.train.labels), self._few)
+    return f'{table}\n{baselines.format_places(scores)}'
 
 
 def _summarize(

@@ -23,6 +23,7 @@ from ml_collections import config_dict
 from vjepa_jax.compilation import flops, topology
 from vjepa_jax.compilation.plan import choose_plan, format_plan, plan_step
 from vjepa_jax.parallel.mesh import make_mesh
+from vjepa_jax.parallel.replicas import measure_readers
 from vjepa_jax.progress import make_bar
 from vjepa_jax.tasks.program import (
   build_objective,
@@ -64,6 +65,7 @@ def make_plan(
   traced = jax.jit(step).trace(program.abstract, batch)
   minimum = sum(flops.count_flops(traced.jaxpr))
   return {
+    'jax': jax.__version__,
     'topology': name,
     'slices': num_slices,
     'devices': len(devices),
@@ -72,6 +74,11 @@ def make_plan(
     'attention': program.objective.encoder.attention,
     'microbatches': config.microbatches,
     'batch_size': config.data.batch_size,
+    'restore': measure_readers(
+      program.abstract.replace(frozen=None),
+      program.shardings.replace(frozen=None),
+      mesh,
+    ),
     **plan_step(program, batch, minimum, mesh, chip),
   }
 

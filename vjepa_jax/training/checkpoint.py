@@ -20,6 +20,9 @@ from vjepa_jax.training.damage import (
 from vjepa_jax.training.state import TrainState
 
 _TREES = ('params', 'target', 'opt_state')
+# Copies of an array on several devices are written in parts, one a device. To
+# cut a smaller part takes a program, which takes longer to compile.
+_MIN_PART_BYTES = 2**20
 
 
 def get_directory(workdir: epath.PathLike) -> epath.Path:
@@ -240,6 +243,9 @@ class Checkpoints:
         [preserve, policies.EveryNSteps(keep_every_steps)]
       )
     self._every_steps = every_steps
+    self._context = ocp.Context()
+    saving = self._context.array.saving
+    saving.min_slice_bytes_for_replica_parallel = _MIN_PART_BYTES
     self._metadata = {'model': dict(model or {}), 'data': dict(data or {})}
     self._checkpointer = ocp.training.Checkpointer(
       get_directory(workdir),
@@ -275,11 +281,12 @@ class Checkpoints:
     """
     if step == self.latest_step():
       return
-    self._checkpointer.save_checkpointables_async(
-      step,
-      {**_get_trees(state), 'position': {'samples': progress['samples']}},
-      custom_metadata=self._metadata | {'progress': dict(progress)},
-    )
+    with self._context:
+      self._checkpointer.save_checkpointables_async(
+        step,
+        {**_get_trees(state), 'position': {'samples': progress['samples']}},
+        custom_metadata=self._metadata | {'progress': dict(progress)},
+      )
 
   def wait(self) -> None:
     """Waits until what was started is saved; raises what went wrong."""

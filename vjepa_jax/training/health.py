@@ -99,6 +99,11 @@ def _select(metrics: Metrics, name: str) -> list[float]:
   return [line[name] for line in metrics if name in line]
 
 
+def _select_losses(metrics: Metrics) -> list[float]:
+  """Losses on what is hidden alone: weights of other terms may rise."""
+  return _select(metrics, 'loss_prediction') or _select(metrics, 'loss')
+
+
 def _average_ends(values: list[float]) -> tuple[float, float]:
   """Means of the first and of the last values."""
   return fmean(values[:_MIN_DIAGNOSES]), fmean(values[-_MIN_DIAGNOSES:])
@@ -134,8 +139,7 @@ def _find_divergence(metrics: Metrics) -> Finding | None:
       f'the gradient norm of the encoder is {norm:.3g}, {norm / usual:.0f} '
       'times the largest of the first half'
     )
-  # Not the whole: the weight of the loss on visible tokens may rise.
-  first, last = _average_ends(_select(metrics, 'loss_prediction') or losses)
+  first, last = _average_ends(_select_losses(metrics))
   if last > _EXPLODED_LOSS * first:
     return diverged(
       f'the loss is {last:.3g}, {last / first:.1f} times that of the start, '
@@ -184,7 +188,7 @@ def _find_rank_loss(metrics: Metrics) -> Finding | None:
 
 def _find_stall(metrics: Metrics) -> Finding | None:
   """Neither loss nor targets have moved since the start."""
-  losses = _select(metrics, 'loss')
+  losses = _select_losses(metrics)
   ranks = _select(metrics, 'effective_rank')
   if len(ranks) < _MIN_DIAGNOSES or len(losses) < 4 * _MIN_DIAGNOSES:
     return None
@@ -277,7 +281,7 @@ def _describe_learning(
   metrics: Metrics, first: dict[str, Any], last: dict[str, Any]
 ) -> Finding:
   """Says what the loss means in a run without a finding."""
-  losses = _select(metrics, 'loss')
+  losses = _select_losses(metrics)
   size = max(1, len(losses) // 10)
   starts = range(0, len(losses) - size + 1, size)
   low = min(fmean(losses[i : i + size]) for i in starts)

@@ -116,12 +116,18 @@ class _Metrics:
       values['data_wait_host'] = int(waits.argmax())
     self._telemetry.write(step, values)
 
-  def summarize(self) -> dict[str, int]:
-    """Counts over all hosts and lives of the run, for a checkpoint."""
+  def summarize(self, evaluated: bool) -> dict[str, Any]:
+    """Says how far all hosts and lives of the run have come, for a checkpoint.
+
+    Args:
+      evaluated: Whether an evaluation that is due has been done.
+    """
     _, replaced = np.transpose(jax.device_get(self._gather(0.0)))
-    return {
+    return self._feed.progress | {
       'replaced': self._replaced + int(replaced.sum()),
       'skipped': int(self._counts[1]),
+      'evaluated': evaluated,
+      'seconds': self._telemetry.goodput.measure(),
     }
 
   def _gather(self, wait: float) -> Any:
@@ -256,16 +262,8 @@ def train(
       if saves:
         with telemetry.pause('save'):
           telemetry.flush()
-          checkpoints.save(
-            step,
-            state,
-            metrics.summarize()
-            | feed.progress
-            | {
-              'evaluated': not (due and preempted),
-              'seconds': telemetry.goodput.measure(),
-            },
-          )
+          evaluated = not (due and preempted)
+          checkpoints.save(step, state, metrics.summarize(evaluated))
       if last or preempted:
         trace.update(step)  # it may end here
         break
