@@ -149,7 +149,6 @@ def format_recipes():
         else '-',
         f'{seconds["total"]:.2f}' if seconds else '-',
         f'{plan["estimated_mfu"]:.0%}' if plan['estimated_mfu'] else '-',
-        f'{plan["compile_seconds"]:.0f}',
       ]
     )
   header = [
@@ -164,7 +163,6 @@ def format_recipes():
     'Mcycles',
     'step, s',
     'MFU',
-    'compile, s',
   ]
   return format_table(header, rows)
 
