@@ -197,7 +197,7 @@ def format_cost():
     first = first or plan
     rows.append(
       [
-        f'`{config}` ' + ' '.join(f'`--config.{o}`' for o in options),
+        ' '.join([f'`{config}`', *(f'`--config.{o}`' for o in options)]),
         f'{plan["hbm_gib"]:.1f}',
       ]
     )

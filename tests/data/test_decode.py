@@ -352,7 +352,7 @@ def test_missing_frames_are_not_replaced_by_others(videos):
 @pytest.mark.parametrize(
     'name', ['short_gop.mp4', 'h264.mkv', 'hevc.mp4', 'odd.webm', 'mpeg4.avi',
              'mpeg2.ts', 'av1.mp4', 'h264.ts', 'picture.gif', 'mpeg2.mpg',
-             'mpeg4_b.avi', 'packed.avi'],
+             'mpeg4_b.avi', 'packed.avi', 'h264.avi'],
 )  # fmt: skip
 def test_random_damage_gives_frames_or_a_reason(videos, name):
   original = videos(name).read_bytes()
@@ -376,7 +376,7 @@ def test_random_damage_gives_frames_or_a_reason(videos, name):
 @pytest.mark.parametrize(
     'name', ['short_gop.mp4', 'open_gop.mp4', 'h264.mkv', 'h264.ts',
              'hevc.mp4', 'odd.webm', 'mpeg4.avi', 'mpeg4_b.avi', 'packed.avi',
-             'mpeg2.ts', 'mpeg2.mpg'],
+             'mpeg2.ts', 'mpeg2.mpg', 'h264.avi'],
 )  # fmt: skip
 @pytest.mark.parametrize('step', [1, 3, 13, 29])
 def test_gaps_between_wanted_frames_change_nothing(videos, name, step):
