@@ -36,7 +36,7 @@ Departures, each said once:
 - The third level of G16 is block 37, counted from 0, as released; 35 in the
   paper.
 - The cooldown weighs all visible tokens alike, and at once, as released; the
-  paper does not say.
+  paper does not say. `distill_2`, too short for a warm-up, has them at once.
 """
 
 from ml_collections import config_dict
@@ -108,7 +108,7 @@ def get_config(arg: str | None = None):
     size=size,
     positions='rope_rescaled',
     scale_init_by_depth=True,
-    levels=not is_distilled,
+    levels=True,
     modalities=True,
   )
   config.predictor.update(num_heads=12, depth=12 if is_distilled else depth)
@@ -144,6 +144,6 @@ def get_config(arg: str | None = None):
     config.total_steps = 12_000
     config.schedule_scale = schedule_scale
     config.learning_rate.update(kind='linear', value=6e-4, final=1e-6)
-    dense.update(context_warmup_steps=(0, 0), context_distance=False)
+    dense.update(context_warmup_steps=(0, 0), context_distance=is_distilled)
     config.init_average = is_distilled
   return config

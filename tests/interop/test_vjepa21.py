@@ -163,6 +163,7 @@ def test_files_that_are_refused(reference, read, tmp_path):
     ({'pixel_norm': 'clip'}, 'normalises pixels by'),
     ({'positions': 'sincos'}, "has positions 'sincos'"),
     ({'levels': ()}, "has positions 'rope_rescaled'"),
+    ({'levels': (0, 5, 8, 11)}, 'are not those of the official code'),
   ):
     other = dataclasses.replace(
       weights, encoder=weights.encoder.clone(**changes)

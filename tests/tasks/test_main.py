@@ -43,11 +43,17 @@ def test_killed_stages_with_images_resume_with_the_same_numbers(
   common = [f'--config.{name}={value}' for name, value in images.items()]
   teacher = tmp_path / 'teacher'
   finish(launcher.start(teacher, *common))
+  distill = [
+    f'--config.objective.vjepa21.teacher={teacher}',
+    '--config.encoder.size=mini',
+  ]
   stages = {
     'cooldown': [f'--config.init_from={teacher}'],
-    'distill': [
-      f'--config.objective.vjepa21.teacher={teacher}',
-      '--config.encoder.levels=False',
+    'distill_1': distill,
+    'distill_2': [
+      *distill,
+      f'--config.init_from={tmp_path / "distill_1"}',
+      '--config.init_average=True',
     ],
   }
   for name, flags in stages.items():

@@ -117,7 +117,7 @@ MIXTURE_21 vjepa21:b16,stage=distill_2 | the same
   clip: frames=64 resolution=384
   image: resolution=512
   learning_rate: kind='linear' value=6e-4 final=1e-6 warmup_steps=None
-  objective.vjepa21: context_warmup_steps=(0,0) context_distance=False
+  objective.vjepa21: context_warmup_steps=(0,0)
 vjepa21:g16,numbers=release | V-JEPA 2.1, configs/train_2_1/vitg16/pretrain
   config: total_steps=300000
   clip: frames=16
@@ -143,13 +143,16 @@ vjepa21:b16,stage=cooldown,numbers=release | configs/train_2_1/vitb16
   encoder: size='base' levels=True
   predictor: depth=12
 vjepa21:l16,stage=distill_1 | V-JEPA 2.1, distillation
-  encoder: size='large' levels=False
+  encoder: size='large' levels=True
   predictor: depth=12
   config: init_average=False
 vjepa21:b16,stage=distill_2 | the same
-  encoder: size='base' levels=False
+  encoder: size='base' levels=True
   predictor: depth=12
   config: init_average=True
+  objective.vjepa21: context_distance=True
+MIXTURE_21 | V-JEPA 2.1, as released
+  objective.vjepa21: context_distance=False
 MIXTURE_21 | V-JEPA 2.1, table 3
   data.sources: ssv2.weight=.17 kinetics.weight=.01 howto100m.weight=.1
   data.sources: yt_temporal_1b.weight=.72

@@ -1,5 +1,6 @@
-"""The two stages of SALT: pixels teach a teacher, and that a student."""
+"""Teachers: of pixels in the two stages of SALT, and of V-JEPA 2.1."""
 
+import functools
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import make_config
 
+from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import read_weights
 from vjepa_jax.tasks import pretrain as pretraining
 from vjepa_jax.training.telemetry import read_metrics
@@ -79,6 +81,40 @@ def test_student_resumes_with_the_teacher_it_had(toy_videos, teacher, tmp_path):
   shutil.rmtree(later / 'checkpoints' / '4')
   with pytest.raises(ValueError, match='no longer holds step 4, only'):
     pretraining.pretrain(_make_student(toy_videos, later), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_second_stage_of_distillation_goes_on_from_the_average(
+  toy_videos, teacher, tmp_path
+):
+  changes = {
+    'objective.kind': 'vjepa21',
+    'objective.vjepa21.teacher': str(teacher),
+    'encoder.levels': True,
+  }
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  state = pretraining.pretrain(_make_config(toy_videos, changes), first)
+  predictor = state.params['predictor']
+  # The last level of the teacher, of whatever level the student has.
+  assert predictor['embed']['kernel'].shape[0] == 48
+  for name in ('proj', 'proj_context'):
+    assert predictor[name]['bias'].shape == (128,)
+  # Norms of levels that nothing looks at stay as they are, as released.
+  assert (state.params['encoder']['norm_0']['scale'] == 1).all()
+  assert (state.params['encoder']['norm']['scale'] != 1).any()
+
+  still = {'total_steps': 1, 'learning_rate.value': 0.0}
+  changes |= still | {'learning_rate.start': 0.0, 'init_average': True}
+  with pytest.raises(UserError, match='which is empty: give the workdir'):
+    pretraining.pretrain(_make_config(toy_videos, changes), second)
+  changes['init_from'] = str(first)
+  after = pretraining.pretrain(_make_config(toy_videos, changes), second)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-7)
+  for found in (after.params['encoder'], after.target):
+    jax.tree.map(close, found, state.target)
+  jax.tree.map(
+    np.testing.assert_array_equal, after.params['predictor'], predictor
+  )
 
 
 @pytest.mark.parametrize(

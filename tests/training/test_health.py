@@ -108,8 +108,11 @@ def test_a_rising_loss_with_rich_targets_is_explained():
   assert finding.state == 'learning' and 'no harm' in finding.evidence
   # A weight that rises is no divergence, as long as predictions are not worse.
   rising = {'loss': lambda i: 0.5 + 0.1 * i, 'gradient_norm_encoder': 0.1}
-  falling = {'loss_prediction': lambda i: 0.5 - 0.01 * i}
+  falling = {'loss_prediction': lambda i: 0.5 - 0.01 * i, 'loss_context': 1.0}
   (finding,) = health.find(_repeat(20, **rising, **falling))
   assert finding.state == 'learning' and 'no harm' not in finding.evidence
-  assert _states(_repeat(20, **rising)) == ['divergence']
+  images = {'image/loss_prediction': rising['loss']}
+  assert _states(_repeat(20, **rising, **falling, **images)) == ['divergence']
+  # Terms of other objectives count.
+  assert _states(_repeat(20, loss_prediction=0.5, **rising)) == ['divergence']
   assert _states(_repeat(2)) == ['too early']

@@ -34,6 +34,6 @@ def decode(content: bytes) -> np.ndarray:
       return np.array(ImageOps.exif_transpose(image).convert('RGB'))
   except DecodeError:
     raise
-  except (OSError, ValueError, SyntaxError) as e:
+  except Exception as e:  # What reads images and their tags has no common one.
     reason = ' '.join(str(e).replace(str(io.BytesIO), '').split())
     raise DecodeError(f'cannot read the image: {reason}') from e

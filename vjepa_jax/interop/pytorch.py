@@ -21,6 +21,7 @@ ENCODERS = ('target_encoder', 'ema_encoder', 'encoder')
 _POSITIONS_21 = 'rope_rescaled', 'rope_interleaved'
 # Mask tokens that the code builds a predictor with; the first one is trained.
 _NUM_MASK_TOKENS, _NUM_MASK_TOKENS_21 = 10, 8
+_PREDICTOR_HEADS = 12  # of V-JEPA 2 and 2.1
 
 
 def read_checkpoint(
@@ -82,7 +83,7 @@ def read_checkpoint(
         models |= _tell_clips(state['pos_embed'], encoder.tubelet)
       if with_predictor and predictor_state:
         used.append(Tensors(predictor_state, 'predictor'))
-        heads = num_heads if positions == 'sincos' else 12
+        heads = num_heads if positions == 'sincos' else _PREDICTOR_HEADS
         if predictor_table is names.ACTION_PREDICTOR:
           heads, models['one_step'] = 16, content.get('one_step', True)
         fields['positions'] = predictor_positions or positions
@@ -124,6 +125,11 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
         f'the {name} has positions {model.positions!r}; the official code of '
         f'{"V-JEPA 2.1" if is_21 else "V-JEPA 2"} has {" and ".join(positions)}'
       )
+  if is_21 and encoder.levels != zoo.LEVELS.get(encoder.depth):
+    raise WeightsError(
+      f'the levels {encoder.levels} of {encoder.depth} blocks are not those of '
+      f'the official code, {zoo.LEVELS.get(encoder.depth)}'
+    )
   if encoder.pixel_norm != 'imagenet':
     raise WeightsError(
       f'the encoder normalises pixels by {encoder.pixel_norm!r}; the official '
@@ -147,7 +153,19 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
   elif predictor is not None:
     params = dict(weights.predictor_params)
     count = _NUM_MASK_TOKENS_21 if is_21 else _NUM_MASK_TOKENS
-    missing = max(count - len(params['mask_tokens']), 0)
+    missing = count - len(params['mask_tokens'])
+    if missing < 0:
+      raise WeightsError(
+        f'the predictor has {count - missing} mask tokens; the official code '
+        f'has {count}'
+      )
+    if predictor.num_heads != _PREDICTOR_HEADS:
+      logging.warning(
+        'the predictor has %d heads, which no file says: the official code '
+        'builds it with %d',
+        predictor.num_heads,
+        _PREDICTOR_HEADS,
+      )
     params['mask_tokens'] = np.pad(
       params['mask_tokens'], [(0, missing), (0, 0)]
     )

@@ -75,7 +75,14 @@ def find_curves(
 _MAX_DEPTH = 48
 # Titles of charts, and the labels of the metrics in each.
 CURVES = (
-  ('loss', {'loss': 'loss', 'loss_prediction': 'its prediction term'}),
+  (
+    'loss',
+    {
+      'loss': 'loss',
+      'loss_prediction': 'its prediction term',
+      'image/loss_prediction': 'the same of images',
+    },
+  ),
   (
     'standard deviation of targets',
     {

@@ -50,6 +50,7 @@ def train_decoder(
   step = choose_step(config, workdir)
   world = _load_world(config, step)
   loader = _make_loader(config, world)
+  world = world._replace(frames=loader.options.frames)
   run = Session(config, workdir, loader, profile_steps)
   models = _build(config, run.mesh, world)
   clip = loader.options

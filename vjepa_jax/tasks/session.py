@@ -129,8 +129,13 @@ class Session:
       )
       self._goodput.resume(self._progress.get('seconds', {}))
       return state
+    average = config.get('init_average', False)
+    if average and not config.init_from:
+      raise UserError(
+        'config.init_average takes the average of config.init_from, which is '
+        'empty: give the workdir of the stage before'
+      )
     if config.get('init_from'):
-      average = config.get('init_average', False)
       return take_over(config.init_from, program, config.seed, average)
     init = jax.jit(program.init, out_shardings=shardings.replace(frozen=None))
     return init(jax.random.key(config.seed))
@@ -214,7 +219,7 @@ class Session:
     """Prepares what starts to read, at the place that the run has come to."""
     progress = {'samples': self._progress['samples']}
     samples = {'samples': self._clips_per_step // self.loader.num_clips}
-    if self._image_loader:
+    if self._image_loader or 'images' in self._progress:
       progress['images'] = self._progress.get('images', 0)
       samples['images'] = self._images_per_step
     batches = self.make_batches(*progress.values())

@@ -108,7 +108,7 @@ def _shrink_pretraining(config, manifest):
     attentive_steps=_STEPS,
   )
   if not _is_toy(config.init_from):
-    config.init_from = ''
+    config.init_from, config.init_average = '', False
   dense, salt = config.objective.vjepa21, config.objective.salt
   if dense.context_warmup_steps[1]:
     dense.context_warmup_steps = (1, 3)

@@ -100,8 +100,9 @@ def _select(metrics: Metrics, name: str) -> list[float]:
 
 
 def _select_losses(metrics: Metrics) -> list[float]:
-  """Losses on what is hidden alone: weights of other terms may rise."""
-  return _select(metrics, 'loss_prediction') or _select(metrics, 'loss')
+  """Losses; on what is hidden alone where the weight of the rest may rise."""
+  has_context = bool(_select(metrics, 'loss_context'))
+  return _select(metrics, 'loss_prediction' if has_context else 'loss')
 
 
 def _average_ends(values: list[float]) -> tuple[float, float]:
@@ -139,12 +140,13 @@ def _find_divergence(metrics: Metrics) -> Finding | None:
       f'the gradient norm of the encoder is {norm:.3g}, {norm / usual:.0f} '
       'times the largest of the first half'
     )
-  first, last = _average_ends(_select_losses(metrics))
-  if last > _EXPLODED_LOSS * first:
-    return diverged(
-      f'the loss is {last:.3g}, {last / first:.1f} times that of the start, '
-      'more than any richness of the targets explains'
-    )
+  parts = _select_losses(metrics), _select(metrics, 'image/loss_prediction')
+  for first, last in map(_average_ends, filter(None, parts)):
+    if last > _EXPLODED_LOSS * first:
+      return diverged(
+        f'the loss is {last:.3g}, {last / first:.1f} times that of the start, '
+        'more than any richness of the targets explains'
+      )
   return None
 
 
