@@ -85,6 +85,7 @@ def test_extrinsics_may_be_left_out(model, inputs):
   assert jnp.abs(out - apply(*inputs)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_kernels_agree(model, inputs):
   _, apply = model
   for fields in (

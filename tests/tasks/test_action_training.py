@@ -1,9 +1,11 @@
 """Training of the predictor with actions: it learns, resumes and is loaded."""
 
 import importlib
+import signal
 
 import jax
 import numpy as np
+from processes import finish, read_losses, wait_for_step
 import pytest
 
 from configs import action as recipe
@@ -44,6 +46,7 @@ def _keep(numbers):
   return {k: v for k, v in numbers.items() if not k.startswith(measured)}
 
 
+@pytest.mark.slow
 def test_it_learns_what_actions_do(run):
   workdir, state = run
   assert int(state.step) == 30 and state.target is None
@@ -72,6 +75,7 @@ def test_a_resumed_run_gives_the_same_numbers(
   jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
 
 
+@pytest.mark.slow
 def test_the_result_is_loaded_with_its_encoder(run):
   workdir, state = run
   weights = read_weights(workdir)
@@ -102,6 +106,36 @@ def test_the_encoder_of_another_run_is_read_again(run, config, tmp_path):
     found.encoder_params,
     expected.encoder_params,
   )
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(launcher, tmp_path):
+  path = write_episodes(tmp_path / 'episodes', 8, size=(32, 32))
+  flags = [
+    f'--config.data.sources.episodes.path={path}',
+    '--config.state_kind=pose',
+    '--config.clip.fps=5',
+    '--config.encoder.size=nano',
+    '--config.encoder.tubelet=(2,8,8)',
+    '--config.predictor.depth=1',
+    '--config.objective.rollout_prefix=random',
+    '--config.data.batch_size=4',
+    '--config.total_steps=12',
+    '--config.learning_rate.warmup_steps=2',
+    '--config.checkpoint.every_steps=4',
+    '--config.log_every_steps=1',
+  ]
+  recipe = 'configs/action.py:discs'
+  finish(launcher.start(tmp_path / 'whole', *flags, config=recipe))
+  killed = launcher.start(tmp_path / 'killed', *flags, config=recipe)
+  wait_for_step(tmp_path / 'killed', 4)
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
+  output = finish(launcher.start(tmp_path / 'killed', *flags, config=recipe))
+  assert 'resumed from step' in output
+  expected = read_losses(tmp_path / 'whole')
+  assert list(expected) == list(range(1, 13))
+  assert read_losses(tmp_path / 'killed') == expected
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,9 @@ def test_teacher_forcing_alone(batch):
   assert run({'video': still})[1]['loss_copy'] == 0.0
 
 
-@pytest.mark.parametrize('modalities', [False, True])
+@pytest.mark.parametrize(
+  'modalities', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_each_frame_is_encoded_alone(modalities):
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (2, 3, 16, 24, 3), np.uint8)

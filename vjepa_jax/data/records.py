@@ -2,9 +2,10 @@
 
 The bytes are the length of a header as a little-endian uint32, the header, JSON
 in UTF-8 with `label` and `name` among its fields, and the content: an encoded
-file, or features.
+file, or features; of an episode the arrays as npz and after them the file.
 """
 
+import io
 import json
 import struct
 from typing import NamedTuple
@@ -63,10 +64,19 @@ def check_label(record: Record | VideoFeatures, num_classes: int) -> None:
     )
 
 
-def pack(record: Record | VideoFeatures) -> bytes:
+def pack(record: Record | VideoFeatures | Episode) -> bytes:
   """Encodes a record whose video is the bytes of a file, or features."""
   fields = record._asdict()
-  if isinstance(record, VideoFeatures):
+  if isinstance(record, Episode):
+    arrays = {k: x for k, x in fields.items() if isinstance(x, np.ndarray)}
+    with io.BytesIO() as buffer:
+      np.savez(buffer, **arrays)
+      content = buffer.getvalue()
+    fields = {k: fields[k] for k in ('name', 'first_frame')}
+    fields |= {'label': NO_LABEL, 'episode': len(content)}
+    if 'video' not in arrays:
+      content += record.video
+  elif isinstance(record, VideoFeatures):
     features = fields.pop('features')
     content = np.ascontiguousarray(features).tobytes()
     fields['times'] = np.asarray(record.times).tolist()
@@ -80,7 +90,7 @@ def pack(record: Record | VideoFeatures) -> bytes:
   return struct.pack('<I', len(header)) + header + content
 
 
-def unpack(data: bytes) -> Record | VideoFeatures:
+def unpack(data: bytes) -> Record | VideoFeatures | Episode:
   """Decodes what `pack` encoded; features are read-only.
 
   Raises:
@@ -91,6 +101,11 @@ def unpack(data: bytes) -> Record | VideoFeatures:
     fields = json.loads(data[4 : 4 + length])
     label, name = int(fields['label']), str(fields['name'])
     content, form = memoryview(data)[4 + length :], fields.get('features')
+    if 'episode' in fields:
+      size = fields['episode']
+      with np.load(io.BytesIO(content[:size])) as file:
+        arrays = {'video': bytes(content[size:]), **file}
+      return Episode(**arrays, name=name, first_frame=fields['first_frame'])
     if form is None:
       return Record(bytes(content), label, name)
     features = np.frombuffer(content, form['dtype']).reshape(form['shape'])

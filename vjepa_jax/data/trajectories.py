@@ -70,6 +70,13 @@ class EpisodeFolder:
     return sources.hash_text(os.path.basename(f) for f in self._files)
 
 
+class EpisodeShards(sources.ArrayRecordSource):
+  """The shards that `vjepa_jax.tools.prepare_episodes` writes."""
+
+  _KIND = Episode
+  _REFUSAL = 'the shards hold no episodes'
+
+
 def open_trajectories(path: str, camera: str = '') -> Any:
   """Opens episodes by the form of their path.
 
@@ -77,6 +84,7 @@ def open_trajectories(path: str, camera: str = '') -> Any:
     path: one of
       `*.csv` or `*.txt`: folders of DROID, see `robots.DroidEpisodes`;
       a folder with meta/info.json: see `robots.LeRobotEpisodes`;
+      a folder of ArrayRecord shards: see `EpisodeShards`;
       any other folder: see `EpisodeFolder`.
     camera: Which one, of data sets with several; '' for the first.
 
@@ -89,7 +97,10 @@ def open_trajectories(path: str, camera: str = '') -> Any:
     return robots.DroidEpisodes(path, camera)
   if storage.exists(os.path.join(path, robots.LEROBOT_INFO)):
     return robots.LeRobotEpisodes(path, camera)
-  return EpisodeFolder(path)
+  files = storage.list_files(path)
+  if any('.array_record' in os.path.basename(file) for file in files):
+    return EpisodeShards(path)
+  return EpisodeFolder(path, files)
 
 
 def check_episode(episode: Episode, state_kind: str) -> None:
