@@ -48,6 +48,7 @@ _PLAIN = (
   'probe:diving48,probe=v2',
   'decoder:small',
   'decoder:large',
+  'action:droid_release',
 )
 # Config arguments and what is changed in them.
 RECIPES = {name: (name, {}) for name in _PLAIN} | {
@@ -165,6 +166,7 @@ def run_task(config, workdir):
     'finetune': 'finetune',
     'probe': 'probe',
     'decoder': 'train_decoder',
+    'action': 'train_action',
   }
   module = importlib.import_module(f'vjepa_jax.tasks.{config.task}')
   assert getattr(module, tasks[config.task])(config, workdir, None) is not None

@@ -23,6 +23,7 @@ FAST = {
     'small:random+regularizers',
     'probe:folder,probe=linear',
     'decoder:small',
+    'action:droid_release',
   ),
   '8': ('vjepa1:l16', 'finetune:folder'),
 }
