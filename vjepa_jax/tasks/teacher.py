@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop.load import read_encoder
 from vjepa_jax.models.encoder import Encoder
+from vjepa_jax.parallel import hosts
 from vjepa_jax.training import checkpoint
 
 
@@ -85,7 +86,9 @@ def load_teacher(
         'another --workdir'
       )
   else:
-    used = {'path': path, 'step': checkpoint.read_model(path)[0]}
+    # Of one host for all: the teacher may be in training still.
+    step = hosts.gather(str(checkpoint.read_model(path)[0]))[0]
+    used = {'path': path, 'step': int(step)}
   try:
     params = checkpoint.load_item(path, abstract, shardings, step=used['step'])
   except ValueError as error:
