@@ -1,12 +1,17 @@
 """main.py as a user runs it on one host: interrupted, resumed, mistaken."""
 
+import json
+import os
+import shlex
 import signal
+import subprocess
 import sys
 
-from processes import TINY, finish, read_losses, wait_for_step
+from processes import ROOT, TINY, finish, read_losses, wait_for_step
 import pytest
 from tiny import IMAGES
 
+from configs import vjepa21
 from vjepa_jax.tools import command, train
 
 
@@ -68,6 +73,30 @@ def test_killed_stages_with_images_resume_with_the_same_numbers(
     expected = read_losses(whole)
     assert list(expected) == list(range(1, 13))
     assert read_losses(killed) == expected
+
+
+@pytest.mark.slow
+def test_the_stages_of_vjepa21_run_as_their_recipe_says(
+  tmp_path, compilation_cache
+):
+  text = vjepa21.__doc__.partition('Options:')[0]
+  commands = [shlex.split(x) for x in text.splitlines() if 'main.py' in x]
+  assert len(commands) == 4
+  for _, main, *flags in commands:
+    subprocess.run(
+      [sys.executable, ROOT / main, *flags, '--config.smoke=True'],
+      cwd=tmp_path,
+      env=os.environ
+      | {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_COMPILATION_CACHE_DIR': str(compilation_cache),
+      },
+      check=True,
+      timeout=600,
+    )
+  teacher = json.loads((tmp_path / 'runs/l16/teacher.json').read_text())
+  assert teacher == {'path': 'runs/G16_cooldown', 'step': 4}
+  assert list(read_losses(tmp_path / 'runs/l16')) == [1, 2, 3, 4]
 
 
 def test_preempted_run_saves_and_leaves(launcher, tmp_path):

@@ -1,5 +1,6 @@
 """Shrinks recipes to toy size, so that each one can be run anywhere."""
 
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -107,21 +108,24 @@ def _shrink_pretraining(config, manifest):
     batch_size=8,
     attentive_steps=_STEPS,
   )
-  if not _is_toy(config.init_from):
-    config.init_from, config.init_average = '', False
+  config.init_from = _keep_toy(config.init_from)
+  config.init_average &= bool(config.init_from)
   dense, salt = config.objective.vjepa21, config.objective.salt
   if dense.context_warmup_steps[1]:
     dense.context_warmup_steps = (1, 3)
-  if not _is_toy(dense.teacher):
-    dense.teacher = ''
-  if salt.teacher and not _is_toy(salt.teacher):
-    salt.teacher = ''
-    config.objective.kind = 'vjepa'
+  dense.teacher = _keep_toy(dense.teacher or '')
+  if salt.teacher:
+    salt.teacher = _keep_toy(salt.teacher)
+    if not salt.teacher:
+      config.objective.kind = 'vjepa'
 
 
-def _is_toy(path):
-  """Says whether a workdir is of a smoke run; others have models too large."""
-  return bool(path) and (epath.Path(path) / _VIDEOS).exists()
+def _keep_toy(path):
+  """Returns the workdir of a smoke run; '' for others, of no toy size."""
+  if path and not (epath.Path(path) / _VIDEOS).exists():
+    logging.warning('%s is no smoke run: this one goes without it', path)
+    return ''
+  return path
 
 
 def _fit_counts(grid, options):
