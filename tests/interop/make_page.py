@@ -14,9 +14,9 @@ of what is expected.
 
 References: `transformers` (VJEPA2Model, VJEPA2ForVideoClassification); the
 package `vjepa` (V-JEPA 1's own modules) where it is installed; and
-`tests/interop/reference.py` and `reference21.py`, encoder, predictor and
-training loop written in torch from the papers, with the names and shapes of the
-published files. No released file of V-JEPA 2.1 was at hand.
+`tests/interop/reference.py`, `reference21.py` and `reference_ac.py`, encoders,
+predictors and training loops written in torch from the papers, with the names
+and shapes of the published files. No released file of V-JEPA 2.1 was at hand.
 
 """
 

@@ -6,6 +6,7 @@ import cv2
 import pytest
 
 from configs import quickstart as recipe
+from vjepa_jax.evaluation import dense
 from vjepa_jax.evaluation.baselines import METHODS
 from vjepa_jax.sets.toy import write_toy_videos
 from vjepa_jax.tasks import quickstart as task
@@ -41,6 +42,10 @@ def test_results_are_complete(finished):
   for method in METHODS:
     assert set(results[method]) == {'random_init', 'pretrained', 'pixels'}
     assert all(0 <= v <= 1 for v in results[method].values())
+  for share in dense.METHODS:
+    rows = {'random_init', 'pretrained', 'pixels', 'position'}
+    assert set(results[share]) == rows
+    assert all(0 <= v <= 1 for v in results[share].values())
   assert set(results['seconds']) == {'data', 'train', 'total'}
   assert results['target_std'] > 0 and results['effective_rank'] >= 1
   picture = cv2.imread(str(workdir / 'report.png'))
