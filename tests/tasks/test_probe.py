@@ -11,11 +11,14 @@ import pytest
 
 from configs import probe as recipe
 from vjepa_jax.data import pipeline, sources, transforms
+from vjepa_jax.errors import UserError
 from vjepa_jax.evaluation import extraction
 from vjepa_jax.interop.layout import Weights
-from vjepa_jax.interop.load import read_weights
+from vjepa_jax.interop.load import make_abstract, read_weights
 from vjepa_jax.models import zoo
+from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.tasks import probe as task
+from vjepa_jax.tasks.backbone import read_backbone
 from vjepa_jax.tools import convert
 from vjepa_jax.training import loop
 from vjepa_jax.training.checkpoint import Checkpoints, read_model
@@ -73,6 +76,33 @@ def _make_config(backbone, splits, arg='folder'):
 def finished(backbone, splits, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('probe')
   return workdir, task.probe(_make_config(backbone, splits), workdir)
+
+
+def test_images_and_levels_of_vjepa21(backbone, splits, tmp_path):
+  encoder = zoo.build_encoder(
+    'nano',
+    tubelet=(2, 8, 8),
+    positions='rope_rescaled',
+    levels=True,
+    modalities=True,
+  )
+  params = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32), make_abstract(encoder)
+  )
+  convert.write_workdir(tmp_path, Weights(encoder, params))
+  config = recipe.get_config(f'in1k_image,backbone={tmp_path}')
+  assert read_backbone(config).encoder == encoder
+  assert config.clip.frames == 1
+  config.backbone = str(backbone)
+  with pytest.raises(UserError, match='frames of the clip, 1, is not'):
+    read_backbone(config)
+  config = _make_config(tmp_path, splits, 'diving48')
+  config.probe.num_heads = None
+  grid = task._build_grid(config, encoder, 48, make_mesh(1))
+  assert grid.layers == encoder.levels == (0, 1)
+  config.layers = (1, 2)
+  with pytest.raises(UserError, match='layers'):
+    task._build_grid(config, encoder, 48, make_mesh(1))
 
 
 def test_results_say_what_was_selected_and_how(finished):
