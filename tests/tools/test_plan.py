@@ -7,7 +7,7 @@ from commands import start_command
 import jax
 import pytest
 
-from configs import vjepa1, vjepa2
+from configs import action, vjepa1, vjepa2
 from vjepa_jax.compilation import topology
 from vjepa_jax.compilation.plan import choose_plan, format_plan
 from vjepa_jax.errors import UserError
@@ -110,6 +110,23 @@ def test_one_slice_reads_a_checkpoint_each_host_its_part(
 def _count(program):
   state = program.abstract.replace(step=None, frozen=None)
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+@pytest.mark.slow
+@tpu_aot
+@needs_libtpu
+def test_a_predictor_with_actions_is_planned():
+  config = action.get_config('droid_release')
+  config.encoder.size = 'nano'
+  config.predictor.update(width=64, depth=2, num_heads=2)
+  config.clip.update(frames=4, resolution=64)
+  config.data.batch_size = 8
+  answer = plan.make_plan(config, 'v5e:2x2')
+  assert answer['fits'] and answer['attention'] == 'pallas'
+  assert {'parameters', 'moments', 'frozen'} == set(answer['state_gib'])
+  config.data.batch_size = 9
+  with pytest.raises(UserError, match='a batch of 9 clips is not divisible'):
+    plan.make_plan(config, 'v5e:2x2')
 
 
 @tpu_aot

@@ -116,3 +116,17 @@ def test_a_rising_loss_with_rich_targets_is_explained():
   # Terms of other objectives count.
   assert _states(_repeat(20, loss_prediction=0.5, **rising)) == ['divergence']
   assert _states(_repeat(2)) == ['too early']
+
+
+@pytest.mark.parametrize('prefix', ['', 'held_out_'])
+def test_predictions_are_measured_by_the_frame_before(prefix):
+  def make(share, count):
+    names = f'{prefix}loss_copy', f'{prefix}loss_teacher_forcing'
+    line = dict(zip(names, (0.5, 0.5 * share), strict=True))
+    return [{'step': step, 'loss': 1.0, **line} for step in range(count)]
+
+  assert _states(make(0.5, 40)) == ['predicting']
+  assert '0.50 of the error' in str(health.find(make(0.5, 40))[0])
+  assert _states(make(1.2, 8)) == ['predicting']  # it has only begun
+  (finding,) = health.find(make(1.2, 40))
+  assert (finding.state, finding.severity) == ('copying would do', 'warning')

@@ -81,6 +81,10 @@ CURVES = (
       'loss': 'loss',
       'loss_prediction': 'its prediction term',
       'image/loss_prediction': 'the same of images',
+      'loss_teacher_forcing': 'of the next frame',
+      'loss_rollout': 'of imagined frames',
+      'loss_copy': 'of the frame before',
+      'held_out_loss_teacher_forcing': 'of the next frame, held out',
     },
   ),
   (

@@ -7,6 +7,7 @@ import itertools
 from absl import logging
 from etils import epath
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -22,12 +23,14 @@ from vjepa_jax.parallel import sharding
 from vjepa_jax.tasks import backbone as backbones
 from vjepa_jax.tasks.program import (
   Program,
+  check_batch,
   get_compute,
   make_program,
   make_rate,
 )
 from vjepa_jax.tasks.session import Session, prepare
 from vjepa_jax.training.objectives.action import ActionPrediction
+from vjepa_jax.training.objectives.base import Batch
 from vjepa_jax.training.schedules import make_schedule
 from vjepa_jax.training.state import TrainState
 
@@ -45,7 +48,9 @@ def train_action(
   loader = _make_loader(config)
   episode = trajectories.check_source(loader.sources[0], config.state_kind)
   run = Session(config, workdir, loader, profile_steps)
-  program = _build_program(config, run, encoder, episode)
+  program = build_program(
+    config, run.mesh, run.total_steps, run.steps_per_epoch, encoder, episode
+  )
   evaluate = _make_evaluate(config, run, program)
   model = {
     'action_predictor': describe(program.objective.predictor),
@@ -105,11 +110,27 @@ def _make_loader(config: ConfigDict) -> trajectories.TrajectoryLoader:
   )
 
 
-def _build_program(
-  config: ConfigDict, run: Session, encoder: Encoder, episode: Episode
+def build_program(
+  config: ConfigDict,
+  mesh: Mesh,
+  total_steps: int,
+  steps_per_epoch: float,
+  encoder: Encoder,
+  episode: Episode,
 ) -> Program:
-  """Puts a predictor on an encoder, which is frozen, or on its features."""
-  encoder = encoder.clone(remat='none', **get_compute(config, run.mesh))
+  """Puts a predictor on an encoder, which is frozen, or on its features.
+
+  Args:
+    config: See `configs/action.py`.
+    mesh: Devices, attached or not.
+    total_steps, steps_per_epoch: Of the schedules.
+    encoder: The backbone.
+    episode: Any one, for its sizes.
+
+  Raises:
+    UserError: They do not fit together.
+  """
+  encoder = encoder.clone(remat='none', **get_compute(config, mesh))
   has_features = isinstance(episode.video, np.ndarray)
   if has_features and episode.video.shape[-1] != encoder.width:
     raise UserError(
@@ -133,15 +154,41 @@ def _build_program(
     encoder, predictor, seed=config.seed, **config.objective
   )
   schedules = {
-    'learning_rate': make_rate(
-      config, run.total_steps, run.steps_per_epoch, offset=1
-    ),
+    'learning_rate': make_rate(config, total_steps, steps_per_epoch, offset=1),
     'weight_decay': make_schedule(
-      'constant', value=config.weight_decay, total_steps=run.total_steps
+      'constant', value=config.weight_decay, total_steps=total_steps
     ),
   }
   frozen = None if has_features else make_abstract(encoder)
-  return make_program(config, objective, schedules, run.mesh, frozen)
+  return make_program(config, objective, schedules, mesh, frozen)
+
+
+def build_abstract(
+  config: ConfigDict, mesh: Mesh, total_steps: int, steps_per_epoch: float
+) -> tuple[Program, Batch]:
+  """Builds the program, and the shapes of a batch, without data and backbone.
+
+  The encoder is that of the config; states are poses with a gripper.
+  """
+  clip, rows = config.clip, config.data.batch_size
+  check_batch(config, mesh, rows)
+  states = np.zeros((1, 7), np.float32)
+  episode = Episode('', states, np.zeros(1), '', states[:, :6], states)
+  encoder = zoo.build_encoder(**config.encoder)
+  program = build_program(
+    config, mesh, total_steps, steps_per_epoch, encoder, episode
+  )
+  sides = clip.resolution, clip.resolution, 3
+  shapes = {'states': (clip.frames, 7), 'actions': (clip.frames - 1, 7)}
+  if config.extrinsics:
+    shapes['extrinsics'] = clip.frames, 6
+  stream = {
+    name: jax.ShapeDtypeStruct((rows, *shape), np.float32)
+    for name, shape in shapes.items()
+  }
+  frames = (rows, clip.frames, *sides)
+  stream['pixels'] = jax.ShapeDtypeStruct(frames, np.uint8)
+  return program, {'video': stream}
 
 
 def _make_evaluate(

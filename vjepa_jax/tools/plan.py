@@ -1,9 +1,11 @@
-r"""Plans a pretraining run on TPUs or GPUs that are not attached.
+r"""Plans a run, pretraining or actions, on TPUs or GPUs that are not there.
 
 python -m vjepa_jax.tools.plan --config=configs/vjepa2.py:g16 \
   --config.fsdp=16 --topology=v5e:16x16
 python -m vjepa_jax.tools.plan --config=configs/vjepa1.py:l16 \
   --topology=v5e:16x16 --slices=2 --json=plan.json --fit
+python -m vjepa_jax.tools.plan --config=configs/action.py:droid_paper \
+  --config.fsdp=16 --topology=v5e:8x8
 
 Compiles the very step that main.py runs, with its shardings, and prints what it
 needs. Seconds and MFU are estimates that rank variants of a program; nothing
@@ -18,6 +20,7 @@ from typing import Any
 
 from absl import flags
 import jax
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from vjepa_jax.compilation import flops, topology
@@ -25,13 +28,15 @@ from vjepa_jax.compilation.plan import choose_plan, format_plan, plan_step
 from vjepa_jax.parallel.mesh import make_mesh
 from vjepa_jax.parallel.replicas import measure_readers
 from vjepa_jax.progress import make_bar
+from vjepa_jax.tasks import action
 from vjepa_jax.tasks.program import (
-  build_objective,
+  Program,
   build_program,
   get_steps,
   make_abstract_batch,
 )
 from vjepa_jax.tools import command, recipes
+from vjepa_jax.training.objectives.base import Batch
 from vjepa_jax.training.step import differentiate
 
 # Where a schedule is given in epochs; for any number the program is the same.
@@ -54,14 +59,11 @@ def make_plan(
   chip = topology.get_chip(name)
   devices = topology.get_devices(name, num_slices)
   mesh = make_mesh(config.fsdp, devices)
-  program = build_program(
-    config, mesh, get_steps(config, 'total', _STEPS_PER_EPOCH), _STEPS_PER_EPOCH
-  )
-  batch = make_abstract_batch(config)
+  program, batch = _build(config, mesh)
   # The least is without recomputation and padding.
   least = config_dict.ConfigDict(config.to_dict())
   least.update(remat='none', attention='xla')
-  step = functools.partial(differentiate, build_objective(least, mesh))
+  step = functools.partial(differentiate, _build(least, mesh)[0].objective)
   traced = jax.jit(step).trace(program.abstract, batch)
   minimum = sum(flops.count_flops(traced.jaxpr))
   return {
@@ -81,6 +83,15 @@ def make_plan(
     ),
     **plan_step(program, batch, minimum, mesh, chip),
   }
+
+
+def _build(config: config_dict.ConfigDict, mesh: Mesh) -> tuple[Program, Batch]:
+  """Builds the program of a config, and the shapes of its batches."""
+  steps = get_steps(config, 'total', _STEPS_PER_EPOCH)
+  if config.task == 'action':
+    return action.build_abstract(config, mesh, steps, _STEPS_PER_EPOCH)
+  program = build_program(config, mesh, steps, _STEPS_PER_EPOCH)
+  return program, make_abstract_batch(config)
 
 
 def advise(plan: dict[str, Any]) -> str:

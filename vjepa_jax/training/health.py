@@ -279,6 +279,36 @@ def _find_replaced(metrics: Metrics) -> Finding | None:
   )
 
 
+def _judge_predictions(metrics: Metrics) -> Finding | None:
+  """A model with actions whose predictions are worse than the frame before."""
+  held_out = [line for line in metrics if 'held_out_loss_copy' in line]
+  lines = held_out or [line for line in metrics if 'loss_copy' in line]
+  if len(lines) < (2 if held_out else _MIN_DIAGNOSES):
+    return None
+  prefix = 'held_out_' if held_out else ''
+  shares = [
+    line[f'{prefix}loss_teacher_forcing']
+    / max(line[f'{prefix}loss_copy'], 1e-9)
+    for line in lines
+  ]
+  share = fmean(shares[-(1 if held_out else _MIN_DIAGNOSES) :])
+  clips = 'held-out clips' if held_out else 'clips of training'
+  evidence = (
+    f'the next frame of {clips} is predicted with {share:.2f} of the error of '
+    'the frame before'
+  )
+  # Every run starts above 1.
+  if share < 1 or len(lines) < 4 * _MIN_DIAGNOSES:
+    return Finding('predicting', 'fine', evidence)
+  return Finding(
+    'copying would do',
+    'warning',
+    evidence,
+    'more steps, a higher learning_rate.value, or frames that are further '
+    'apart (clip.fps)',
+  )
+
+
 def _describe_learning(
   metrics: Metrics, first: dict[str, Any], last: dict[str, Any]
 ) -> Finding:
@@ -311,4 +341,5 @@ RULES = (
   _find_probe_loss,
   _find_starvation,
   _find_replaced,
+  _judge_predictions,
 )
