@@ -147,7 +147,7 @@ def start() -> NoReturn:
   name = sys.argv[1] if len(sys.argv) > 1 else ''
   if name not in commands:
     for other, path in commands.items():
-      print(f'vjepa {other:<14}{read_docstring(path).splitlines()[0]}')
+      print(f'vjepa {other:<17}{read_docstring(path).splitlines()[0]}')
     sys.exit(0 if name in ('-h', '--help') else MISTAKE)
   sys.argv[:2] = [f'vjepa {name}']
   module = importlib.import_module(f'vjepa_jax.tools.{name}')
