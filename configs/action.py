@@ -150,7 +150,7 @@ def _set_discs(config):
   config.state_kind = 'hidden'
   config.predictor.update(width=96, depth=3, num_heads=2)
   config.clip.update(frames=4, fps=4.0)
-  config.total_steps = 3000
+  config.total_steps = 2000
 
 
 def _get_pretraining():
@@ -160,11 +160,16 @@ def _get_pretraining():
   del config.motion
   # Tokens of half a frame's side: where things are in them is what is learned,
   # and the energy falls from far off. Whole films, as those that are acted in.
-  config.encoder.update(tubelet=(2, 16, 16), pixel_norm='imagenet')
+  config.encoder.update(size='nano', tubelet=(2, 16, 16), pixel_norm='imagenet')
+  config.predictor.width = 48
   config.data.batch_size = 32
   config.clip.update(frames=16, crop_scale=(1.0, 1.0), flip=0.0)
   config.masks.random.update(context_tokens=16, target_tokens=16)
-  config.total_steps = 1000
+  # Else features tell of walls, which stay, and not of what moves.
+  config.objective.kind = 'regularized'
+  config.objective.regularized.sigreg_weight = 0.005
+  config.learning_rate.value = 2e-3
+  config.total_steps = 900
   config.probe.update(every_steps=0)
   return config
 

@@ -137,6 +137,9 @@ def test_energies_of_the_last_frame_and_of_all():
     ({'elites': 900}, 'elites=900 must be some of samples=800'),
     ({'energy': 'first'}, "neither 'last' nor 'sum'"),
     ({'horizon': 0}, 'must be positive'),
+    ({'loss_exp': 3.0}, 'loss_exp 3 is neither 1 nor 2'),
+    ({'bound': (0.1, 0.1)}, 'have a number for each axis'),
+    ({'close_gripper': 1}, 'needs gripper, the axis that it is'),
   ],
 )
 def test_what_is_no_search_is_refused(wrong, message):
@@ -162,6 +165,8 @@ def test_poses_are_integrated_as_actions_are_measured():
   assert np.abs(found[:, 3:6]).max() <= np.pi
   closed = imagination.integrate(states[0], np.float32([0] * 6 + [3]), 'pose')
   assert closed[6] == 1
+  more = imagination.integrate(np.zeros(8), np.float32([0] * 7 + [3]), 'pose')
+  assert more[7] == 3
 
 
 @pytest.fixture(scope='module')
@@ -248,6 +253,36 @@ def test_a_model_plans_in_worlds_side_by_side(model):
   found = plan(keys, worlds.observe(), goal, jnp.zeros((2, 1, 1)))
   assert found.actions.shape == (2, 1, 1)
   assert (found.actions != 0).all()
+
+
+def test_what_the_model_was_not_made_for_is_refused(model):
+  options = dataclasses.replace(_TWO, samples=4, elites=2, horizon=2)
+  released = model._replace(one_step=True)
+  with pytest.raises(ValueError, match='--horizon=1, or give --allow_rollouts'):
+    acting.make_model_search(released, options)
+  plan = acting.make_model_search(model._replace(resolution=256), options)
+  with pytest.raises(ValueError, match='32 x 32 pixels: crop and resize'):
+    worlds = discs.Worlds()
+    goal = worlds.reset(discs.draw_tasks('reach', 2, seed=0))
+    plan(None, worlds.observe(), goal, None)
+
+
+def test_a_new_task_is_planned_for_from_nothing():
+  means = []
+
+  def plan(keys, seen, goal, mean):
+    means.append(np.asarray(mean))
+    actions = jnp.full(mean.shape, 0.01)
+    return planning.Plan(actions, keys, actions)
+
+  planner = acting.Planner(plan, ladder.see_frames, (2, 2), seed=0)
+  for count in (3, 2):
+    tasks = discs.draw_tasks('reach', count, seed=0)
+    acting.run_episode(discs.Worlds(), tasks, planner, 2)
+  first, second, third, _ = means
+  assert not first.any() and not third.any() and len(third) == 2
+  # Moved on by a step, and nothing after it.
+  assert (second[:, 0] == np.float32(0.01)).all() and not second[:, 1].any()
 
 
 def test_cloning_goes_where_play_went_and_stops_at_the_wall():

@@ -157,4 +157,5 @@ def load_action_model(source: str | os.PathLike) -> ActionModel:
     jax.device_put(params),
     state_kind=read_config(source).get('state_kind', 'pose'),
     one_step=weights.one_step,
+    resolution=weights.resolution,
   )

@@ -289,7 +289,7 @@ def write_discs_set(
     for i, episode in enumerate(zip(*play(name, count, rng), strict=True)):
       frames, states, actions = episode
       path = folder / f'train/{first + i:05d}.mp4'
-      write_video(path, frames, FPS)
+      write_video(path, frames, FPS, causal=True)
       with path.with_suffix('.npz').open('wb') as file:
         np.savez(file, states=states, timestamps=times, actions=actions)
       names.append(f'train/{path.name}\n')

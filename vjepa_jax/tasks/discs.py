@@ -5,6 +5,8 @@ import time
 from etils import epath
 from ml_collections import ConfigDict
 
+from vjepa_jax.errors import UserError
+from vjepa_jax.interop.load import make_hashable, read_config
 from vjepa_jax.interop.world import load_action_model
 from vjepa_jax.sets import discs as world
 from vjepa_jax.tasks.action import train_action
@@ -49,8 +51,15 @@ def discs(
     config.backbone = str(workdir / 'pretraining')
     count('pretraining')
   untrained = ConfigDict(config.to_dict())
-  untrained.backbone, untrained.encoder = '', pretraining.encoder
-  untrained.clip.resolution = pretraining.clip.resolution
+  trained = read_config(config.backbone)
+  if 'encoder' not in trained:
+    raise UserError(
+      f'config.backbone {config.backbone} is no workdir of pretraining: what '
+      'it was before training is not known, and is to be compared with'
+    )
+  untrained.backbone = ''
+  untrained.encoder = make_hashable(trained['encoder'])
+  untrained.clip.resolution = trained['clip']['resolution']
   runs = {
     'ours': (config, workdir),
     'untrained': (untrained, workdir / 'untrained'),
@@ -71,6 +80,10 @@ def discs(
     num_play=chain.num_train // len(world.TASKS),
   )
   count('planning')
+  results['steps'] = {
+    'pretraining': pretraining.total_steps,
+    'predictor': config.total_steps,
+  }
   results['seconds'] = seconds | {'total': sum(seconds.values())}
   report(workdir, results, f'{text}\n{results["seconds"]["total"]:.0f} s')
   return results

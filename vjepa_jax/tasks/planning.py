@@ -96,7 +96,9 @@ def plan_in_discs(
         success[rung].append(reached)
         seconds[rung] = episode.seconds
         if rung == 'model_ours' and not seed:
-          _draw_episodes(output / name, ours, episode, policy, decode)
+          _draw_episodes(
+            output / name, ours, episode, policy, decode, search.window
+          )
     results['success'][name] = {
       rung: acting.score(np.concatenate(x)) for rung, x in success.items()
     }
@@ -124,7 +126,7 @@ def _describe(
   }
 
 
-def _draw_episodes(path, model, episode, policy, decode) -> None:
+def _draw_episodes(path, model, episode, policy, decode, window) -> None:
   """Draws what was seen, wanted and, at the end of each plan, imagined."""
 
   @jax.jit
@@ -132,7 +134,7 @@ def _draw_episodes(path, model, episode, policy, decode) -> None:
     features = model.encode(params, frames)
     ends = jax.vmap(
       lambda frame, state, plan: imagine(
-        model, params, frame, state, plan[None], None
+        model, params, frame, state, plan[None], window
       )[0, -1]
     )
     return ends(features, states, plans)

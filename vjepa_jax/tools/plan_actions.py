@@ -38,12 +38,12 @@ def define_flags(define: SimpleNamespace) -> None:
   define.enum('method', 'How plans are searched for.', 'cem', ['cem', 'mppi'])
   define.integer('horizon', 'Steps of a plan; by the task if none.')
   define.integer('samples', 'Plans an iteration.', 64)
-  define.integer('iterations', 'Of the search.', 4)
+  define.integer('iterations', 'Of the search.', 3)
   define.integer('elites', 'Plans that the next ones are drawn around.', 8)
   define.enum(
     'energy', 'Of the last frame of a plan, or of all.', 'sum', ['last', 'sum']
   )
-  define.float('loss_exp', 'Power of differences in the energy, 1 or 2.', 1.0)
+  define.enum('loss_exp', 'Power of differences in the energy.', '1', '12')
   define.integer('window', 'Frames a prediction is made of; all if 0.', 2)
   define.bool('allow_rollouts', 'Of the released weights, faulty.', False)
 
@@ -66,19 +66,25 @@ def main(options: SimpleNamespace, workdir: str) -> None:
   names = [options.task] if options.task else TASKS
   fields = {
     name: getattr(options, name)
-    for name in (
-      *('method', 'samples', 'iterations', 'elites', 'energy', 'loss_exp'),
-    )
+    for name in ('method', 'samples', 'iterations', 'elites', 'energy')
   }
   fields['window'] = options.window or None
+  fields['loss_exp'] = float(options.loss_exp)
   if options.horizon:
     fields['horizon'] = options.horizon
   searches = {name: ladder.make_search(name, **fields) for name in names}
   models = {'ours': load_action_model(workdir)}
   if options.untrained:
     models['untrained'] = load_action_model(options.untrained)
-  if options.allow_rollouts:
-    models = {k: m._replace(one_step=False) for k, m in models.items()}
+  for name, model in models.items():
+    if model.predictor.action_dim != 2:
+      raise UserError(
+        f'the model takes actions of {model.predictor.action_dim} numbers, '
+        f'those of {options.set} have 2: docs/planning.md shows how a robot is '
+        'planned for'
+      )
+    if options.allow_rollouts:
+      models[name] = model._replace(one_step=False)
   folder = epath.Path(workdir)
   output = folder / 'plan' if folder.is_dir() else 'plan'
   output = epath.Path(options.output or output)

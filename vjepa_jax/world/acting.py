@@ -99,13 +99,14 @@ class Planner:
     """Begins without a plan; `shape` is that of one, steps by axes."""
     self._plan, self._see, self._shape = plan, see, shape
     self._warm_start = warm_start
-    self._key, self._mean = jax.random.key(seed), None
+    self._key, self._goal = jax.random.key(seed), None
     self.plans: list[np.ndarray] = []  # [n, H, A], of each step
 
   def __call__(self, environment, observation, goal):
     """See `Policy`."""
     count = len(observation.frames)
-    if self._mean is None or not self._warm_start:
+    if goal is not self._goal or not self._warm_start:
+      self._goal = goal
       self._mean = jnp.zeros((count, *self._shape))
     self._key, key = jax.random.split(self._key)
     plan = self._plan(
@@ -163,4 +164,14 @@ def make_model_search(
 
     return jax.lax.map(plan_one, (keys, frames, seen.states, goals, means))
 
-  return lambda *worlds: plan(model.params, *worlds)
+  def check_and_plan(keys, seen, goal, means):
+    for frames in (seen.frames, goal.frames):
+      if model.resolution and frames.shape[1:3] != (model.resolution,) * 2:
+        raise UserError(
+          f'frames of {frames.shape[1]} x {frames.shape[2]} pixels: crop and '
+          f'resize them to {model.resolution} x {model.resolution}, as the '
+          'model was trained'
+        )
+    return plan(model.params, keys, seen, goal, means)
+
+  return check_and_plan

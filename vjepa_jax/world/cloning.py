@@ -1,6 +1,6 @@
 """Behaviour cloning: what play does by itself, told where to go.
 
-The baseline of planning: a small network learns from the same episodes which
+The baseline of planning: a small network learns from play as the model's which
 action was taken between two frames that are few steps apart. To act, the goal
 takes the place of the second.
 """

@@ -22,6 +22,7 @@ class ActionModel(NamedTuple):
   state_kind: str = 'plain'  # see `integrate`
   # Of use one step ahead alone: its rollouts were trained with a faulty loss.
   one_step: bool = False
+  resolution: int | None = None  # height and width of its frames, if known
 
   def encode(self, params: dict[str, Any], frames: jax.Array) -> jax.Array:
     """Encodes frames uint8 `[n, h, w, 3]` to features `[n, H, W, D]`.
@@ -47,8 +48,9 @@ def integrate(state: jax.Array, action: jax.Array, kind: str) -> jax.Array:
   if kind == 'plain':
     return moved
   turn = make_rotation(action[..., 3:6]) @ make_rotation(state[..., 3:6])
-  gripper = jnp.clip(moved[..., 6:], 0.0, 1.0)
-  return jnp.concatenate([moved[..., :3], find_angles(turn), gripper], axis=-1)
+  gripper = jnp.clip(moved[..., 6:7], 0.0, 1.0)
+  parts = moved[..., :3], find_angles(turn), gripper, moved[..., 7:]
+  return jnp.concatenate(parts, axis=-1)
 
 
 def make_rotation(angles: jax.Array) -> jax.Array:
@@ -93,8 +95,8 @@ def imagine(
     state: What is measured then, `[S]`.
     plans: Actions `[n, steps, A]`.
     window: Frames that a prediction is made of, at most; None for all of them,
-      as published. Imagined ones are recomputed and not cached: a cache saves
-      nothing with the one step of the paper, and less than a window does.
+      as published. Nothing of them is cached: for the one step of the paper
+      there is nothing to keep, and for more a window bounds the work.
 
   Returns:
     Features `[n, steps, H * W, D]`.

@@ -47,7 +47,7 @@ def make_search(name: str, **fields: Any) -> planning.Search:
   own = {
     'horizon': HORIZON[name],
     'samples': 64,
-    'iterations': 4,
+    'iterations': 3,
     'elites': 8,
     'energy': 'sum',
     'window': 2,

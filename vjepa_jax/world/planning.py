@@ -47,11 +47,21 @@ class Search:
   close_gripper: int | None = None  # it closes at this step and stays closed
 
   def __post_init__(self):
-    """Raises UserError if a number is none."""
+    """Raises UserError if a number is none, or axes differ."""
+    ranges = self.bound, self.deviation
+    momenta = self.mean_momentum, self.deviation_momentum
+    if len({*map(len, ranges + momenta)}) > 1:
+      raise UserError(
+        'bound, deviation and momenta of a search have a number for each axis'
+      )
+    if self.gripper is None and self.close_gripper is not None:
+      raise UserError('close_gripper needs gripper, the axis that it is')
     if self.method not in ('cem', 'mppi'):
       raise UserError(f"method {self.method!r} is neither 'cem' nor 'mppi'")
     if self.energy not in ('last', 'sum'):
       raise UserError(f"energy {self.energy!r} is neither 'last' nor 'sum'")
+    if self.loss_exp not in (1, 2):
+      raise UserError(f'loss_exp {self.loss_exp:g} is neither 1 nor 2')
     if not 0 < self.elites <= self.samples:
       raise UserError(
         f'elites={self.elites} must be some of samples={self.samples}'
