@@ -129,6 +129,7 @@ def test_features_take_the_place_of_frames(folder):
   loader = trajectories.TrajectoryLoader((source,), OPTIONS, 0)
   stream = loader(0, (0, 0))['video']
   assert 'pixels' not in stream
+  assert loader.clip_bytes == 4 * 2
   assert (np.diff(stream['features'].ravel()) == 2).all()
 
 

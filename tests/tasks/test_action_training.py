@@ -113,8 +113,8 @@ def test_a_killed_run_resumes_bit_for_bit(launcher, tmp_path):
   path = write_episodes(tmp_path / 'episodes', 8, size=(32, 32))
   flags = [
     f'--config.data.sources.episodes.path={path}',
-    '--config.state_kind=pose',
-    '--config.clip.fps=5',
+    '--config.clip.frames=4',
+    '--config.clip.resolution=32',
     '--config.encoder.size=nano',
     '--config.encoder.tubelet=(2,8,8)',
     '--config.predictor.depth=1',
@@ -125,7 +125,7 @@ def test_a_killed_run_resumes_bit_for_bit(launcher, tmp_path):
     '--config.checkpoint.every_steps=4',
     '--config.log_every_steps=1',
   ]
-  recipe = 'configs/action.py:discs'
+  recipe = 'configs/action.py:fetch'
   finish(launcher.start(tmp_path / 'whole', *flags, config=recipe))
   killed = launcher.start(tmp_path / 'killed', *flags, config=recipe)
   wait_for_step(tmp_path / 'killed', 4)

@@ -127,6 +127,6 @@ def test_predictions_are_measured_by_the_frame_before(prefix):
 
   assert _states(make(0.5, 40)) == ['predicting']
   assert '0.50 of the error' in str(health.find(make(0.5, 40))[0])
-  assert _states(make(1.2, 8)) == ['predicting']  # it has only begun
+  assert _states(make(1.2, 8)) == ['too early']
   (finding,) = health.find(make(1.2, 40))
   assert (finding.state, finding.severity) == ('copying would do', 'warning')

@@ -276,7 +276,10 @@ class TrajectoryLoader:
 
   @property
   def clip_bytes(self) -> int:
-    """Size of a clip."""
+    """Size of a clip, or of its features."""
+    video = sources.find_usable(self.sources[0]).video
+    if isinstance(video, np.ndarray):
+      return self.options.frames * video[0].nbytes
     return 3 * self.options.frames * self.options.resolution**2
 
   def __call__(self, position: int, key: tuple[int, int]) -> dict[str, Any]:
