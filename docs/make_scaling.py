@@ -59,6 +59,8 @@ _RECIPES = {
     'v5p:4x4x8',
     ['fsdp=8'],
   ),
+  'ac_v5e-64': ('action.py:droid_paper', 'v5e:8x8', ['fsdp=16']),
+  'ac_v5p-32': ('action.py:droid_paper', 'v5p:2x4x4', ['fsdp=8']),
   'l16_h100-8': ('vjepa1.py:l16', 'h100:1x1x8', ['data.batch_size=192']),
 }
 # What V-JEPA 2.1 costs beside V-JEPA 2, on the same videos.
