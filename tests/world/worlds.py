@@ -44,7 +44,10 @@ def make_world(pixel_norm='imagenet', levels=(), **fields):
   )
   world = WorldModel(encoder, predictor, encoder, {}, **fields)
   params = make_untrained(world, 0).params
-  # Mask tokens are zero at first, and the target is the student.
+  # These are next to nothing at first, and the target is the student.
+  for name in ('modality_video', 'modality_image') if levels else ():
+    params['predictor'][name] = jax.random.normal(jax.random.key(2), (24,))
+    params['predictor'][name] *= 1 + (name == 'modality_image')
   params['predictor']['mask_tokens'] = jax.random.normal(
     jax.random.key(1), (2, 24)
   )
