@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import os
+import threading
 from typing import Any
 import zipfile
 
@@ -27,6 +28,9 @@ from vjepa_jax.errors import UserError
 STATE_KINDS = 'pose', 'plain', 'hidden'
 _NUM_PROBED = 16  # episodes that are checked before training starts
 _LARGEST_ANGLE = math.pi + 1e-3
+# NumPy parses headers by `ast`, which Python 3.11 cannot do in two threads at a
+# time: now and then it is a SystemError.
+_PARSING = threading.Lock()
 
 
 class EpisodeFolder:
@@ -58,7 +62,8 @@ class EpisodeFolder:
     file = self._files[index]
     name = file.removeprefix(self.path).lstrip(os.sep).removesuffix('.npz')
     try:
-      with np.load(io.BytesIO(storage.read(file))) as arrays:
+      content = io.BytesIO(storage.read(file))
+      with _PARSING, np.load(content) as arrays:
         rows = {k: arrays[k] for k in ('states', 'timestamps')}
         more = {k: arrays.get(k) for k in ('extrinsics', 'actions')}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
