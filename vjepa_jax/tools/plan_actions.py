@@ -43,7 +43,7 @@ def define_flags(define: SimpleNamespace) -> None:
   define.enum(
     'energy', 'Of the last frame of a plan, or of all.', 'sum', ['last', 'sum']
   )
-  define.enum('loss_exp', 'Power of differences in the energy.', '1', '12')
+  define.enum('loss_exp', 'Power in the energy.', '1', ['1', '2'])
   define.integer('window', 'Frames a prediction is made of; all if 0.', 2)
   define.bool('allow_rollouts', 'Of the released weights, faulty.', False)
 
