@@ -183,6 +183,8 @@ def test_outputs_of_layers_that_are_not_wanted_are_not_kept(deep):
   jaxpr = jax.make_jaxpr(lambda p: encoder.apply(p, video, layers=(1,)))(params)
   assert 'f32[2,8,128]' in str(jaxpr)
   assert 'f32[4,2,8,128]' not in str(jaxpr)
+  # Nor are those that are wanted passed through in every block.
+  assert 'f32[2,8,128] = select_n' not in str(jaxpr)
   with pytest.raises(ValueError, match='encoder with 4 blocks: name some of 0'):
     encoder.apply(params, video, layers=(2, 4))
 

@@ -227,11 +227,12 @@ class Transformer(Options):
     def body(block, carry, layer):
       x, outputs = carry
       x = run(block, x, layer)
-      # Carried, not stacked: a stack would hold the outputs of all blocks.
-      outputs = tuple(
-        jnp.where(layer == wanted, x, output)
-        for wanted, output in zip(layers or (), outputs, strict=True)
-      )
+      if layers:
+        # Carried, not stacked: a stack would hold the outputs of all blocks.
+        # Each block writes to the place of the next one that is wanted, which
+        # writes last; those after the last one to a place of their own.
+        place = jnp.searchsorted(jnp.asarray(layers), layer)
+        outputs = jax.lax.dynamic_update_index_in_dim(outputs, x, place, 0)
       return (x, outputs), None
 
     block = Block(
@@ -248,6 +249,9 @@ class Transformer(Options):
       split_rngs={'params': True, 'drop_path': True},
       length=self.depth,
     )
-    outputs = (jnp.zeros_like(x),) * len(layers or ())
+    outputs = ()
+    if layers:
+      count = len(layers) + (layers[-1] < self.depth - 1)
+      outputs = jnp.zeros((count, *x.shape), x.dtype)
     (x, outputs), _ = scan(block, (x, outputs), jnp.arange(self.depth))
-    return x if layers is None else outputs
+    return x if layers is None else tuple(outputs[: len(layers)])
