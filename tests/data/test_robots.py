@@ -164,5 +164,6 @@ def test_lerobot(version, tmp_path):
   assert len(source) == 3 and source[2].name == 'episode 2'
   assert (source[2].actions == 2).all() and source[2].actions.shape == (ROWS, 3)
   check_frames(source, 'plain')
-  with pytest.raises(UserError, match="no video 'side', only"):
-    trajectories.open_trajectories(tmp_path, 'side')
+  for camera in ('side', 'rist', 'images.wrist'):
+    with pytest.raises(UserError, match=f"no video '{camera}', only"):
+      trajectories.open_trajectories(tmp_path, camera)

@@ -1,6 +1,7 @@
 """Trajectories: rows and frames that belong together, actions, faults."""
 
 import dataclasses
+import json
 import math
 
 import episodes
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from vjepa_jax.data import pipeline, trajectories, transforms
+from vjepa_jax.data import pipeline, robots, trajectories, transforms
 from vjepa_jax.data.clip import ClipOptions
+from vjepa_jax.data.readers import open_journal
 from vjepa_jax.data.records import Episode
 from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
@@ -127,6 +129,8 @@ def test_features_take_the_place_of_frames(folder):
 
   source = Features([make_episode(video=features)])
   loader = trajectories.TrajectoryLoader((source,), OPTIONS, 0)
+  loader, _ = trajectories.fit_loader(loader)
+  assert loader.clip_bytes == 4 * 2
   stream = loader(0, (0, 0))['video']
   assert 'pixels' not in stream
   assert loader.clip_bytes == 4 * 2
@@ -145,16 +149,17 @@ def test_bad_episodes_are_replaced_and_named(tmp_path):
   loader = make_loader(tmp_path)
   expected = loader(0, (0, 0))['video']['states'].shape
   for index, reason in (
-    (1, 'are not [T, S] and [T]'),
-    (2, 'not finite'),
+    (1, 'not a row each of the timestamps [15]'),
+    (2, 'states are not finite'),
     (3, 'empty file'),
   ):
     sample = loader(index, (0, index))
     assert sample['video']['states'].shape == expected
     assert sample['failures'][0]['name'] == f'{index:03}'
     assert reason in sample['failures'][0]['reason']
-  (tmp_path / '002.npz').write_bytes(b'PK')
-  assert '002' in loader(2, (0, 2))['failures'][0]['name']
+  for content in (b'PK', b''):
+    (tmp_path / '002.npz').write_bytes(content)
+    assert '002' in loader(2, (0, 2))['failures'][0]['name']
   # As batches of any number of hosts, from any position.
   whole, part = (
     next(iter(pipeline.make_batches(loader, weights=[1.0], batch_size=4, **k)))
@@ -166,28 +171,103 @@ def test_bad_episodes_are_replaced_and_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+  'changes,reason',
+  [
+    ({'extrinsics': np.zeros((3, 6))}, 'extrinsics [3, 6] have not 2 axes, or'),
+    ({'extrinsics': np.full((16, 6), np.nan)}, 'extrinsics are not finite'),
+    ({'extrinsics': np.zeros((16, 5))}, 'extrinsics float32[5]; those of oth'),
+    ({'states': np.zeros((16, 8))}, 'its rows are states float32[8], actions'),
+    ({'states': np.full((16, 7), 'a')}, 'states are of type <U1, not numbers'),
+  ],
+)
+def test_odd_episodes_are_replaced_and_named(tmp_path, changes, reason):
+  episodes.write_episodes(tmp_path, 4, rows=16)
+  path = tmp_path / '002.npz'
+  np.savez(path, **(dict(np.load(path)) | changes))
+  loader, first = trajectories.fit_loader(
+    make_loader(tmp_path, extrinsics=True)
+  )
+  assert first.name == '000'
+  batches = pipeline.make_batches(loader, weights=[1.0], batch_size=4)
+  (failures,) = next(iter(batches))['failures']
+  assert '"002"' in failures and reason in failures
+
+
+def test_sources_that_are_not_alike_are_refused(folder, tmp_path):
+  loader = make_loader(folder)
+  other = episodes.write_episodes(tmp_path / 'other', 2, kind='plain')
+  loader = dataclasses.replace(
+    loader,
+    sources=(*loader.sources, trajectories.open_trajectories(other)),
+    state_kind='plain',
+  )
+  with pytest.raises(UserError, match='2 of 2 episodes of .*other .* float32'):
+    trajectories.fit_loader(loader)
+
+
+def test_who_reads_the_arrays_of_an_episode_is_watched(folder, tmp_path):
+  journal = open_journal(str(tmp_path), 0)
+  noted = []
+
+  class Watched(robots.EpisodeFolder):
+    def __getitem__(self, index):
+      (note,) = (tmp_path / 'reading-0').iterdir()
+      noted.append(json.loads(note.read_text().splitlines()[0]))
+      return super().__getitem__(index)
+
+  loader = make_loader(folder)
+  loader = dataclasses.replace(
+    loader, sources=(Watched(folder),), journal=journal
+  )
+  assert not loader(1, (0, 1))['failures']
+  assert noted == [[1, [0, 1], f'{folder}: 001']]
+  journal = journal.exclude({f'{folder}: 001': 'SIGSEGV'})
+  loader = dataclasses.replace(loader, journal=journal)
+  assert loader(1, (0, 1))['failures'][0]['name'] == '001'
+  assert len(noted) == 2
+
+
+def check_pose(source):
+  return trajectories.check_source(
+    source, lambda episode: trajectories.check_episode(episode, 'pose')
+  )
+
+
 def test_units_are_checked_before_the_start(folder, tmp_path):
   source = trajectories.open_trajectories(folder)
-  assert trajectories.check_source(source, 'pose').name == '000'
+  assert check_pose(source).name == '000'
   assert len(source.hash_names()) == 64
   episodes.write_episodes(tmp_path, 1)
   arrays = dict(np.load(tmp_path / '000.npz'))
   arrays['states'][:, 3:6] *= 180 / math.pi
   np.savez(tmp_path / '000.npz', **arrays)
   degrees = trajectories.open_trajectories(tmp_path)
-  assert trajectories.check_source(degrees, 'plain')
-  for source, kind, message in (
-    (degrees, 'pose', '000: an angle of a pose is 1.*: they are in radians'),
-    (degrees, 'joints', "state_kind 'joints' is not one of"),
-  ):
-    with pytest.raises(UserError, match=message):
-      trajectories.check_source(source, kind)
+  with pytest.raises(UserError, match='000: an angle .* 1.*: they are in radi'):
+    check_pose(degrees)
+  with pytest.raises(UserError, match="state_kind 'joints' is not one of"):
+    make_loader(folder, state_kind='joints')
+  # In milliseconds there is no clip.
+  arrays = dict(np.load(folder / '000.npz'))
+  arrays['timestamps'] *= 1000
+  np.savez(tmp_path / '000.npz', **arrays)
+  loader = make_loader(tmp_path)
+  with pytest.raises(UserError, match='1 of 1 .* less than 5 rows a second'):
+    trajectories.fit_loader(loader)
   (tmp_path / 'none').mkdir()
   with pytest.raises(FileNotFoundError, match='NAME.npz beside NAME.mp4'):
     trajectories.open_trajectories(tmp_path / 'none')
   for changes, message in (
     ({'states': np.zeros((20, 2))}, '2 numbers of a state are no pose'),
     ({'timestamps': np.zeros(20)}, 'timestamps do not increase'),
+    (
+      {'states': np.full((20, 7), 400.0)},
+      'a place .* 400.0: they are in met',
+    ),
+    (
+      {'states': np.eye(20, 7)[:, ::-1] * 3},
+      'a gripper .* 3.0: they are in',
+    ),
   ):
     with pytest.raises(DecodeError, match=message):
       trajectories.check_episode(make_episode(**changes), 'pose')

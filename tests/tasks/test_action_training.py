@@ -143,7 +143,7 @@ def test_a_killed_run_resumes_bit_for_bit(launcher, tmp_path):
   [
     ({'data.sources.discs.path': ''}, 'discs.path is empty: give a folder of'),
     ({'state_kind': 'pose'}, '2 numbers of a state are no pose'),
-    ({'extrinsics': True}, 'no extrinsics: config.extrinsics=False'),
+    ({'extrinsics': True}, 'no extrinsics of the camera: train without'),
     ({'predictor.num_heads': 5}, 'not divisible by its 5 heads'),
     ({'objective.rollout_prefix': 'no'}, "rollout_prefix 'no' is not one of"),
     ({'learning_rate.decay_steps': 29}, '2 warm-up steps and 29 of decay do'),
@@ -161,7 +161,9 @@ def test_features_of_another_encoder_are_refused(config, tmp_path, monkeypatch):
   folder = write_episodes(tmp_path / 'episodes', 1, kind='plain')
   episode = trajectories.open_trajectories(folder)[0]
   episode = episode._replace(video=np.zeros((20, 2, 2, 7), np.float16))
-  monkeypatch.setattr(trajectories, 'check_source', lambda *_: episode)
+  monkeypatch.setattr(
+    trajectories, 'fit_loader', lambda loader: (loader, episode)
+  )
   with pytest.raises(UserError, match='features of 7 numbers, .* gives 48'):
     train_action(config, tmp_path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data import episodes
-from vjepa_jax.data import shards, trajectories
+from vjepa_jax.data import robots, shards, trajectories
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.records import Record, pack
 from vjepa_jax.data.video import DecodeError
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 def test_films(folder, tmp_path, capsys):
   source = run(folder, tmp_path / 'films')
   assert 'left out 1, listed in' in capsys.readouterr().out
-  assert isinstance(source, trajectories.EpisodeShards) and len(source) == 4
+  assert isinstance(source, robots.EpisodeShards) and len(source) == 4
   before = trajectories.open_trajectories(folder)
   samples = [
     trajectories.TrajectoryLoader((x,), OPTIONS, 0, extrinsics=True)(1, (0, 2))

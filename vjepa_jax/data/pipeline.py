@@ -170,13 +170,17 @@ def read_usable(
     The record, what was read of it, and name and reason of each that failed.
   """
   source, item = loader.sources[key[0]], key[1]
+  # Of those whose records have to be parsed.
+  find_name = getattr(source, 'name', 'record {}'.format)
   failures = []
   for attempt in range(_MAX_ATTEMPTS):
     rng = np.random.default_rng((loader.seed, position, attempt))
     if attempt:
       item = int(rng.integers(len(source)))
     try:
-      record = source[item]
+      name = find_name(item)
+      with loader.journal.reading(name, source.path, position, key):
+        record = source[item]
       with loader.journal.reading(record.name, source.path, position, key):
         return record, read(record, rng), failures
     except DecodeError as error:

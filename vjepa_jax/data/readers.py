@@ -111,7 +111,7 @@ class Journal:
     """
     full_name = f'{source}: {name}'
     if self.excluded & {full_name, name}:
-      raise DecodeError('excluded, it killed its reader')
+      raise DecodeError('excluded, it killed its reader', name)
     if not self.folder:
       yield
       return

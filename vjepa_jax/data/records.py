@@ -8,6 +8,7 @@ file, or features; of an episode the arrays as npz and after them the file.
 import io
 import json
 import struct
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 from vjepa_jax.errors import UserError
 
 NO_LABEL = -1
+# NumPy parses headers by `ast`, which Python 3.11 cannot do in two threads at a
+# time: now and then it is a SystemError.
+_PARSING = threading.Lock()
 
 
 class Record(NamedTuple):
@@ -90,6 +94,19 @@ def pack(record: Record | VideoFeatures | Episode) -> bytes:
   return struct.pack('<I', len(header)) + header + content
 
 
+def load_arrays(data: bytes) -> dict[str, np.ndarray]:
+  """Reads the arrays of an npz.
+
+  Raises:
+    ValueError: It is damaged, or something else.
+  """
+  try:
+    with _PARSING, np.load(io.BytesIO(data)) as file:
+      return dict(file)
+  except Exception as error:  # What unzips and parses has no common one.
+    raise ValueError(f'no arrays can be read: {error}') from error
+
+
 def unpack(data: bytes) -> Record | VideoFeatures | Episode:
   """Decodes what `pack` encoded; features are read-only.
 
@@ -103,8 +120,8 @@ def unpack(data: bytes) -> Record | VideoFeatures | Episode:
     content, form = memoryview(data)[4 + length :], fields.get('features')
     if 'episode' in fields:
       size = fields['episode']
-      with np.load(io.BytesIO(content[:size])) as file:
-        arrays = {'video': bytes(content[size:]), **file}
+      arrays = {'video': bytes(content[size:])}
+      arrays |= load_arrays(content[:size])
       return Episode(**arrays, name=name, first_frame=fields['first_frame'])
     if form is None:
       return Record(bytes(content), label, name)

@@ -1,10 +1,9 @@
 """Episodes as data sets of robots have them: DROID as it was recorded, LeRobot.
 
-As in `trajectories.EpisodeFolder`, a row of states belongs to a frame.
+As in `EpisodeFolder`, a row of states belongs to a frame.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 import io
 import json
 import os
@@ -13,23 +12,66 @@ from typing import Any
 import numpy as np
 
 from vjepa_jax.data import sources, storage
-from vjepa_jax.data.records import Episode
-from vjepa_jax.data.video import DecodeError, describe_error
+from vjepa_jax.data.records import Episode, load_arrays
+from vjepa_jax.data.video import DecodeError, explain_damage
 from vjepa_jax.errors import UserError
 
 _DROID_RATE = 15.0  # rows a second, where their times were not recorded
 LEROBOT_INFO = 'meta/info.json'
 
 
-@contextlib.contextmanager
-def _explain_damage(name: str) -> Iterator[None]:
-  """Makes a DecodeError of what parsers of damaged files raise."""
-  try:
-    yield
-  except DecodeError as error:
-    raise DecodeError(str(error), name) from error
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise DecodeError(describe_error(error), name) from error
+class EpisodeFolder:
+  """Episodes of a folder: `NAME.mp4` and `NAME.npz`, one row a frame.
+
+  The second has 'states' `[T, S]`, 'timestamps' `[T]`, in seconds, and may have
+  'extrinsics' `[T, E]` and 'actions' `[T, A]`, which are read where states are
+  hidden.
+  """
+
+  def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
+    """Lists the folder, unless its files are given.
+
+    Raises:
+      FileNotFoundError: There are no episodes in it.
+    """
+    self.path = path = os.fspath(path)
+    files = storage.list_files(path) if files is None else files
+    self._files = sorted(f for f in files if f.endswith('.npz'))
+    if not self._files:
+      raise FileNotFoundError(
+        f'no episodes in {path}: looked for NAME.npz beside NAME.mp4'
+      )
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Episode:
+    file, name = self._files[index], self.name(index)
+    with explain_damage(name):
+      arrays = load_arrays(storage.read(file))
+      rows = {k: arrays[k] for k in ('states', 'timestamps')}
+    more = {k: arrays.get(k) for k in ('extrinsics', 'actions')}
+    video = f'{file.removesuffix(".npz")}.mp4'
+    return Episode(video, **rows, **more, name=name)
+
+  def name(self, index: int) -> str:
+    """Returns the name of an episode, without reading it."""
+    file = self._files[index].removeprefix(self.path)
+    return file.lstrip(os.sep).removesuffix('.npz')
+
+  def hash_names(self) -> str:
+    return sources.hash_text(os.path.basename(f) for f in self._files)
+
+
+class EpisodeShards(sources.ArrayRecordSource):
+  """The shards that `vjepa_jax.tools.prepare_episodes` writes."""
+
+  _KIND = Episode
+  _REFUSAL = 'the shards hold no episodes'
+
+  def name(self, index: int) -> str:
+    """Returns which record it is, without reading it."""
+    return self._records.name(index)
 
 
 class DroidEpisodes:
@@ -59,11 +101,10 @@ class DroidEpisodes:
     return len(self._folders)
 
   def __getitem__(self, index: int) -> Episode:
-    name = self._folders[index]
-    folder = name
+    name = folder = self._folders[index]
     if not storage.is_remote(name):
       folder = os.path.join(os.path.dirname(self.path), name)
-    with _explain_damage(name):
+    with explain_damage(name):
       files = sorted(storage.list_files(folder))
       json_files = [f for f in files if f.endswith('.json')]
       if not json_files:
@@ -92,6 +133,10 @@ class DroidEpisodes:
         places,
       )
 
+  def name(self, index: int) -> str:
+    """Returns the name of an episode, without reading it."""
+    return self._folders[index]
+
   def hash_names(self) -> str:
     return sources.hash_text([self._camera, *self._folders])
 
@@ -117,15 +162,15 @@ class LeRobotEpisodes:
     info = json.loads(storage.read(os.path.join(self.path, LEROBOT_INFO)))
     features = info['features'].items()
     videos = sorted(k for k, f in features if f['dtype'] == 'video')
-    chosen = [v for v in videos if v.endswith(camera)][:1]
-    if not chosen:
+    names = (camera, f'observation.images.{camera}') if camera else videos[:1]
+    self._video = next((v for v in videos if v in names), None)
+    if self._video is None:
       raise UserError(f'{path} has no video {camera!r}, only {videos}')
     self._columns = [
       name
       for name in ('observation.state', 'timestamp', 'action')
       if name in info['features']
     ]
-    self._video = chosen[0]
     is_third = info['codebase_version'].startswith('v3')
     list_episodes = self._list_third if is_third else self._list_second
     self._episodes = list(list_episodes(info))
@@ -167,13 +212,12 @@ class LeRobotEpisodes:
 
   def __getitem__(self, index: int) -> Episode:
     number, data, video, first = self._episodes[index]
-    name = f'episode {number}'
-    with _explain_damage(name):
+    name = self.name(index)
+    with explain_damage(name):
       table = _read_table(
-        os.path.join(self.path, data),
-        columns=self._columns,
-        filters=[('episode_index', '==', number)],
+        os.path.join(self.path, data), [*self._columns, 'episode_index']
       )
+      table = table.filter(table['episode_index'].to_numpy() == number)
       rows = {k: np.array(table[k].to_pylist()) for k in self._columns}
       actions = rows.get('action')
       return Episode(
@@ -185,21 +229,27 @@ class LeRobotEpisodes:
         first_frame=first,
       )
 
+  def name(self, index: int) -> str:
+    """Returns the name of an episode, without reading it."""
+    return f'episode {self._episodes[index][0]}'
+
   def hash_names(self) -> str:
     numbers = (str(number) for number, *_ in self._episodes)
     return sources.hash_text([self._video, *numbers])
 
 
-def _read_table(path: str, **options: Any) -> Any:
-  """Reads a parquet table."""
+def _read_table(path: str, columns: Sequence[str] | None = None) -> Any:
+  """Reads a parquet table, or some columns of it."""
   # Imported late: worker processes start sooner.
   import pyarrow as pa
   from pyarrow import parquet
 
-  file = (
-    pa.BufferReader(storage.read(path)) if storage.is_remote(path) else path
-  )
-  return parquet.read_table(file, partitioning=None, **options)
+  is_remote = storage.is_remote(path)
+  # Not `read_table`, whose scanner waits for ever in some damaged files.
+  with parquet.ParquetFile(
+    pa.BufferReader(storage.read(path)) if is_remote else path
+  ) as file:
+    return file.read(columns)
 
 
 def _import_h5py() -> Any:

@@ -5,14 +5,11 @@ stand in the way they are better recorded, as what was asked for: of what never
 came to be nothing can be measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
-import io
 import math
 import os
-import threading
 from typing import Any
-import zipfile
 
 import numpy as np
 
@@ -22,64 +19,13 @@ from vjepa_jax.data.decode import open_video
 from vjepa_jax.data.pipeline import read_usable
 from vjepa_jax.data.readers import Journal
 from vjepa_jax.data.records import Episode
-from vjepa_jax.data.video import DecodeError, describe_error
+from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
 
 STATE_KINDS = 'pose', 'plain', 'hidden'
 _NUM_PROBED = 16  # episodes that are checked before training starts
-_LARGEST_ANGLE = math.pi + 1e-3
-# NumPy parses headers by `ast`, which Python 3.11 cannot do in two threads at a
-# time: now and then it is a SystemError.
-_PARSING = threading.Lock()
-
-
-class EpisodeFolder:
-  """Episodes of a folder: `NAME.mp4` and `NAME.npz`, one row a frame.
-
-  The second has 'states' `[T, S]`, 'timestamps' `[T]`, in seconds, and may have
-  'extrinsics' `[T, E]` and 'actions' `[T, A]`, which are read where states are
-  hidden.
-  """
-
-  def __init__(self, path: str, files: Sequence[str] | None = None) -> None:
-    """Lists the folder, unless its files are given.
-
-    Raises:
-      FileNotFoundError: There are no episodes in it.
-    """
-    self.path = path = os.fspath(path)
-    files = storage.list_files(path) if files is None else files
-    self._files = sorted(f for f in files if f.endswith('.npz'))
-    if not self._files:
-      raise FileNotFoundError(
-        f'no episodes in {path}: looked for NAME.npz beside NAME.mp4'
-      )
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def __getitem__(self, index: int) -> Episode:
-    file = self._files[index]
-    name = file.removeprefix(self.path).lstrip(os.sep).removesuffix('.npz')
-    try:
-      content = io.BytesIO(storage.read(file))
-      with _PARSING, np.load(content) as arrays:
-        rows = {k: arrays[k] for k in ('states', 'timestamps')}
-        more = {k: arrays.get(k) for k in ('extrinsics', 'actions')}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-      raise DecodeError(describe_error(error), name) from error
-    video = f'{file.removesuffix(".npz")}.mp4'
-    return Episode(video, **rows, **more, name=name)
-
-  def hash_names(self) -> str:
-    return sources.hash_text(os.path.basename(f) for f in self._files)
-
-
-class EpisodeShards(sources.ArrayRecordSource):
-  """The shards that `vjepa_jax.tools.prepare_episodes` writes."""
-
-  _KIND = Episode
-  _REFUSAL = 'the shards hold no episodes'
+# Of a pose. More is in other units.
+_FARTHEST, _LARGEST_ANGLE, _WIDEST = 10.0, math.pi + 1e-3, 1.1
 
 
 def open_trajectories(path: str, camera: str = '') -> Any:
@@ -89,8 +35,8 @@ def open_trajectories(path: str, camera: str = '') -> Any:
     path: one of
       `*.csv` or `*.txt`: folders of DROID, see `robots.DroidEpisodes`;
       a folder with meta/info.json: see `robots.LeRobotEpisodes`;
-      a folder of ArrayRecord shards: see `EpisodeShards`;
-      any other folder: see `EpisodeFolder`.
+      a folder of ArrayRecord shards: see `robots.EpisodeShards`;
+      any other folder: see `robots.EpisodeFolder`.
     camera: Which one, of data sets with several; '' for the first.
 
   Raises:
@@ -104,8 +50,8 @@ def open_trajectories(path: str, camera: str = '') -> Any:
     return robots.LeRobotEpisodes(path, camera)
   files = storage.list_files(path)
   if any('.array_record' in os.path.basename(file) for file in files):
-    return EpisodeShards(path)
-  return EpisodeFolder(path, files)
+    return robots.EpisodeShards(path)
+  return robots.EpisodeFolder(path, files)
 
 
 def check_episode(episode: Episode, state_kind: str) -> None:
@@ -115,50 +61,72 @@ def check_episode(episode: Episode, state_kind: str) -> None:
     episode: The episode.
     state_kind: See `compute_actions`.
   """
-  states, times = episode.states, episode.timestamps
-  if states.ndim != 2 or times.shape != states.shape[:1] or not len(times):
-    raise DecodeError(
-      f'states {list(states.shape)} and timestamps {list(times.shape)} are not '
-      '[T, S] and [T]'
-    )
-  if not (np.isfinite(states).all() and np.isfinite(times).all()):
-    raise DecodeError('states or timestamps are not finite')
+  times = episode.timestamps
+  for name, x in episode._asdict().items():
+    if not isinstance(x, np.ndarray):
+      continue
+    axes = {'timestamps': 1, 'video': 4}.get(name, 2)
+    if x.ndim != axes or x.shape[:1] != times.shape or not len(x):
+      raise DecodeError(
+        f'{name} {list(x.shape)} have not {axes} axes, or not a row each of '
+        f'the timestamps {list(times.shape)}'
+      )
+    if x.dtype.kind not in 'fiu':
+      raise DecodeError(f'{name} are of type {x.dtype}, not numbers')
+    # Features are many: those that are used are looked at.
+    if name != 'video' and not np.isfinite(x).all():
+      raise DecodeError(f'{name} are not finite')
   if (np.diff(times) <= 0).any():
     raise DecodeError('timestamps do not increase')
-  if state_kind == 'hidden' and np.shape(episode.actions)[:1] != times.shape:
+  if state_kind == 'hidden' and episode.actions is None:
     raise DecodeError(
       'no recorded actions, one a row: with hidden states they are needed'
     )
   if state_kind == 'pose':
-    if states.shape[1] < 6:
-      raise DecodeError(f'{states.shape[1]} numbers of a state are no pose')
-    largest = np.abs(states[:, 3:6]).max()
-    if largest > _LARGEST_ANGLE:
+    _check_pose(episode.states)
+
+
+def _check_pose(states: np.ndarray) -> None:
+  """Raises DecodeError unless states are of a robot, in meters and radians."""
+  if states.shape[1] < 6:
+    raise DecodeError(f'{states.shape[1]} numbers of a state are no pose')
+  for what, numbers, most, unit in (
+    ('a place', states[:, :3], _FARTHEST, 'meters'),
+    ('an angle', states[:, 3:6], _LARGEST_ANGLE, 'radians, from -pi to pi'),
+    ('a gripper', states[:, 6:7], _WIDEST, 'shares, from 0 to 1'),
+  ):
+    largest = np.abs(numbers).max(initial=0)
+    if largest > most:
       raise DecodeError(
-        f'an angle of a pose is {largest:.1f}: they are in radians, from -pi '
-        'to pi'
+        f'{what} of a pose is {largest:.1f}: they are in {unit}'
       )
 
 
-def check_source(source: Any, state_kind: str) -> Episode:
+def check_source(source: Any, check: Callable[[Episode], Any]) -> Episode:
   """Checks some episodes of a source, and returns the first that is whole.
 
+  Args:
+    source: The episodes.
+    check: Raises DecodeError of one that cannot be used.
+
   Raises:
-    UserError: None is, or units are wrong.
+    UserError: More than half cannot.
   """
-  if state_kind not in STATE_KINDS:
-    raise UserError(f'state_kind {state_kind!r} is not one of {STATE_KINDS}')
-  usable = None
+  usable, faults = [], []
   for index in range(0, len(source), -(-len(source) // _NUM_PROBED)):
     try:
       episode = source[index]
-      check_episode(episode, state_kind)
-      usable = usable or episode
+      check(episode)
+      usable.append(index)
     except DecodeError as error:
-      fault = f'{error.name or episode.name}: {error}'
-  if usable is None:
-    raise UserError(f'no episode of {source.path} can be used; {fault}')
-  return usable
+      faults.append(f'{error.name or episode.name}: {error}')
+  if len(faults) > len(usable):
+    count = f'{len(faults)} of {len(faults) + len(usable)}'
+    raise UserError(
+      f'{count} episodes of {source.path} that were looked at cannot be used; '
+      f'{faults[-1]}'
+    )
+  return source[usable[0]]
 
 
 def sample_rows(
@@ -271,6 +239,9 @@ class TrajectoryLoader:
   state_kind: str = 'pose'
   extrinsics: bool = False  # load those of the camera too
   journal: Journal = Journal()
+  # What a row of the arrays of a stream has to be, but for pixels; None to take
+  # whatever comes.
+  rows: Mapping[str, np.dtype] | None = None
 
   num_clips = 1
 
@@ -278,6 +249,12 @@ class TrajectoryLoader:
   def max_seconds(self) -> float:
     """Seconds of computing for a sample, beyond which its reader is stuck."""
     return 5 * self.options.max_seconds
+
+  def __post_init__(self) -> None:
+    if self.state_kind not in STATE_KINDS:
+      raise UserError(
+        f'state_kind {self.state_kind!r} is not one of {STATE_KINDS}'
+      )
 
   @property
   def clip_bytes(self) -> int:
@@ -305,6 +282,15 @@ class TrajectoryLoader:
     self, episode: Episode, rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
     """Cuts a clip of an episode."""
+    rows, stream = self.cut(episode, rng)
+    if 'features' in stream:
+      return stream
+    return stream | {'pixels': read_frames(episode, rows, self.options)}
+
+  def cut(
+    self, episode: Episode, rng: np.random.Generator | None = None
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Cuts the rows of a clip; returns which, and the stream but for pixels."""
     check_episode(episode, self.state_kind)
     options = self.options
     rows = sample_rows(
@@ -327,11 +313,44 @@ class TrajectoryLoader:
       stream = {'states': states, 'actions': actions}
     if self.extrinsics:
       if episode.extrinsics is None:
-        raise DecodeError('no extrinsics of the camera')
+        raise DecodeError('no extrinsics of the camera: train without them')
       stream['extrinsics'] = episode.extrinsics[rows].astype(np.float32)
     if isinstance(episode.video, np.ndarray):
-      return stream | {'features': episode.video[rows]}
-    return stream | {'pixels': read_frames(episode, rows, options)}
+      stream['features'] = episode.video[rows]
+      if not np.isfinite(stream['features']).all():
+        raise DecodeError('features are not finite')
+    found = _describe_rows(stream)
+    if self.rows and found != self.rows:
+      found, expected = map(_format_rows, (found, self.rows))
+      raise DecodeError(f'its rows are {found}; those of others {expected}')
+    return rows, stream
+
+
+def fit_loader(loader: TrajectoryLoader) -> tuple[TrajectoryLoader, Episode]:
+  """Checks the sources of a loader, and that they are alike.
+
+  Returns:
+    The loader, which takes only what is like the first episode from now on, and
+    that episode.
+
+  Raises:
+    UserError: More than half of a source's episodes cannot be used so.
+  """
+  first = None
+  for source in loader.sources:
+    episode = check_source(source, loader.cut)
+    first = first or episode
+    rows = loader.rows or _describe_rows(loader.cut(episode)[1])
+    loader = dataclasses.replace(loader, rows=rows)
+  return loader, first
+
+
+def _describe_rows(stream: Mapping[str, np.ndarray]) -> dict[str, np.dtype]:
+  return {k: np.dtype((x.dtype, x.shape[1:])) for k, x in stream.items()}
+
+
+def _format_rows(rows: Mapping[str, np.dtype]) -> str:
+  return ', '.join(f'{k} {x.base}{list(x.shape)}' for k, x in rows.items())
 
 
 def read_frames(

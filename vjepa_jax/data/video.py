@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 
+from vjepa_jax.data import storage
 from vjepa_jax.data.pixels import Box, crop, resize
 from vjepa_jax.errors import UserError
 
@@ -54,6 +55,19 @@ def describe_error(error: Exception) -> str:
   if isinstance(error, av.FFmpegError | OSError) and error.strerror:
     return f'cannot read: {error.strerror}'
   return f'cannot read: {" ".join(str(error).split())}'
+
+
+@contextlib.contextmanager
+def explain_damage(name: str) -> Iterator[None]:
+  """Makes a DecodeError, of this name, of what parsers of files raise."""
+  try:
+    yield
+  except DecodeError as error:
+    raise DecodeError(str(error), name) from error
+  except (storage.StorageError, UserError):
+    raise  # of which what is read is not at fault
+  except Exception as error:  # What parses has no common one.
+    raise DecodeError(describe_error(error), name) from error
 
 
 @contextlib.contextmanager

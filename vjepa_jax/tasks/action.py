@@ -45,8 +45,7 @@ def train_action(
   step = backbones.choose_step(config, workdir)
   backbone = _read_backbone(config, step)
   encoder, params = backbone.encoder, backbone.encoder_params
-  loader = _make_loader(config)
-  episode = trajectories.check_source(loader.sources[0], config.state_kind)
+  loader, episode = trajectories.fit_loader(_make_loader(config))
   run = Session(config, workdir, loader, profile_steps)
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch, encoder, episode
@@ -138,8 +137,6 @@ def build_program(
       f'{config.backbone or "config.encoder"} gives {encoder.width}: they are '
       'those of another encoder'
     )
-  if config.extrinsics and episode.extrinsics is None:
-    raise UserError('the episodes have no extrinsics: config.extrinsics=False')
   size = episode.states.shape[1]
   recorded = config.state_kind == 'hidden'
   predictor = zoo.build_action_predictor(
@@ -200,9 +197,9 @@ def _make_evaluate(
     return None
   camera = next(iter(config.data.sources.values())).camera
   source = trajectories.open_trajectories(path, camera)
-  trajectories.check_source(source, config.state_kind)
+  loader = dataclasses.replace(run.loader, sources=(source,))
   batches = pipeline.make_batches(
-    dataclasses.replace(run.loader, sources=(source,)),
+    trajectories.fit_loader(loader)[0],
     weights=[1.0],
     batch_size=config.data.batch_size,
     process_index=jax.process_index(),

@@ -55,7 +55,9 @@ def define_flags(define: SimpleNamespace) -> None:
 def begin(options: SimpleNamespace) -> engine.Work:
   """Begins what the flags say."""
   source = trajectories.open_trajectories(options.input, options.camera)
-  trajectories.check_source(source, 'plain')
+  trajectories.check_source(
+    source, lambda episode: trajectories.check_episode(episode, 'plain')
+  )
   count = options.shards or -(-len(source) // _EPISODES_PER_SHARD)
   if count > len(source):
     raise UserError(f'--shards={count} of {len(source)} episodes')
