@@ -109,7 +109,8 @@ class Order:
     """Reads the headers of a packet, which holds one picture."""
     found = []
     for match in _UNIT.finditer(packet):
-      kind, unit = match[1][0] & 31, packet[match.end() :]
+      kind, start = match[1][0] & 31, match.end()
+      unit = packet[start : start + _HEADER_BYTES]
       if kind == _PARAMETERS:
         parameters = _read_parameters(_Bits(unit))
         if self._parameters not in (None, parameters):
@@ -164,9 +165,10 @@ def _count_on(
   for picture in pictures:
     if picture.is_idr:
       group, before = group + 1, 0
-    # Of the counts with these low bits, the one next to the last reference's.
-    half = period // 2
-    count = before + (picture.count - before + half) % period - half
+    # Of the counts with these low bits, the one next to the last reference's;
+    # of two that are as near the later one.
+    ahead = (picture.count - before) % period
+    count = before + ahead - period * (ahead > period // 2)
     yield group, count
     if picture.is_reference:
       before = count
