@@ -168,6 +168,15 @@ def test_features_of_another_encoder_are_refused(config, tmp_path, monkeypatch):
     train_action(config, tmp_path)
 
 
+def test_features_are_those_of_the_backbone(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  folder = write_episodes(tmp_path / 'episodes', 1, kind='plain')
+  (folder / trajectories.PREPARED).write_text('{"encoder_sha256": "0"}')
+  config.data.sources.discs.path = str(folder)
+  with pytest.raises(UserError, match='features of another encoder than an un'):
+    train_action(config, tmp_path)
+
+
 def test_the_published_rates():
   config = importlib.import_module('configs.action').get_config('droid_release')
   rate = jax.jit(program.make_rate(config, 94_500, 300.0, offset=1))

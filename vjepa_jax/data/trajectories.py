@@ -22,6 +22,8 @@ from vjepa_jax.data.records import Episode
 from vjepa_jax.data.video import DecodeError
 from vjepa_jax.errors import UserError
 
+# Beside shards of episodes: what they were made with.
+PREPARED = 'prepare_episodes.json'
 STATE_KINDS = 'pose', 'plain', 'hidden'
 _NUM_PROBED = 16  # episodes that are checked before training starts
 # Of a pose. More is in other units.

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 import dataclasses
 import itertools
+import json
+import os
 
 from absl import logging
 from etils import epath
@@ -11,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from vjepa_jax.data import pipeline, trajectories
+from vjepa_jax.data import pipeline, storage, trajectories
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.records import Episode
 from vjepa_jax.errors import UserError
@@ -46,6 +48,8 @@ def train_action(
   backbone = _read_backbone(config, step)
   encoder, params = backbone.encoder, backbone.encoder_params
   loader, episode = trajectories.fit_loader(_make_loader(config))
+  marks = backbones.describe_backbone(config, params, step)
+  _check_features(config, marks['fingerprint'])
   run = Session(config, workdir, loader, profile_steps)
   program = build_program(
     config, run.mesh, run.total_steps, run.steps_per_epoch, encoder, episode
@@ -54,7 +58,7 @@ def train_action(
   model = {
     'action_predictor': describe(program.objective.predictor),
     'frozen_encoder': describe(encoder),
-    **backbones.describe_backbone(config, params, step),
+    **marks,
   }
   state = run.open(program, model)
   places = program.shardings.frozen
@@ -107,6 +111,21 @@ def _make_loader(config: ConfigDict) -> trajectories.TrajectoryLoader:
     config.state_kind,
     config.extrinsics,
   )
+
+
+def _check_features(config: ConfigDict, fingerprint: str) -> None:
+  """Raises UserError if episodes have features of another encoder."""
+  for source in config.data.sources.values():
+    path = os.path.join(source.path, trajectories.PREPARED)
+    if not storage.exists(path):
+      continue
+    mark = json.loads(storage.read(path)).get('encoder_sha256', fingerprint)
+    if mark != fingerprint:
+      raise UserError(
+        f'{source.path} has features of another encoder than '
+        f'{config.backbone or "an untrained one"}: set the config.backbone '
+        'that they were made with'
+      )
 
 
 def build_program(

@@ -67,7 +67,7 @@ def begin(options: SimpleNamespace) -> engine.Work:
     finish, described = _make_encode(options)
   storage.make_folder(options.output)
   shards.check_options(
-    os.path.join(options.output, 'prepare_episodes.json'),
+    os.path.join(options.output, trajectories.PREPARED),
     {
       'num_episodes': len(source),
       'names_sha256': source.hash_names(),
