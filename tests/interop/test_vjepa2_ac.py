@@ -1,7 +1,9 @@
 """V-JEPA 2-AC beside a reference in torch: file, outputs, losses, training."""
 
 import copy
+import dataclasses
 import functools
+from types import SimpleNamespace
 
 from etils import epath
 import jax
@@ -13,7 +15,9 @@ from vjepa_jax.interop import layout, names, pytorch
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import WeightsError
 from vjepa_jax.interop.load import read_weights
+from vjepa_jax.interop.world import load_action_model
 from vjepa_jax.models.action_predictor import ActionPredictor
+from vjepa_jax.tools import convert
 from vjepa_jax.tools.convert import write_workdir
 from vjepa_jax.training.objectives.action import (
   ActionPrediction,
@@ -150,6 +154,38 @@ def test_the_file_comes_back_bit_for_bit(modules, weights, tmp_path):
         np.testing.assert_array_equal(found[f'module.backbone.{key}'], value)
   with pytest.raises(WeightsError, match='no V-JEPA 2-AC: give --format=jax'):
     save_pretrained(tmp_path / 'hf', weights)
+
+
+def test_a_run_without_a_camera_is_loaded_strictly(modules, weights, tmp_path):
+  params = dict(weights.predictor_params)
+  del params['extrinsics_encoder']
+  predictor = weights.predictor.clone(extrinsics_dim=0)
+  ours = dataclasses.replace(
+    weights, predictor=predictor, predictor_params=params
+  )
+  pytorch.write_checkpoint(tmp_path / 'a.pt', ours)
+  found = torch.load(tmp_path / 'a.pt')['predictor']
+  expected = modules[1].state_dict()
+  assert {
+    k.removeprefix('module.backbone.'): x.shape for k, x in found.items()
+  } == {k: x.shape for k, x in expected.items()}
+  assert not found['module.backbone.extrinsics_encoder.weight'].any()
+  plain = dataclasses.replace(ours, predictor=predictor.clone(action_dim=2))
+  with pytest.raises(WeightsError, match=r'have \(2, 7, 0\) .* \(7, 7, 6\)'):
+    pytorch.write_checkpoint(tmp_path / 'b.pt', plain)
+
+
+@pytest.mark.slow
+def test_a_converted_run_keeps_its_kind_of_states(weights, tmp_path):
+  first, second = (epath.Path(tmp_path / name) for name in ('a', 'b'))
+  write_workdir(first, weights, 'hidden')
+  flags = {'from': str(first), 'to': str(second), 'format': 'jax'}
+  flags |= dict.fromkeys(
+    ('positions', 'predictor_positions', 'num_heads', 'predictor_heads')
+  )
+  flags |= {'resolution': 16, 'frames': 1}
+  convert.main(SimpleNamespace(**flags, which='target_encoder', predictor=True))
+  assert load_action_model(second).state_kind == 'hidden'
 
 
 def test_the_file_is_read_strictly(modules, tmp_path):

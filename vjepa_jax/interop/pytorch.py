@@ -109,8 +109,8 @@ def read_checkpoint(
 def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
   """Writes a file that the code of V-JEPA 2 or 2.1 loads, strictly.
 
-  The encoder is stored once, under all names that the code looks for. Mask
-  tokens are filled up with zeros to as many as the code has.
+  The encoder is stored once, under all names that the code looks for. What the
+  code has beside is filled up with zeros: mask tokens, a camera's encoder.
 
   Raises:
     WeightsError: There is no torch, or the code has no such model.
@@ -147,9 +147,8 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
   )
   content = dict.fromkeys(ENCODERS, tensors)
   if isinstance(predictor, ActionPredictor):
-    content['predictor'] = layout.export(
-      names.ACTION_PREDICTOR, weights.predictor_params
-    )
+    params = _fill_extrinsics(weights)
+    content['predictor'] = layout.export(names.ACTION_PREDICTOR, params)
   elif predictor is not None:
     params = dict(weights.predictor_params)
     count = _NUM_MASK_TOKENS_21 if is_21 else _NUM_MASK_TOKENS
@@ -185,13 +184,26 @@ def write_checkpoint(path: str | os.PathLike, weights: Weights) -> None:
     torch.save(saved, temporary)
 
 
+def _fill_extrinsics(weights: Weights) -> layout.Params:
+  """Adds the camera's encoder, which the code always has, where it is not."""
+  model, params = weights.predictor, weights.predictor_params
+  sizes = model.action_dim, model.state_dim, model.extrinsics_dim
+  if sizes not in ((7, 7, 0), (7, 7, 6)):
+    raise WeightsError(
+      f'actions, states, extrinsics have {sizes} numbers; the official code '
+      'has (7, 7, 6): give --format=jax'
+    )
+  shapes = {'kernel': (6, model.width), 'bias': (model.width,)}
+  zeros = {k: np.zeros(shape, np.float32) for k, shape in shapes.items()}
+  return {'extrinsics_encoder': zeros, **params}
+
+
 def _import_torch(path: str | os.PathLike) -> Any:
   try:
     import torch
   except ImportError:
     raise WeightsError(
-      f'{path} is a file of PyTorch, which is missing: pip install -e '
-      "'.[parity]'"
+      f"{path} is of PyTorch, which is missing: pip install -e '.[parity]'"
     ) from None
   return torch
 
@@ -284,8 +296,7 @@ def _tell_predictor(
   """Returns the predictor's fields of V-JEPA 2.1."""
   if not levels:
     return {}
-  fused = 'predictor_embed.0.weight' in predictor
-  count = len(levels) if fused else 1
+  count = len(levels) if 'predictor_embed.0.weight' in predictor else 1
   return {'levels': count, 'modalities': True, 'predict_context': True}
 
 

@@ -19,14 +19,25 @@ from orbax.checkpoint import v1 as ocp
 from vjepa_jax.data import storage
 from vjepa_jax.interop.huggingface import save_pretrained
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import describe, name_predictor, read_weights
+from vjepa_jax.interop.load import (
+  describe,
+  name_predictor,
+  read_config,
+  read_weights,
+)
 from vjepa_jax.interop.pytorch import write_checkpoint
 from vjepa_jax.tools import command
 from vjepa_jax.training.checkpoint import get_directory
 
 
-def write_workdir(folder: epath.Path, weights: Weights) -> None:
-  """Writes a checkpoint at step 0, without optimizer state and probes."""
+def write_workdir(
+  folder: epath.Path, weights: Weights, state_kind: str | None = None
+) -> None:
+  """Writes a checkpoint at step 0, without optimizer state and probes.
+
+  A predictor with actions is used by its kind of states, see
+  `data.trajectories.compute_actions`; None for poses.
+  """
   params = {'encoder': weights.encoder_params}
   model = {'encoder': describe(weights.encoder)}
   if weights.predictor is not None:
@@ -40,7 +51,10 @@ def write_workdir(folder: epath.Path, weights: Weights) -> None:
       custom_metadata={'model': model},
     )
   clip = {'resolution': weights.resolution, 'frames': weights.frames}
-  text = json.dumps({'clip': clip}, indent=2)
+  config = {'clip': clip}
+  if state_kind is not None:
+    config['state_kind'] = state_kind
+  text = json.dumps(config, indent=2)
   (folder / 'config.json').write_text(text + '\n')
 
 
@@ -121,7 +135,7 @@ def main(options: SimpleNamespace) -> None:
     frames=options.frames or weights.frames,
   )
   if options.format == 'jax':
-    write_workdir(folder, weights)
+    write_workdir(folder, weights, read_config(source).get('state_kind'))
   elif options.format == 'official':
     write_checkpoint(folder, weights)
   else:
