@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from vjepa_jax.models import positions, tubelets, zoo
-from vjepa_jax.models.attention import attend
 from vjepa_jax.models.attention_mask import block_causal
 from vjepa_jax.models.tpu_attention import attend_lanes
 
@@ -231,10 +230,6 @@ def _run(video=None, coordinates=None, **fields):
     (
       lambda: _run(coordinates=jnp.zeros((64, 3))),
       "positions 'sincos' have no coordinates",
-    ),
-    (
-      lambda: attend(*[jnp.zeros((1, 1, 9, 8))] * 3, 'cudnn', block_causal(3)),
-      r"'cudnn' takes block_causal\(3\) of an even number of tokens, not 9",
     ),
     (
       lambda: attend_lanes(None, None, (8,), 128, 1.0, mask=block_causal(4)),

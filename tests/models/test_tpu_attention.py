@@ -203,15 +203,34 @@ def test_packed_steps_of_a_transformer_see_no_later_one(kernel):
 def test_cudnn_takes_the_mask_as_a_bias(monkeypatch):
   library = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
   monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91000)
-  x = jax.ShapeDtypeStruct((2, 4, 32, 16), jnp.bfloat16)
 
   def differentiate(mask, *x):
     return jax.grad(lambda *x: attention.attend(*x, 'cudnn', mask).sum())(*x)
 
-  for mask, name in ((FULL, 'Softmax'), (block_causal(8), 'ScaleBiasSoftmax')):
+  for mask, length, name in (
+    (FULL, 32, 'Softmax'),
+    (block_causal(8), 32, 'ScaleBiasSoftmax'),
+    (block_causal(3), 9, 'ScaleBiasSoftmax'),
+  ):
+    x = jax.ShapeDtypeStruct((2, 4, length, 16), jnp.bfloat16)
     traced = jax.jit(functools.partial(differentiate, mask)).trace(x, x, x)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
     assert f'__cudnn$fmha{name}Backward' in text
+
+
+def test_an_odd_number_of_tokens_is_filled_up_unseen(monkeypatch):
+  plain = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    jax.nn,
+    'dot_product_attention',
+    lambda *x, mask, implementation: plain(*x, mask=mask),
+  )
+  x = jax.random.normal(jax.random.key(0), (3, 1, 2, 9, 8))
+  for mask in (block_causal(3), block_causal(4)):
+    found, expected = (
+      attention.attend(*x, kind, mask) for kind in ('cudnn', 'xla')
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_kernel_is_chosen_by_head_length_and_mask():

@@ -10,7 +10,6 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 import numpy as np
 
-from vjepa_jax.errors import UserError
 from vjepa_jax.models import tpu_attention
 from vjepa_jax.models.attention_mask import FULL, Mask
 from vjepa_jax.models.linear import add_bias, einsum
@@ -52,7 +51,7 @@ def attend(
     `[B, heads, N, d]` in the dtype of `v`; the softmax is in float32.
 
   Raises:
-    UserError: There is no such implementation, or it has no such mask.
+    UserError: There is no such implementation.
   """
   check_choice('attention', implementation, IMPLEMENTATIONS)
   return IMPLEMENTATIONS[implementation](q, k, v, mask)
@@ -69,20 +68,23 @@ def _attend_xla(q, k, v, mask):
 
 
 def _attend_cudnn(q, k, v, mask):
-  dense = None
-  if mask != FULL:
-    if q.shape[2] % 2:
-      raise UserError(
-        f"attention 'cudnn' takes {mask} of an even number of tokens, not "
-        f"{q.shape[2]}: set attention='xla'"
-      )
-    dense = mask.make_dense(q.shape[2])[None, None]
+  dense, num_tokens = None, q.shape[2]
   # The kernel's layout is [B, N, heads, d].
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+  if mask != FULL:
+    dense = mask.make_dense(num_tokens)
+    if num_tokens % 2:
+      # With a mask it takes an even number: one more, which none of them sees.
+      q, k, v = (
+        jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v)
+      )
+      dense = jnp.pad(dense, ((0, 0), (0, 1)))
+      dense = jnp.pad(dense, ((0, 1), (0, 0)), constant_values=True)
+    dense = dense[None, None]
   out = jax.nn.dot_product_attention(
     q, k, v, mask=dense, implementation='cudnn'
   )
-  return out.transpose(0, 2, 1, 3)
+  return out[:, :num_tokens].transpose(0, 2, 1, 3)
 
 
 def _attend_splash(q, k, v, mask, interpret=False):
