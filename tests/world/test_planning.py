@@ -206,8 +206,7 @@ def test_what_is_imagined_depends_on_earlier_actions_alone(model):
   np.testing.assert_allclose(other[:, 0], found[:, 0], atol=1e-6)
   assert np.abs(other[:, 1] - found[:, 1]).max() > 1e-3
   assert np.abs(other[:, 2] - found[:, 2]).max() > 1e-3
-  # A window of all frames is none; of one frame, the past is gone.
-  np.testing.assert_allclose(imagine(plans, window=3), found, atol=1e-6)
+  # Of a window of one frame the past is gone.
   alone = imagine(plans, window=1)
   np.testing.assert_allclose(alone[:, 0], found[:, 0], atol=1e-6)
   assert np.abs(alone[:, 1] - found[:, 1]).max() > 1e-3
@@ -229,6 +228,7 @@ def test_true_dynamics_and_states_reach_the_goal():
   assert (episode.distances[0] > discs.TOLERANCE).all()
 
 
+@pytest.mark.slow
 def test_a_model_plans_in_worlds_side_by_side(model):
   options = dataclasses.replace(
     _TWO, samples=8, elites=2, iterations=2, window=2
@@ -285,6 +285,7 @@ def test_a_new_task_is_planned_for_from_nothing():
   assert (second[:, 0] == np.float32(0.01)).all() and not second[:, 1].any()
 
 
+@pytest.mark.slow
 def test_cloning_goes_where_play_went_and_stops_at_the_wall():
   rng = np.random.default_rng(0)
   _, states, actions = discs.play('reach', 200, rng)
@@ -304,6 +305,7 @@ def test_cloning_goes_where_play_went_and_stops_at_the_wall():
   assert success['door'] < 0.3
 
 
+@pytest.mark.slow
 def test_energies_of_a_grid_of_actions(model):
   frames, states, actions = discs.play('reach', 2, np.random.default_rng(0))
   actions[0, 0] = [0.1, -0.05]
@@ -322,6 +324,7 @@ def test_energies_of_a_grid_of_actions(model):
     np.testing.assert_allclose(found['grid'][least], found['found'][i])
 
 
+@pytest.mark.slow
 def test_what_is_imagined_is_compared_with_what_came(model):
   frames, states, actions = discs.play('reach', 2, np.random.default_rng(0))
   frames[:, 3] = frames[:, 0]
@@ -334,6 +337,7 @@ def test_what_is_imagined_is_compared_with_what_came(model):
   assert min(found['copied'][:2]) > 1e-3 < min(found['imagined'])
 
 
+@pytest.mark.slow
 def test_a_turned_camera_is_found_and_a_linear_decoder_sees():
   rng = np.random.default_rng(0)
   truth = rng.normal(size=(30, 3))
