@@ -14,10 +14,11 @@ from tiny_models import TUBELET, make_weights
 
 import vjepa_jax
 from vjepa_jax.errors import UserError
-from vjepa_jax.interop import huggingface, layout, names
+from vjepa_jax.interop import huggingface, layout, names, world
 from vjepa_jax.interop.layout import Weights, WeightsError
 from vjepa_jax.interop.load import _resize, describe, load, read_weights
 from vjepa_jax.interop.world import _read_objective
+from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.tools import command, convert
 from vjepa_jax.training.checkpoint import Checkpoints
 from vjepa_jax.training.state import TrainState
@@ -178,6 +179,15 @@ def test_sources_that_are_none(tmp_path, workdir):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match='holds no complete checkpoint'):
     load(tmp_path)
+
+
+def test_models_that_need_the_place_of_the_camera_are_refused(monkeypatch):
+  predictor = ActionPredictor(out_width=6, width=8, depth=1, num_heads=1)
+  weights = Weights(predictor=predictor)
+  monkeypatch.setattr(world, 'read_weights', lambda _: weights)
+  monkeypatch.setattr(world, 'read_config', lambda _: {'extrinsics': True})
+  with pytest.raises(WeightsError, match='run was trained with the place of'):
+    world.load_action_model('run')
 
 
 def test_importing_the_package_is_light():

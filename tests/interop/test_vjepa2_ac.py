@@ -178,7 +178,7 @@ def test_a_run_without_a_camera_is_loaded_strictly(modules, weights, tmp_path):
 @pytest.mark.slow
 def test_a_converted_run_keeps_its_kind_of_states(weights, tmp_path):
   first, second = (epath.Path(tmp_path / name) for name in ('a', 'b'))
-  write_workdir(first, weights, 'hidden')
+  write_workdir(first, weights, {'state_kind': 'hidden', 'extrinsics': False})
   flags = {'from': str(first), 'to': str(second), 'format': 'jax'}
   flags |= dict.fromkeys(
     ('positions', 'predictor_positions', 'num_heads', 'predictor_heads')

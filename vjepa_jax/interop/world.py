@@ -138,13 +138,20 @@ def load_action_model(source: str | os.PathLike) -> ActionModel:
     source: A workdir of configs/action.py, or the released file of V-JEPA 2-AC.
 
   Raises:
-    WeightsError: The source cannot be used, or predicts without actions.
+    WeightsError: The source cannot be used, predicts without actions, or needs
+      more than them.
   """
   weights = read_weights(source)
   if not isinstance(weights.predictor, ActionPredictor):
     raise WeightsError(
       f'{source} holds no predictor with actions: train one by python main.py '
       '--config=configs/action.py'
+    )
+  config = read_config(source)
+  if config.get('extrinsics'):
+    raise WeightsError(
+      f'{source} was trained with the place of its camera, which planning does '
+      'not give: train with --config.extrinsics=False'
     )
   attention = choose_attention(jax.devices()[0].platform, jnp.float32)
   models = weights.encoder, weights.predictor
@@ -155,7 +162,7 @@ def load_action_model(source: str | os.PathLike) -> ActionModel:
   return ActionModel(
     *(m.clone(dtype=jnp.float32, attention=attention) for m in models),
     jax.device_put(params),
-    state_kind=read_config(source).get('state_kind', 'pose'),
+    state_kind=config.get('state_kind', 'pose'),
     one_step=weights.one_step,
     resolution=weights.resolution,
   )

@@ -8,9 +8,11 @@ python -m vjepa_jax.tools.convert --from=facebook/vjepa2-vitl-fpc64-256 \
 python -m vjepa_jax.tools.convert --from=WORKDIR --to=FILE.pt --format=official
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 from etils import epath
 import jax
@@ -29,14 +31,16 @@ from vjepa_jax.interop.pytorch import write_checkpoint
 from vjepa_jax.tools import command
 from vjepa_jax.training.checkpoint import get_directory
 
+_KEPT = 'state_kind', 'extrinsics'  # see configs/action.py
+
 
 def write_workdir(
-  folder: epath.Path, weights: Weights, state_kind: str | None = None
+  folder: epath.Path, weights: Weights, config: Mapping[str, Any] | None = None
 ) -> None:
   """Writes a checkpoint at step 0, without optimizer state and probes.
 
-  A predictor with actions is used by its kind of states, see
-  `data.trajectories.compute_actions`; None for poses.
+  Of the config that it was trained by is kept what a predictor with actions
+  takes beside them.
   """
   params = {'encoder': weights.encoder_params}
   model = {'encoder': describe(weights.encoder)}
@@ -51,10 +55,8 @@ def write_workdir(
       custom_metadata={'model': model},
     )
   clip = {'resolution': weights.resolution, 'frames': weights.frames}
-  config = {'clip': clip}
-  if state_kind is not None:
-    config['state_kind'] = state_kind
-  text = json.dumps(config, indent=2)
+  kept = {k: config[k] for k in _KEPT if config and k in config}
+  text = json.dumps({'clip': clip, **kept}, indent=2)
   (folder / 'config.json').write_text(text + '\n')
 
 
@@ -135,7 +137,7 @@ def main(options: SimpleNamespace) -> None:
     frames=options.frames or weights.frames,
   )
   if options.format == 'jax':
-    write_workdir(folder, weights, read_config(source).get('state_kind'))
+    write_workdir(folder, weights, read_config(source))
   elif options.format == 'official':
     write_checkpoint(folder, weights)
   else:
