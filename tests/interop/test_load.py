@@ -16,7 +16,13 @@ import vjepa_jax
 from vjepa_jax.errors import UserError
 from vjepa_jax.interop import huggingface, layout, names, world
 from vjepa_jax.interop.layout import Weights, WeightsError
-from vjepa_jax.interop.load import _resize, describe, load, read_weights
+from vjepa_jax.interop.load import (
+  _find_backbone,
+  _resize,
+  describe,
+  load,
+  read_weights,
+)
 from vjepa_jax.interop.world import _read_objective
 from vjepa_jax.models.action_predictor import ActionPredictor
 from vjepa_jax.tools import command, convert
@@ -188,6 +194,16 @@ def test_models_that_need_the_place_of_the_camera_are_refused(monkeypatch):
   monkeypatch.setattr(world, 'read_config', lambda _: {'extrinsics': True})
   with pytest.raises(WeightsError, match='run was trained with the place of'):
     world.load_action_model('run')
+
+
+def test_backbones_are_found_from_other_folders(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  backbone, workdir = (tmp_path / f'moved/runs/{name}' for name in 'ab')
+  backbone.mkdir(parents=True)
+  assert _find_backbone(workdir, 'runs/a') == str(backbone)
+  assert _find_backbone('moved/runs/b', 'runs/a') == str(backbone)
+  assert _find_backbone(workdir, 'moved/runs/a') == 'moved/runs/a'
+  assert _find_backbone(workdir, 'of/the_hub') == 'of/the_hub'
 
 
 def test_importing_the_package_is_light():

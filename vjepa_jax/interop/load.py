@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -233,7 +234,7 @@ def _read_action_run(
     params = init_untrained(encoder, config['seed'])
   else:
     params = read_weights(
-      name,
+      _find_backbone(path, name),
       which=config['which'],
       with_predictor=False,
       step=fields['backbone_step'],
@@ -251,6 +252,19 @@ def _read_action_run(
   return dataclasses.replace(
     weights, predictor=predictor, predictor_params=found['predictor']
   )
+
+
+def _find_backbone(workdir: epath.PathLike, name: str) -> str:
+  """Finds what a run calls its backbone, from another folder or when moved.
+
+  The name is relative to the folder that the run was started in, which the
+  workdir is often below.
+  """
+  if storage.is_remote(workdir) or storage.exists(name):
+    return name
+  folders = pathlib.Path(os.path.abspath(workdir)).parents
+  paths = (str(folder / name) for folder in folders)
+  return next(filter(os.path.exists, paths), name)
 
 
 def init_untrained(encoder: Encoder, seed: int) -> Params:
