@@ -164,6 +164,10 @@ def test_lerobot(version, tmp_path):
   assert len(source) == 3 and source[2].name == 'episode 2'
   assert (source[2].actions == 2).all() and source[2].actions.shape == (ROWS, 3)
   check_frames(source, 'plain')
+  hashed = source.hash_names()
+  assert trajectories.open_trajectories(tmp_path).hash_names() == hashed
+  (tmp_path / 'meta/info.json').write_text(json.dumps(info | {'fps': 9}))
+  assert trajectories.open_trajectories(tmp_path).hash_names() != hashed
   for camera in ('side', 'rist', 'images.wrist'):
     with pytest.raises(UserError, match=f"no video '{camera}', only"):
       trajectories.open_trajectories(tmp_path, camera)

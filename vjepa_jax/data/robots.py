@@ -171,6 +171,8 @@ class LeRobotEpisodes:
       for name in ('observation.state', 'timestamp', 'action')
       if name in info['features']
     ]
+    # Tells data sets apart whose episodes are numbered alike.
+    self._info = json.dumps(info, sort_keys=True)
     is_third = info['codebase_version'].startswith('v3')
     list_episodes = self._list_third if is_third else self._list_second
     self._episodes = list(list_episodes(info))
@@ -235,7 +237,7 @@ class LeRobotEpisodes:
 
   def hash_names(self) -> str:
     numbers = (str(number) for number, *_ in self._episodes)
-    return sources.hash_text([self._video, *numbers])
+    return sources.hash_text([self._info, self._video, *numbers])
 
 
 def _read_table(path: str, columns: Sequence[str] | None = None) -> Any:
