@@ -1,5 +1,6 @@
 """Trajectories: rows and frames that belong together, actions, faults."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from vjepa_jax.data import pipeline, robots, trajectories, transforms
+from vjepa_jax.data import (
+  pipeline,
+  records,
+  robots,
+  trajectories,
+  transforms,
+)
 from vjepa_jax.data.clip import ClipOptions
 from vjepa_jax.data.readers import open_journal
 from vjepa_jax.data.records import Episode
@@ -23,6 +30,12 @@ OPTIONS = ClipOptions(frames=4, resolution=16, fps=5.0, frame_step=None)
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return episodes.write_episodes(tmp_path_factory.mktemp('episodes'), 3)
+
+
+class Episodes(list):
+  """A source."""
+
+  path = 'some'
 
 
 def make_loader(folder, options=OPTIONS, **fields):
@@ -124,10 +137,7 @@ def test_frames_and_rows_belong_together(folder):
 def test_features_take_the_place_of_frames(folder):
   features = np.arange(20.0, dtype=np.float16).reshape(20, 1, 1, 1)
 
-  class Features(list):
-    path = 'features'
-
-  source = Features([make_episode(video=features)])
+  source = Episodes([make_episode(video=features)])
   loader = trajectories.TrajectoryLoader((source,), OPTIONS, 0)
   loader, _ = trajectories.fit_loader(loader)
   assert loader.clip_bytes == 4 * 2
@@ -169,6 +179,19 @@ def test_bad_episodes_are_replaced_and_named(tmp_path):
     np.testing.assert_array_equal(
       whole['video'][name][2:], part['video'][name][:2]
     )
+
+
+def test_damaged_records_of_episodes_are_said_to_be_so():
+  data = records.pack(make_episode(video=b'film'))
+  assert records.unpack(data).video == b'film'
+  start = data.index(b'PK')
+  with pytest.raises(ValueError, match='not a record'):
+    records.unpack(data[:start] + bytes(len(data) - start))
+  for at in range(start, len(data), 97):
+    damaged = bytearray(data)
+    damaged[at] ^= 255
+    with contextlib.suppress(ValueError):
+      records.unpack(bytes(damaged))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +268,10 @@ def test_units_are_checked_before_the_start(folder, tmp_path):
   degrees = trajectories.open_trajectories(tmp_path)
   with pytest.raises(UserError, match='000: an angle .* 1.*: they are in radi'):
     check_pose(degrees)
+  # One that can be used is not enough.
+  some = [make_episode(), *[make_episode(states=np.full((20, 7), 9.0))] * 2]
+  with pytest.raises(UserError, match='2 of 3 episodes of some that were'):
+    check_pose(Episodes(some))
   with pytest.raises(UserError, match="state_kind 'joints' is not one of"):
     make_loader(folder, state_kind='joints')
   # In milliseconds there is no clip.
