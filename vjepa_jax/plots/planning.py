@@ -21,13 +21,16 @@ def draw_ladder(
   """
   fig = figure.Figure(figsize=(4 * len(success), 3.6), layout='constrained')
   panels = fig.subplots(1, len(success), squeeze=False, sharey=True)[0]
+  longest_first = sorted(success.values(), key=len, reverse=True)
+  shown = list(dict.fromkeys(rung for x in longest_first for rung in x))
+  places = np.arange(len(shown))
   for axis, (name, rungs) in zip(panels, success.items(), strict=True):
-    mean, low, high = np.array(list(rungs.values())).T
-    places = np.arange(len(rungs))
+    values = [rungs.get(rung, (np.nan,) * 3) for rung in shown]
+    mean, low, high = np.array(values).T
     error = np.maximum([mean - low, high - mean], 0)
     axis.barh(places, mean, xerr=error, color='#1f6fb4', ecolor='#57606a')
     axis.set(title=name, xlim=(0, 1), xlabel='success')
-    axis.set_yticks(places, [rung.replace('_', ' ') for rung in rungs])
+    axis.set_yticks(places, [rung.replace('_', ' ') for rung in shown])
   panels[0].invert_yaxis()  # Shared by all.
   save(fig, path)
 
