@@ -77,7 +77,8 @@ of frames up to three steps apart.
 What was aimed at, .80 on reach and push with the learned model on our encoder
 and more than pixels, is missed: the energy rises within a step of the goal and
 is flat beyond (docs/log.md), which blurred pixels and untrained features do
-better. The model is not what stands in the way of reach.
+better. On door it is the other way round, with true dynamics. On push the model
+loses most, after few steps of training.
 
 {imagined}## Planning with your own model or robot
 
