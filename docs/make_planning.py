@@ -77,8 +77,8 @@ of frames up to three steps apart.
 What was aimed at, .80 on reach and push with the learned model on our encoder
 and more than pixels, is missed: the energy rises within a step of the goal and
 is flat beyond (docs/log.md), which blurred pixels and untrained features do
-better. On door, with true dynamics, it is the better energy than pixels, blurred
-or not. On push the model loses most, after few steps of training.
+better. On door, with true dynamics, features are the better energy, ours by no
+more than chance. On push the model loses most, after few steps of training.
 
 {imagined}## Planning with your own model or robot
 
