@@ -138,16 +138,16 @@ def test_fsdp_gathers_parameters_and_moves_nothing_else(build):
 class _Batches:
   """Takes the place of a feed: batches made beforehand."""
 
-  position = 0
   wait_seconds = 0.0
   quarantine = SimpleNamespace(count=0)
 
   def __init__(self, make):
     self._make = make
+    self.progress = {'samples': 0}
 
   def __next__(self):
-    self.position += 8
-    return self._make(self.position)
+    self.progress['samples'] += 8
+    return self._make(self.progress['samples'])
 
 
 def _run_loop(step, make_batch, num_steps, workdir, train_step=None):
