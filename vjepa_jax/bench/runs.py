@@ -44,7 +44,7 @@ def start(
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
   command = [sys.executable, '-m', 'vjepa_jax.tools.train', *_RECIPE]
-  command += [*flags, f'--workdir={workdir}']
+  command += [f'--workdir={workdir}', *flags]  # which may name another
   ranks = [[]]
   if processes > 1:
     with socket.socket() as probe:

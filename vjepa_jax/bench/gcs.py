@@ -1,4 +1,4 @@
-"""A server of Google Cloud Storage, for tests and the programs they start."""
+"""A server of Google Cloud Storage on this machine, for tests and faults."""
 
 from importlib import resources
 import pathlib
