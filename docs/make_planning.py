@@ -211,8 +211,8 @@ def read(results: dict) -> str:
     [
       *lines,
       '',
-      f'One seed, with {steps["pretraining"]} steps of pretraining and '
-      f'{steps["predictor"]} of the predictors; the recipe has more.',
+      f'One run, with {steps["pretraining"]} steps of pretraining and '
+      f'{steps["predictor"]} of the predictors.',
     ]
   )
 

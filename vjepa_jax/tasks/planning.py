@@ -68,6 +68,7 @@ def plan_in_discs(
   Returns:
     What results.json holds, and a table of it.
   """
+  output.mkdir(parents=True, exist_ok=True)
   ours = models['ours']
   play = encode_play(ours, num_play, 0)
   decode = action_scores.fit_decoder(
