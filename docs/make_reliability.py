@@ -30,7 +30,9 @@ they should:
   24; the bound is the difference of what both print.
 - **Storage**: the server of a run whose videos and workdir are at gs:// is
   killed at a random moment, and there again 10 seconds later. Good is a run
-  that ends as one that was left alone, to the bit.
+  that ends as one that was left alone, to the bit. This server forgets uploads
+  that are under way: a run that was in the middle of one ends with exit code 1,
+  and goes on when it is started again, as the launch scripts do.
 
 {table}
 
