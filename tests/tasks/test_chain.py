@@ -22,7 +22,9 @@ def test_the_chain_ends_in_a_ladder_and_goes_on_where_it_stopped(
   config.pretraining.data.batch_size = 8
   config.pretraining.encoder.size = 'nano'
   config.pretraining.checkpoint.every_steps = 2
+  config.pretraining.learning_rate.warmup_steps = 1
   config.update(total_steps=2)
+  config.learning_rate.warmup_steps = 1
   config.data.batch_size = 8
   config.checkpoint.every_steps = 2
   config.predictor.update(width=24, depth=1, num_heads=2)
